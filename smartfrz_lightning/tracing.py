@@ -1,0 +1,66 @@
+"""Which parameters feed which tensor operation, seen while a model runs."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+class ParameterTracer(TorchDispatchMode):
+    """Follow parameters and buffers through views, casts and reparametrisations to the operations that use them.
+
+    A tensor computed from parameters and buffers alone (a transpose, a bfloat16 copy, a weight norm) stands for
+    those parameters; the first operation that mixes it with anything else *uses* them. This sees functional calls,
+    bare ``nn.Parameter`` and tied weights, which module hooks miss.
+
+    Subclasses implement :meth:`on_operation`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self._sources[tensor] = frozenset({name})
+
+    def on_operation(
+        self, func: torch._ops.OpOverload, args: tuple, kwargs: dict, out: Any, tensors: list[Tensor], used: frozenset
+    ) -> None:
+        """Called after every operation; ``used`` holds the names of the parameters and buffers it uses."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        tensors = tensors_in((args, kwargs))
+        sources = [self._sources.get(tensor) for tensor in tensors]
+        used = frozenset().union(*(source for source in sources if source))
+        if sources and all(source is not None for source in sources):
+            for result in tensors_in(out):
+                self._sources[result] = used
+        self.on_operation(func, args, kwargs, out, tensors, used)
+        return out
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """All tensors in a nest of tuples, lists and dicts."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def parameters_reaching(losses: Iterable[Tensor]) -> set[int]:
+    """``id`` of every leaf tensor with a path to one of ``losses`` in the autograd graph."""
+    found: set[int] = set()
+    seen = set()
+    stack = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return found
