@@ -27,22 +27,34 @@ class ParameterTracer(TorchDispatchMode):
             self._sources[tensor] = frozenset({name})
 
     def on_operation(
-        self, func: torch._ops.OpOverload, args: tuple, kwargs: dict, out: Any, tensors: list[Tensor], used: frozenset
+        self, func: torch._ops.OpOverload, inputs: list[Tensor], out: Any, sources: list[frozenset[str] | None]
     ) -> None:
-        """Called after every operation; ``used`` holds the names of the parameters and buffers it uses."""
+        """Called after every operation.
+
+        ``sources`` tells for each tensor in ``inputs`` the parameters and buffers it was computed from alone, or
+        ``None`` if anything else went into it.
+        """
         raise NotImplementedError
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        tensors = tensors_in((args, kwargs))
-        sources = [self._sources.get(tensor) for tensor in tensors]
-        used = frozenset().union(*(source for source in sources if source))
-        if sources and all(source is not None for source in sources):
+        inputs = tensors_in((args, kwargs))
+        sources = [self._sources.get(tensor) for tensor in inputs]
+        if sources and None not in sources:
             for result in tensors_in(out):
-                self._sources[result] = used
-        self.on_operation(func, args, kwargs, out, tensors, used)
+                self._sources[result] = frozenset().union(*sources)
+        self.on_operation(func, inputs, out, sources)
         return out
+
+
+_PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attention", "trilinear", "dot", "mv")
+
+
+def is_product(func: torch._ops.OpOverload) -> bool:
+    """Whether an operation multiplies matrices, convolves or looks up: the work that layers are made of."""
+    name = func.overloadpacket.__name__
+    return any(part in name for part in _PRODUCTS)
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
