@@ -48,7 +48,7 @@ def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) ->
     # Weights that one module of torch.nn owns, or that two modules share, are one layer.
     layer_of: dict[str, str] = {}
     key_of_module: dict[str, str] = {}
-    for name in sorted(heavy, key=lambda name: _order(time[name])):
+    for name in sorted((name for name in trainable if name in heavy), key=lambda name: _order(time[name])):
         homes = [owner for owner in owners[name] if _is_stock(modules[owner])]
         known = [key_of_module[owner] for owner in homes if owner in key_of_module]
         key = known[0] if known else name
@@ -64,7 +64,7 @@ def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) ->
             owner = owners[name][0]
             units[owner if _is_stock(modules[owner]) or owner in stateful else name].append(name)
     home = {}
-    for unit in [*units, *(stateful - units.keys())]:
+    for unit in [*units, *sorted(stateful - units.keys())]:
         home[unit] = _home(facts, unit, units.get(unit, []), owners, keys, layer_of, key_of_module, time)
         if home[unit] is None and units.get(unit):  # nothing heavy trains: the light ones are the layers
             home[unit] = units[unit][0]
@@ -131,15 +131,15 @@ def _is_stock(module: nn.Module) -> bool:
 
 
 def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> set[str]:
-    """The parameters that make a layer of their own: at least two-dimensional, and multiplied, convolved or looked up."""
+    """The parameters that make a layer of their own: two-dimensional or more, and multiplied, convolved or looked up."""
     heavy = set()
     for name, parameter in trainable.items():
-        if sum(size > 1 for size in parameter.shape) < 2 and parameter.numel() > 0:
-            # A convolution or linear layer with a single output still counts, a scale of shape [C, 1, 1] does not.
-            if parameter.ndim < 2 or not isinstance(modules[owners[name][0]], nn.Linear | nn.modules.conv._ConvNd):
-                continue
-        unseen = name not in facts.first_use
         kind = modules[owners[name][0]]
+        # A convolution or linear layer with a single output counts, a scale of shape [C, 1, 1] does not.
+        least = 0 if isinstance(kind, nn.Linear | nn.modules.conv._ConvNd) else 2
+        if parameter.ndim < 2 or sum(size > 1 for size in parameter.shape) < least:
+            continue
+        unseen = name not in facts.first_use
         if name in facts.in_product or (unseen and "Norm" not in type(kind).__name__ and parameter.shape[0] > 1):
             heavy.add(name)
     # Token-type and position tables next to a large embedding.
@@ -169,7 +169,7 @@ def _home(
             return key_of_module[owner]
     uses = names or [name for name in facts.first_use if name.rpartition(".")[0] == unit]
     for name in uses:
-        feeders = [layer_of[feeder] for feeder in facts.fed_by.get(name, ()) if feeder in layer_of]
+        feeders = [layer_of[feeder] for feeder in sorted(facts.fed_by.get(name, ())) if feeder in layer_of]
         if feeders:
             return feeders[0]
     moments = [facts.first_use[name] for name in uses if name in facts.first_use]
