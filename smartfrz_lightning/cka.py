@@ -28,7 +28,7 @@ def centered_gram(features: Tensor, unbiased: bool = False) -> Tensor:
         return gram
     gram.fill_diagonal_(0)
     means = gram.sum(0) / (examples - 2)
-    gram = gram - means[None] - means[:, None] + means.sum() / (2 * (examples - 1)) * 2
+    gram = gram - means[None] - means[:, None] + means.sum() / (examples - 1)
     return gram.fill_diagonal_(0)
 
 

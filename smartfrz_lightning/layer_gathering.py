@@ -131,7 +131,7 @@ def _is_stock(module: nn.Module) -> bool:
 
 
 def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> set[str]:
-    """The parameters that make a layer of their own: two-dimensional or more, and multiplied, convolved or looked up."""
+    """The parameters that make a layer of their own: matrices, kernels and tables, as they are used."""
     heavy = set()
     for name, parameter in trainable.items():
         kind = modules[owners[name][0]]

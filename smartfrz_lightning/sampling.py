@@ -23,7 +23,8 @@ def sample_indices(size: int, sample_size: int, seed: int = 0, name: str = "") -
 
     Example:
         >>> from smartfrz_lightning.sampling import sample_indices
-        >>> sample_indices(100, 4, seed=1, name="conv1").tolist() == sample_indices(100, 4, seed=1, name="conv1").tolist()
+        >>> first, again = (sample_indices(100, 4, seed=1, name="conv1") for _ in range(2))
+        >>> first.tolist() == again.tolist()
         True
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))

@@ -1,0 +1,71 @@
+"""An image classifier with any network, as a LightningModule."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+
+def _sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+class ImageClassifier(LightningModule):
+    """Cross-entropy training of an image classifier.
+
+    Args:
+        network: Gives logits ``[batch, num_classes]`` for images ``[batch, channels, height, width]``.
+        num_classes: Number of classes.
+        optimizer: Makes the optimizer from the parameters; SGD with momentum 0.9 as in the paper by default.
+        schedule: ``"cosine"`` anneals the learning rate to zero over the run, ``"constant"`` leaves it.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.experiments.classifier import ImageClassifier
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+        >>> ImageClassifier(net)(torch.rand(5, 3, 2, 2)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int = 10,
+        optimizer: OptimizerCallable = _sgd,
+        schedule: Literal["cosine", "constant"] = "cosine",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images."""
+        return self.network(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.accuracy(logits, labels)
+        self.log("val_loss", F.cross_entropy(logits, labels))
+        self.log("val_accuracy", self.accuracy, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.schedule == "constant":
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

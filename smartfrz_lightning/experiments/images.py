@@ -1,0 +1,124 @@
+"""Images that fit in memory, with crop-and-flip augmentation: a folder a class, or scikit-learn's digits.
+
+Needs the extra ``vision``.
+"""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+
+class _Images(Dataset):
+    """Images kept as bytes ``[n, channels, height, width]``, transformed one by one."""
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: v2.Transform) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+class ImageFolderDataModule(LightningDataModule):
+    """Small images in ``root/train/<class>/*`` and ``root/test/<class>/*``, read once and kept in memory.
+
+    Args:
+        root: The folder.
+        batch_size: Images a batch.
+        image_size: Height and width that images are resized to, and padded-and-cropped to in training.
+        train_per_class: Take only so many training images of each class, the first by file name; all if ``None``.
+        classes: Take only these classes, numbered in this order; all if ``None``.
+        mean: Of the normalisation, a value a channel; that of ImageNet.
+        std: Of the normalisation.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: A class of ``classes`` has no folder.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 128,
+        image_size: int = 32,
+        train_per_class: int | None = None,
+        classes: list[str] | None = None,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        for part in ("train", "test"):
+            if not (Path(root) / part).is_dir():
+                raise FileNotFoundError(
+                    f"root={root!r} has no folder {part!r}: it needs train/<class> and test/<class>"
+                )
+        self.root = Path(root)
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.train_per_class = train_per_class
+        self.classes = classes
+        normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+        crop = [v2.RandomCrop(image_size, padding=image_size // 8), v2.RandomHorizontalFlip()]
+        self._transforms = {"train": v2.Compose([*crop, *normalize]), "test": v2.Compose(normalize)}
+        self._data: dict[str, _Images] = {}
+
+    def setup(self, stage: str) -> None:
+        if not self._data:
+            self._data = {part: self._read(part) for part in ("train", "test")}
+
+    def _read(self, part: str) -> _Images:
+        folder = ImageFolder(self.root / part)
+        names = self.classes or folder.classes
+        unknown = set(names) - set(folder.classes)
+        if unknown:
+            raise ValueError(f"classes={self.classes}: no folder {sorted(unknown)} in {self.root / part}")
+        resize = v2.Resize((self.image_size, self.image_size), antialias=True)
+        images, labels = [], []
+        for label, name in enumerate(names):
+            paths = sorted(path for path, target in folder.samples if target == folder.class_to_idx[name])
+            limit = self.train_per_class if part == "train" else None
+            for path in paths[:limit]:
+                images.append(resize(v2.functional.pil_to_tensor(folder.loader(path))))
+                labels.append(label)
+        return _Images(torch.stack(images), torch.tensor(labels), self._transforms[part])
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self._data["train"], self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self._data["test"], 2 * self.batch_size)
+
+
+class DigitsDataModule(LightningDataModule):
+    """The 1,797 handwritten digits that come with scikit-learn, at 32 x 32 pixels in one channel; a fifth validates.
+
+    Args:
+        batch_size: Images a batch.
+    """
+
+    def __init__(self, batch_size: int = 32) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def setup(self, stage: str) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
+        images = torch.nn.functional.interpolate(images, size=32, mode="bilinear")
+        everything = TensorDataset(images, torch.tensor(digits.target))
+        generator = torch.Generator().manual_seed(0)
+        self._train, self._val = torch.utils.data.random_split(everything, [0.8, 0.2], generator)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self._train, self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self._val, 256)
