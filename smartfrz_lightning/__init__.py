@@ -1,0 +1,7 @@
+"""Cheaper training with PyTorch Lightning: freeze each layer once it has converged."""
+
+__version__ = "0.1.0"
+
+from smartfrz_lightning.callbacks.recorder import HistoryRecorder
+
+__all__ = ["HistoryRecorder"]

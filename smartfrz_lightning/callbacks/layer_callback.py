@@ -1,0 +1,94 @@
+"""LayerCallback: finds the model's layers in the first training step."""
+
+import contextlib
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from smartfrz_lightning.layer_tracer import LayerTracer
+from smartfrz_lightning.layers import Layer, matches
+
+
+class LayerCallback(Callback):
+    """Base of the callbacks that watch layers: it finds them by tracing the first training step of a fit.
+
+    Args:
+        exclude: Shell-style patterns of modules, layers or parameters that always train, such as ``"head"`` or
+            ``"*.attn.*"``.
+
+    Raises:
+        ValueError: On ``fit``: the model has no trainable parameter, or a pattern matches nothing in it.
+    """
+
+    def __init__(self, exclude: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        self.layers: list[Layer] = []
+        self._tracing: contextlib.ExitStack | None = None
+        self._tracer: LayerTracer | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _check_patterns(self.exclude, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not any(parameter.requires_grad for parameter in pl_module.parameters()):
+            raise ValueError(
+                f"{type(pl_module).__name__} has no trainable parameter: set requires_grad=True on what should train"
+            )
+
+    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called once a fit, after the first training step, when ``self.layers`` is there."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self.layers:
+            self._tracer = LayerTracer(pl_module, self.exclude)
+            self._tracing = contextlib.ExitStack()
+            self._tracing.enter_context(eager(pl_module))
+            self._tracing.enter_context(self._tracer)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._tracing is not None and self._tracer is not None:
+            self._tracer.leads_to(loss)
+            if pl_module.automatic_optimization:
+                self._stop_tracing()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._tracer is None:
+            return
+        self._stop_tracing()
+        found = self._tracer.layers()
+        self._tracer = None
+        found = trainer.strategy.broadcast(found)
+        if all(layer.pinned == "unused" or layer.size == 0 for layer in found[:1]) and len(found) > 1:
+            return  # a skipped step showed nothing: look at the next one
+        self.layers = found
+        self.on_layers_found(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop_tracing()
+
+    def _stop_tracing(self) -> None:
+        if self._tracing is not None:
+            self._tracing.close()
+            self._tracing = None
+
+
+def eager(model: nn.Module) -> contextlib.AbstractContextManager:
+    """Run compiled modules without their compiled code, in which no operation can be seen."""
+    compiled = any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+
+
+def _check_patterns(patterns: Sequence[str], model: nn.Module) -> None:
+    names = [name for name, _ in [*model.named_modules(), *model.named_parameters()] if name]
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in names):
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+            raise ValueError(f"exclude={pattern!r} matches no module or parameter of the model; close names: {close}")

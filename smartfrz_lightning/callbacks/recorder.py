@@ -1,0 +1,227 @@
+"""HistoryRecorder: writes what the predictor is trained on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+import smartfrz_lightning
+from smartfrz_lightning.callbacks.layer_callback import LayerCallback
+from smartfrz_lightning.callbacks.run_length import steps_per_epoch, steps_total
+from smartfrz_lightning.cka import gram_cka
+from smartfrz_lightning.features import layer_grams
+from smartfrz_lightning.history import snapshot_spacing
+from smartfrz_lightning.recording import Recording
+from smartfrz_lightning.reference import load_reference
+from smartfrz_lightning.sampling import WeightSampler
+from smartfrz_lightning.tracing import tensors_in
+
+
+class HistoryRecorder(LayerCallback):
+    """Record a second training of a model against the finished first one (paper, section 3.4).
+
+    It takes weight snapshots all through the run and, at every check, the CKA of each layer's output to that of the
+    reference, on one fixed probe: the inputs of the first training batch. Both models are probed in eval mode. The
+    training itself is not changed. The file is written when the run ends; an interrupted run leaves none.
+
+    Args:
+        reference: Checkpoint of the finished run of the same config.
+        path: Where the recording goes; ``recording.safetensors`` in the run's log folder by default.
+        network: Name of the architecture, by which networks are held out later; by default its class name.
+        checks_per_epoch: How often CKA is measured. Without epochs a tenth of the run counts as one.
+        snapshot_every_n_steps: Optimizer steps between snapshots; by default so many that 30 cover 1.5 epochs.
+        sample_size: Sampled weights a layer.
+        seed: Fixes which weights are sampled.
+        exclude: Patterns of layers to leave out.
+
+    Raises:
+        FileNotFoundError: There is no such reference.
+        ValueError: The reference is of another architecture or cannot be read, or an argument is below 1.
+
+    Example:
+        >>> from smartfrz_lightning import HistoryRecorder
+        >>> HistoryRecorder(reference="runs/first/reference.ckpt", network="resnet20").checks_per_epoch
+        8
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        path: str | None = None,
+        network: str | None = None,
+        checks_per_epoch: int = 8,
+        snapshot_every_n_steps: int | None = None,
+        sample_size: int = 1024,
+        seed: int = 0,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        super().__init__(exclude)
+        for name, value in (
+            ("checks_per_epoch", checks_per_epoch),
+            ("snapshot_every_n_steps", snapshot_every_n_steps),
+            ("sample_size", sample_size),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        self.reference = reference
+        self.path = path
+        self.network = network
+        self.checks_per_epoch = checks_per_epoch
+        self.snapshot_every_n_steps = snapshot_every_n_steps
+        self.sample_size = sample_size
+        self.seed = seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            load_reference(self.reference, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if trainer.world_size > 1:
+            raise MisconfigurationException("HistoryRecorder records one process: use Trainer(devices=1)")
+        self.layers = []
+        self._snapshots: list[Tensor] = []
+        self._checks: list[dict[str, Any]] = []
+        self._losses: list[Tensor] = []
+        self._step = 0
+        self._last_global_step = trainer.global_step
+        self._probe: tuple[nn.Module, tuple, dict] | None = None
+        self._probe_hooks: list[Any] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step:
+            raise MisconfigurationException(
+                f"HistoryRecorder needs the whole run, and this one resumes at step {trainer.global_step}: "
+                "record again from the start"
+            )
+        per_epoch, total = steps_per_epoch(trainer), steps_total(trainer)
+        self._spacing = self.snapshot_every_n_steps or snapshot_spacing(per_epoch, total)
+        epoch = per_epoch if per_epoch < float("inf") else total / 10
+        self._check_spacing = (
+            max(1, round(epoch / self.checks_per_epoch)) if epoch < float("inf") else self._spacing * 3
+        )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self.layers and self._probe is None:
+            trained = {id(p) for p in pl_module.parameters() if p.requires_grad}
+            for module in pl_module.modules():
+                if trained <= {id(p) for p in module.parameters()}:
+                    self._probe_hooks.append(module.register_forward_pre_hook(self._take_probe, with_kwargs=True))
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def _take_probe(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._probe is None:
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
+            self._probe = (module, args, kwargs)
+
+    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for hook in self._probe_hooks:
+            hook.remove()
+        if self._probe is None:
+            raise MisconfigurationException(
+                "HistoryRecorder saw no module called that holds all trainable parameters: call the model as a module "
+                "in training_step, self(x) or self.model(x)"
+            )
+        self.layers = [layer for layer in self.layers if layer.pinned not in ("unused", "excluded")]
+        self._sampler = WeightSampler(pl_module, self.layers, self.sample_size, self.seed)
+        state = {
+            name: tensor.to(pl_module.device) for name, tensor in load_reference(self.reference, pl_module).items()
+        }
+        own = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+        _copy(pl_module, state)
+        try:
+            self._reference_grams = self._grams(pl_module)
+        finally:
+            _copy(pl_module, own)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if loss is not None:
+            self._losses.append(loss.detach())
+        if not self.layers or trainer.global_step == self._last_global_step:
+            return
+        self._last_global_step = trainer.global_step
+        self._step += 1
+        if self._step % self._spacing == 0:
+            row = torch.empty(len(self.layers), self.sample_size, device=pl_module.device)
+            self._snapshots.append(self._sampler(row).cpu())
+        if self._step % self._check_spacing == 0:
+            self._check(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        per_epoch, total = steps_per_epoch(trainer), steps_total(trainer)
+        grams = self._grams(pl_module)
+        pairs = zip(grams, self._reference_grams, strict=True)
+        epoch = self._step / per_epoch if per_epoch < float("inf") else float(trainer.current_epoch)
+        self._checks.append(
+            {
+                "cka": [float(gram_cka(*pair)) for pair in pairs],
+                "check_step": self._step,
+                "check_epoch": epoch,
+                "progress": self._step / total if total < float("inf") else float("nan"),
+                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "train_loss": float(torch.stack(self._losses).mean()) if self._losses else float("nan"),
+            }
+        )
+        self._losses.clear()
+        pl_module.log("record/cka", sum(self._checks[-1]["cka"]) / len(self.layers), prog_bar=True)
+
+    def _grams(self, pl_module: LightningModule) -> list[Tensor]:
+        module, args, kwargs = self._probe
+        examples = max(len(tensor) for tensor in tensors_in((args, kwargs)) if tensor.ndim)
+        modes = {m: m.training for m in pl_module.modules()}
+        pl_module.eval()
+        # Whatever random numbers the probe draws, the run must draw the same ones without it.
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                return layer_grams(pl_module, self.layers, lambda: module(*args, **kwargs), examples)
+        finally:
+            for m, mode in modes.items():
+                m.training = mode
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._checks or not self._snapshots:
+            raise MisconfigurationException(
+                f"the run ended after {self._step} steps, before the first check: nothing was recorded"
+            )
+        columns = {key: [check[key] for check in self._checks] for key in self._checks[0]}
+        recording = Recording(
+            snapshots=torch.stack(self._snapshots),
+            snapshot_step=torch.arange(1, len(self._snapshots) + 1) * self._spacing,
+            **{key: torch.tensor(values) for key, values in columns.items()},
+            network=self.network or type(self._probe[0]).__name__,
+            layers=[layer.name for layer in self.layers],
+            sizes=[layer.size for layer in self.layers],
+            settings={
+                "steps_per_epoch": steps_per_epoch(trainer),
+                "snapshot_every_n_steps": self._spacing,
+                "check_every_n_steps": self._check_spacing,
+                "sample_seed": self.seed,
+                "optimizer": type(trainer.optimizers[0]).__name__,
+                "versions": {"torch": torch.__version__, "smartfrz_lightning": smartfrz_lightning.__version__},
+            },
+        )
+        path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "recording.safetensors")
+        recording.save(path)
+        print(f"recording of {len(self._snapshots)} snapshots and {len(self._checks)} checks: {path}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        for hook in self._probe_hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def _copy(model: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(state[name])

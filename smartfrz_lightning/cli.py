@@ -1,0 +1,19 @@
+"""The command ``smartfrz``, also installed as ``lightning``: LightningCLI with our callbacks by their short names."""
+
+from lightning.pytorch.cli import ArgsType, LightningCLI
+
+import smartfrz_lightning  # noqa: F401  so that its callbacks are known by their short names
+
+
+def main(args: ArgsType = None) -> None:
+    """Run LightningCLI with any module, data module and callback given by ``class_path``.
+
+    Args:
+        args: Command-line arguments; those of the process by default.
+    """
+    # A rerun may write into the same folder: its config.yaml is replaced.
+    LightningCLI(save_config_kwargs={"overwrite": True}, args=args)
+
+
+if __name__ == "__main__":
+    main()
