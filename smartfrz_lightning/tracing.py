@@ -1,5 +1,6 @@
 """Which parameters feed which tensor operation, seen while a model runs."""
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,7 @@ class ParameterTracer(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.last_operation_seconds = 0.0
         self._sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._sources[tensor] = frozenset({name})
@@ -38,7 +40,9 @@ class ParameterTracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        start = time.perf_counter()
         out = func(*args, **kwargs)
+        self.last_operation_seconds = time.perf_counter() - start
         inputs = tensors_in((args, kwargs))
         sources = [self._sources.get(tensor) for tensor in inputs]
         if sources and None not in sources:

@@ -1,0 +1,63 @@
+"""Freeze and thaw layers of a plain ``nn.Module``."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from smartfrz_lightning.layers import Layer
+
+
+def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+    """Stop layers from changing, from the very next optimizer step on.
+
+    Their parameters take no gradient any more and lose the one they have, so no optimizer moves them, whatever its
+    momentum or weight decay; their optimizer state is dropped to free memory, but they keep their place in the
+    parameter groups. Modules with running statistics go to eval mode, see :func:`hold_still`. Dropout goes on as
+    before, inside a frozen layer (attention, LSTM) too: what the layers behind it see keeps its distribution.
+
+    Args:
+        model: The model that the layers were found in.
+        layers: What to freeze.
+        optimizers: All optimizers that hold their parameters.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing import freeze
+        >>> from smartfrz_lightning.layer_tracer import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> freeze(net, find_layers(net, torch.rand(1, 4))[:1])
+        >>> [parameter.requires_grad for parameter in net.parameters()]
+        [False, False, True, True]
+    """
+    layers = list(layers)
+    for layer in layers:
+        for name in layer.parameters:
+            parameter = model.get_parameter(name)
+            parameter.requires_grad_(False)
+            parameter.grad = None
+            for optimizer in optimizers:
+                optimizer.state.pop(parameter, None)
+    for optimizer in optimizers:
+        if layers and isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.state.clear()  # its curvature history spans all parameters and would move the frozen ones
+    hold_still(model, layers)
+
+
+def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
+    """Put the modules of frozen layers that move in training mode (BatchNorm, spectral norm) to eval mode."""
+    for layer in layers:
+        for name in layer.stateful:
+            module = model.get_submodule(name)
+            if module.training:
+                module.eval()
+
+
+def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:
+    """Let frozen layers train again; their modules go back to the mode of the model."""
+    for layer in layers:
+        for name in layer.parameters:
+            model.get_parameter(name).requires_grad_(True)
+        for name in layer.stateful:
+            model.get_submodule(name).train(model.training)
