@@ -1,0 +1,43 @@
+"""From CKA to the label freeze / train on."""
+
+import torch
+from torch import Tensor
+
+from smartfrz_lightning.recording import Recording
+
+
+def stable_range_labels(recording: Recording, epsilon: float = 0.01) -> Tensor:
+    """Label the checks of a recording: 1 where a layer's CKA has stabilised.
+
+    The rule: over the checks of the last epoch, this one included, the CKA of the layer's output to the finished
+    reference has a range (largest minus smallest) below ``epsilon`` (paper, section 3.4). Checks in the first epoch
+    have no full epoch behind them and are labelled -1, "unknown".
+
+    Args:
+        recording: The recording.
+        epsilon: The largest range that counts as stable.
+
+    Returns:
+        ``[checks, layers]``, ``int64``, of 1, 0 and -1.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.predictor.labels import stable_range_labels
+        >>> from smartfrz_lightning.recording import Recording
+        >>> time = torch.tensor([0.5, 1.0, 1.5, 2.0])
+        >>> cka = torch.tensor([[0.5], [0.8], [0.803], [0.805]])
+        >>> run = Recording(torch.zeros(1, 1, 4), torch.ones(1), time, time, time, time, time, cka, "net", ["fc"], [8])
+        >>> stable_range_labels(run).flatten().tolist()
+        [-1, 0, 0, 1]
+    """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon={epsilon}: must be above 0; 0.01 is the default")
+    epochs = recording.check_epoch
+    labels = torch.full(recording.cka.shape, -1, dtype=torch.long)
+    for check, now in enumerate(epochs.tolist()):
+        if now < 1 - 1e-6:
+            continue
+        last_epoch = (epochs >= now - 1 + 1e-6) & (epochs <= now) | (epochs.sub(now - 1).abs() < 1e-6)
+        values = recording.cka[last_epoch]
+        labels[check] = (values.amax(0) - values.amin(0) < epsilon).long()
+    return labels

@@ -1,0 +1,91 @@
+"""Save and load predictors: one safetensors file, never unpickled."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from smartfrz_lightning.predictor.network import AttentionPredictor
+
+FORMAT = "smartfrz-predictor"
+VERSION = 1
+_PACKAGE = Path(__file__).parents[1]
+# In an installed wheel the weights lie inside the package, in a source tree beside it.
+SHIPPED = (
+    next(
+        (path for path in (_PACKAGE / "predictor_weights", _PACKAGE.parent / "predictor_weights") if path.is_dir()),
+        _PACKAGE / "predictor_weights",
+    )
+    / "displacement.safetensors"
+)
+
+
+def save_predictor(predictor: AttentionPredictor, path: str | Path, **about: Any) -> None:
+    """Write a predictor to one safetensors file, with its construction and ``about`` as JSON in the metadata."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "arguments": {
+            "sample_size": predictor.sample_size,
+            "hidden": predictor.key[0].out_features,
+            "features": predictor.key[-1].out_features,
+            "decision_hidden": predictor.decision[0].out_features,
+            "representation": predictor.representation,
+        },
+        "about": about,
+    }
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in predictor.state_dict().items()}
+        save_file(tensors, partial, {"smartfrz": json.dumps(header)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_predictor(path: str | Path | None = None, sample_size: int | None = None) -> AttentionPredictor:
+    """Read a predictor, ready for inference.
+
+    Args:
+        path: The file; the predictor that ships with the package by default.
+        sample_size: If given, the sample size that the predictor must have.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is cut short, of another format or version, or of another sample size.
+
+    Example:
+        >>> from smartfrz_lightning.predictor.weights import load_predictor
+        >>> load_predictor().representation
+        'displacement'
+    """
+    path = SHIPPED if path is None else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"predictor={str(path)!r}: no such file; train one, or leave it out for the shipped one"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("smartfrz", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"predictor={str(path)!r} is cut short or not a safetensors file ({error})") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"predictor={str(path)!r} is not a predictor of this package: train one as the README tells")
+    if header.get("version") != VERSION:
+        raise ValueError(f"predictor={str(path)!r} has version {header.get('version')}, this package reads {VERSION}")
+    try:
+        predictor = AttentionPredictor(**header["arguments"])
+        predictor.load_state_dict(tensors)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"predictor={str(path)!r} does not fit its own description: {error}") from error
+    if sample_size is not None and predictor.sample_size != sample_size:
+        raise ValueError(
+            f"predictor={str(path)!r} looks at {predictor.sample_size} sampled weights, but sample_size={sample_size}: "
+            f"use sample_size={predictor.sample_size} or train a predictor on such recordings"
+        )
+    return predictor.eval().requires_grad_(False)
