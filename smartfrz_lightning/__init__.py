@@ -3,5 +3,6 @@
 __version__ = "0.1.0"
 
 from smartfrz_lightning.callbacks.recorder import HistoryRecorder
+from smartfrz_lightning.callbacks.smart import SmartFreezeCallback
 
-__all__ = ["HistoryRecorder"]
+__all__ = ["HistoryRecorder", "SmartFreezeCallback"]

@@ -48,9 +48,7 @@ class StepFlopCounter(ParameterTracer):
         >>> from smartfrz_lightning.cost import StepFlopCounter
         >>> net = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 5))
         >>> with StepFlopCounter(net) as counter:
-        ...     loss = net(torch.rand(4, 10)).sum()
-        ...     counter.start_backward()
-        ...     loss.backward()
+        ...     net(torch.rand(4, 10)).sum().backward()
         >>> counter.flops
         StepFlops(forward=2400, weight_gradient=2400, activation_gradient=800)
     """
@@ -61,7 +59,6 @@ class StepFlopCounter(ParameterTracer):
         """Time that the counting itself took."""
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._forward = self._weight = self._backward = 0
-        self._in_backward = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         start = time.perf_counter()
@@ -81,17 +78,13 @@ class StepFlopCounter(ParameterTracer):
             self._backward += once * (mask[0] + mask[1])
             return
         flops = flop_registry[packet](*args, **kwargs, out_val=out)
-        if self._in_backward:
+        if torch._C._current_autograd_node() is not None:
             self._backward += flops
             return
         self._forward += flops
         used = frozenset().union(*(source for source in sources if source))
         if used & self._trainable and torch.is_grad_enabled():
             self._weight += flops
-
-    def start_backward(self) -> None:
-        """Tell that the forward pass is over."""
-        self._in_backward = True
 
     @property
     def flops(self) -> StepFlops:

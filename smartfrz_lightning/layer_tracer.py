@@ -92,6 +92,11 @@ class LayerTracer(ParameterTracer):
         if names:
             self._facts.ends.add(max(names, key=last_use.__getitem__))
 
+    @property
+    def saw_products(self) -> bool:
+        """Whether any parameter was multiplied, convolved or looked up."""
+        return bool(self._facts.in_product or self._facts.ran)
+
     def layers(self) -> list[Layer]:
         """The layers in forward order, those that took no part last.
 

@@ -63,12 +63,10 @@ class LayerCallback(Callback):
         if self._tracer is None:
             return
         self._stop_tracing()
-        found = self._tracer.layers()
-        self._tracer = None
-        found = trainer.strategy.broadcast(found)
-        if all(layer.pinned == "unused" or layer.size == 0 for layer in found[:1]) and len(found) > 1:
+        tracer, self._tracer = self._tracer, None
+        if not tracer.saw_products:
             return  # a skipped step showed nothing: look at the next one
-        self.layers = found
+        self.layers = trainer.strategy.broadcast(tracer.layers())
         self.on_layers_found(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -37,7 +37,7 @@ def stable_range_labels(recording: Recording, epsilon: float = 0.01) -> Tensor:
     for check, now in enumerate(epochs.tolist()):
         if now < 1 - 1e-6:
             continue
-        last_epoch = (epochs >= now - 1 + 1e-6) & (epochs <= now) | (epochs.sub(now - 1).abs() < 1e-6)
+        last_epoch = (epochs >= now - 1 - 1e-6) & (epochs <= now)
         values = recording.cka[last_epoch]
         labels[check] = (values.amax(0) - values.amin(0) < epsilon).long()
     return labels

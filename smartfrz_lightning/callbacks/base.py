@@ -1,0 +1,316 @@
+"""FreezingCallback: when to ask, agree across processes, apply, count, log, save and resume."""
+
+import contextlib
+import time
+import weakref
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from torch import Tensor
+
+from smartfrz_lightning.callbacks.layer_callback import LayerCallback, eager
+from smartfrz_lightning.callbacks.run_length import steps_per_epoch
+from smartfrz_lightning.cost import StepFlopCounter, StepFlops
+from smartfrz_lightning.freezing import freeze, hold_still
+from smartfrz_lightning.layers import Layer, front
+from smartfrz_lightning.report import plot_timeline, timeline_table
+from smartfrz_lightning.strategies import after_freeze, check_strategy
+from smartfrz_lightning.timeline import FreezeEvent, Timeline
+
+STATE_VERSION = 1
+
+
+class FreezingCallback(LayerCallback):
+    """Base of all freezing methods; a method says in :meth:`select` which active layers should stop now.
+
+    Args:
+        every_n_epochs: Ask at the end of every n-th epoch; 1 if neither interval is given.
+        every_n_train_steps: Ask every n optimizer steps instead.
+        exclude: Patterns of what always trains.
+
+    Raises:
+        MisconfigurationException: Both intervals are given, or one is below 1; on ``fit``: the strategy is not
+            supported, or the Trainer has another callback of this kind.
+    """
+
+    def __init__(
+        self, every_n_epochs: int | None = None, every_n_train_steps: int | None = None, exclude: Sequence[str] = ()
+    ) -> None:
+        super().__init__(exclude)
+        if every_n_epochs is not None and every_n_train_steps is not None:
+            raise MisconfigurationException(
+                f"every_n_epochs={every_n_epochs} and every_n_train_steps={every_n_train_steps}: give one of them"
+            )
+        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
+            if value is not None and value < 1:
+                raise MisconfigurationException(f"{name}={value}: must be at least 1")
+        self.every_n_epochs = every_n_epochs if every_n_train_steps else every_n_epochs or 1
+        self.every_n_train_steps = every_n_train_steps
+        self._loaded: dict[str, Any] | None = None
+        self._model: Any = None
+        self._reset()
+
+    @abstractmethod
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
+        """Which of the active layers should freeze now: names with a confidence. Called on rank 0 alone."""
+
+    def on_optimizer_step_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called on every rank after a training batch whose optimizer stepped."""
+
+    def on_freeze(self, names: list[str]) -> None:
+        """Called on every rank after layers froze."""
+
+    def method_state(self) -> dict[str, Any]:
+        """What a method keeps in checkpoints."""
+        return {}
+
+    def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
+        """Take up what :meth:`method_state` saved."""
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of the layers that froze so far, in order of time."""
+        return [event.layer for event in self.timeline.events]
+
+    @property
+    def active(self) -> list[Layer]:
+        """Layers that train and may freeze, in forward order."""
+        frozen = set(self.frozen)
+        return [layer for layer in self.layers if not layer.pinned and layer.name not in frozen]
+
+    # --- when to ask
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        check_strategy(trainer)
+        rivals = [type(c).__name__ for c in trainer.callbacks if isinstance(c, LayerCallback) and c is not self]
+        if rivals:
+            raise MisconfigurationException(
+                f"{type(self).__name__} and {', '.join(rivals)} in one Trainer: both would act on the same layers, "
+                "keep one of them"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._fit_started = time.perf_counter()
+        same_model = self._model is not None and self._model() is pl_module
+        if self._loaded is None and not same_model:
+            self._reset()
+        self._model = weakref.ref(pl_module)
+        super().on_fit_start(trainer, pl_module)
+        if self._loaded is not None:
+            self._resume(pl_module)
+        freeze(pl_module, self._frozen_layers())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        freeze(pl_module, self._frozen_layers(), trainer.optimizers)
+        self._global_step = trainer.global_step
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A checkpoint of the validation at an epoch's end was saved before that epoch's check.
+        if self._due(trainer.current_epoch - 1):
+            with self._timed():
+                self._check(trainer, pl_module, trainer.current_epoch - 1)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        with self._timed():
+            hold_still(pl_module, self._frozen_layers())
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            if self._step_flops is None:
+                self._counter = StepFlopCounter(pl_module)
+                self._counting = contextlib.ExitStack()
+                self._counting.enter_context(eager(pl_module))
+                self._counting.enter_context(self._counter)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._tracer is not None and self._counting is not None:
+            self._counting.close()  # modes end in the reverse of the order in which they began
+            super().on_before_backward(trainer, pl_module, loss)
+            self._counting.enter_context(self._counter)
+        else:
+            super().on_before_backward(trainer, pl_module, loss)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._counting is not None and pl_module.automatic_optimization:
+            self._stop_counting()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        with self._timed():
+            self._stop_counting()
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            if not self.layers:
+                return
+            self.timeline.layers = self.layers
+            self._account()
+            if trainer.global_step != self._global_step:
+                self._global_step = trainer.global_step
+                self.timeline.steps += 1
+                self.on_optimizer_step_done(trainer, pl_module)
+                if self.every_n_train_steps and self.timeline.steps % self.every_n_train_steps == 0:
+                    self._check(trainer, pl_module, None)
+            self._log(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
+        if self._due(trainer.current_epoch) and not last:
+            with self._timed():
+                self._check(trainer, pl_module, trainer.current_epoch)
+
+    def _due(self, epoch: int) -> bool:
+        return bool(self.layers and self.every_n_epochs) and (
+            epoch > self._checked_epoch and (epoch + 1) % self.every_n_epochs == 0
+        )
+
+    # --- decide and apply
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule, epoch: int | None) -> None:
+        if epoch is not None:
+            self._checked_epoch = epoch
+        if not self.active:
+            return
+        chosen = self.select(trainer, pl_module, self.active) if trainer.is_global_zero else {}
+        chosen = trainer.strategy.broadcast(chosen)
+        layers = _leave_one_training([layer for layer in self.active if layer.name in chosen], pl_module, trainer)
+        if not layers:
+            return
+        freeze(pl_module, layers, trainer.optimizers)
+        after_freeze(trainer)
+        per_epoch = steps_per_epoch(trainer)
+        done = self.timeline.steps / per_epoch if per_epoch < float("inf") else float(trainer.current_epoch)
+        self.timeline.events += [
+            FreezeEvent(layer.name, self.timeline.steps, done, float(chosen[layer.name])) for layer in layers
+        ]
+        self._step_flops = None
+        self.on_freeze([layer.name for layer in layers])
+
+    def _frozen_layers(self) -> list[Layer]:
+        frozen = set(self.frozen)
+        return [layer for layer in self.layers if layer.name in frozen]
+
+    # --- count and show
+
+    def _stop_counting(self) -> None:
+        if self._counting is None:
+            return
+        self._counting.close()
+        self._counting = None
+        self.timeline.callback_seconds += self._counter.seconds
+        if self._counter.flops.total > self._counter.flops.forward:  # a skipped step is no measure
+            self._step_flops = self._counter.flops
+            self._full_flops = self._full_flops or self._step_flops
+
+    def _account(self) -> None:
+        if self._full_flops is not None:
+            self.timeline.spent.add(self._step_flops or self._full_flops)
+            self.timeline.full.add(self._full_flops)
+
+    def _log(self, pl_module: LightningModule) -> None:
+        frozen = float(len(self.timeline.events))
+        step, full = self._step_flops or self._full_flops, self._full_flops
+        pl_module.log("frozen", frozen, prog_bar=True, logger=False)
+        pl_module.log_dict(
+            {
+                "freeze/layers": frozen,
+                "freeze/front": float(len(front(self.layers, self.frozen))),
+                "freeze/step_flops": step.total / full.total if full and step else 1.0,
+                "freeze/flops_saved": self.timeline.saved,
+            }
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop_counting()
+        super().on_exception(trainer, pl_module, exception)
+
+    def _report(self, trainer: Trainer) -> None:
+        self.timeline.fit_seconds += time.perf_counter() - self._fit_started
+        self._fit_started = time.perf_counter()
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "freeze_timeline.csv").write_text(self.timeline.to_csv())
+        plot_timeline(self.timeline, folder / "freeze_timeline.png")
+        Console().print(timeline_table(self.timeline, type(self).__name__))
+        Console().print(f"timeline: {folder / 'freeze_timeline.csv'} and .png")
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timeline.callback_seconds += time.perf_counter() - start
+
+    # --- save and resume
+
+    def _reset(self) -> None:
+        self.layers = []
+        self.timeline = Timeline()
+        self._counter: StepFlopCounter | None = None
+        self._counting: contextlib.ExitStack | None = None
+        self._step_flops: StepFlops | None = None
+        self._full_flops: StepFlops | None = None
+        self._checked_epoch = -1
+        self._global_step = 0
+        self._fit_started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The timeline, the counters and the method's own state; tensors and plain values only."""
+        timeline = self.timeline.state_dict()
+        timeline["fit_seconds"] += time.perf_counter() - self._fit_started
+        return {
+            "version": STATE_VERSION,
+            "timeline": timeline,
+            "full_flops": self._full_flops and vars(self._full_flops).copy(),
+            "checked_epoch": self._checked_epoch,
+            "method": self.method_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a saved state until ``fit`` starts, when it is checked against the model and taken up."""
+        if state_dict.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"the checkpoint holds a {type(self).__name__} of state version {state_dict.get('version')}, this "
+                f"package reads {STATE_VERSION}: resume with the package that wrote it"
+            )
+        self._loaded = state_dict
+
+    def _resume(self, pl_module: LightningModule) -> None:
+        state, self._loaded = self._loaded, None
+        timeline = Timeline.from_state_dict(state["timeline"])
+        known = dict(pl_module.named_parameters())
+        lost = [name for layer in timeline.layers for name in layer.parameters if name not in known]
+        if lost:
+            raise ValueError(
+                f"the checkpoint's {type(self).__name__} froze layers of another model: no parameter {lost[:3]} here. "
+                "Resume with the model that was saved, or without ckpt_path"
+            )
+        self._reset()
+        self.timeline, self.layers = timeline, timeline.layers
+        self._full_flops = StepFlops(**state["full_flops"]) if state["full_flops"] else None
+        self._checked_epoch = state["checked_epoch"]
+        if self.layers:
+            self.load_method_state(state["method"], pl_module)
+
+
+def _leave_one_training(layers: list[Layer], pl_module: LightningModule, trainer: Trainer) -> list[Layer]:
+    """Take back the last layer of an optimizer that would be left with nothing to train: a GradScaler would fail."""
+    layers = list(layers)
+    for optimizer in trainer.optimizers:
+        training = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        owned = {layer.name: {id(pl_module.get_parameter(name)) for name in layer.parameters} for layer in layers}
+        if training and training <= set().union(*owned.values()):
+            last = next((layer for layer in reversed(layers) if owned[layer.name] & training), None)
+            layers = [layer for layer in layers if layer is not last]
+    return layers

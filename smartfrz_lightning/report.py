@@ -1,0 +1,89 @@
+"""Show a freezing timeline: a table for the terminal, and a picture."""
+
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from smartfrz_lightning.timeline import Timeline
+
+_PINNED = {"output": "always trains: leads to the loss", "excluded": "excluded", "unused": "not used in the forward"}
+
+
+def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
+    """Which layer froze when, what it saved, and what the callback cost.
+
+    Example:
+        >>> from rich.console import Console
+        >>> from smartfrz_lightning.report import timeline_table
+        >>> from smartfrz_lightning.timeline import Timeline
+        >>> Console().print(timeline_table(Timeline()))  # doctest: +ELLIPSIS
+        <BLANKLINE>
+        ...
+    """
+    layers = Table(title=title)
+    for column in ("#", "layer", "parameters", "frozen at step", "epoch", "confidence"):
+        layers.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
+    for index, layer in enumerate(timeline.layers):
+        event = timeline.event_of(layer.name)
+        when = (
+            (str(event.step), f"{event.epoch:.2f}", f"{event.confidence:.2f}")
+            if event
+            else ("–", "–", _PINNED.get(layer.pinned, ""))
+        )
+        layers.add_row(str(index), layer.name, f"{layer.size:,}", *when)
+    flops = Table(title="Training FLOPs")
+    for column in ("", "done", "training everything", "saved"):
+        flops.add_column(column, justify="left" if not column else "right")
+    for name in ("forward", "weight_gradient", "activation_gradient", "total"):
+        done, full = getattr(timeline.spent, name), getattr(timeline.full, name)
+        share = f"{1 - done / full:.1%}" if full else "–"
+        flops.add_row(name.replace("_", " "), f"{done:.3e}", f"{full:.3e}", share)
+    lines = [
+        f"{len(timeline.events)} of {len(timeline.layers)} layers frozen, {timeline.saved:.1%} of training FLOPs saved",
+        f"callback: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit ({timeline.overhead:.1%})",
+    ]
+    if why := nothing_saved(timeline):
+        lines.append(f"Freezing saved nothing: {why}")
+    return Group(layers, flops, Text("\n".join(lines)))
+
+
+def nothing_saved(timeline: Timeline) -> str:
+    """Why freezing saved nothing; empty if it saved something."""
+    if timeline.saved > 0:
+        return ""
+    if not timeline.layers:
+        return "no training step was completed, so no layer was found."
+    free = [layer for layer in timeline.layers if not layer.pinned]
+    if not free:
+        return "every layer is excluded, unused or leads to the loss."
+    if not timeline.events:
+        return (
+            f"no check found one of the {len(free)} layers ready in {timeline.steps} steps. Train longer, check more "
+            "often (every_n_train_steps) or lower the threshold."
+        )
+    return "the layers froze too late: no training step came after."
+
+
+def plot_timeline(timeline: Timeline, path: str | Path) -> None:
+    """Draw layers against steps, each bar ending where the layer froze, as a picture file."""
+    from matplotlib.figure import Figure
+
+    layers = timeline.layers
+    figure = Figure(figsize=(8, max(2.5, 0.18 * len(layers) + 1.2)), layout="constrained")
+    axes = figure.subplots()
+    for index, layer in enumerate(layers):
+        event = timeline.event_of(layer.name)
+        end = event.step if event else timeline.steps
+        axes.barh(index, end, color="tab:orange", label="trains" if not index else None)
+        axes.barh(index, timeline.steps - end, left=end, color="tab:blue", label="frozen" if not index else None)
+    axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(1, timeline.steps))
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("layer, in forward order")
+    axes.set_title(f"{timeline.saved:.1%} of training FLOPs saved")
+    if layers:
+        axes.legend(loc="lower right")
+    figure.savefig(path, dpi=130)
