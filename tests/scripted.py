@@ -1,0 +1,16 @@
+"""A freezing method whose decisions are written down beforehand."""
+
+from smartfrz_lightning.callbacks.base import FreezingCallback
+
+
+class ScriptedFreeze(FreezingCallback):
+    """Freeze the layers with given numbers after given steps."""
+
+    def __init__(self, script, every_n_train_steps=1, **kwargs):
+        super().__init__(every_n_train_steps=every_n_train_steps, **kwargs)
+        self.script = script
+
+    def select(self, trainer, pl_module, active):
+        numbers = self.script.get(self.timeline.steps, ())
+        chosen = {self.layers[number].name for number in numbers}
+        return {layer.name: 1.0 for layer in active if layer.name in chosen}
