@@ -1,0 +1,145 @@
+"""A run that was stopped and resumed ends bit for bit as the uninterrupted one."""
+
+import random
+
+import pytest
+import torch
+from conftest import Classifier, Vectors, mlp
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from scripted import ScriptedFreeze
+from torch.utils.data import DataLoader
+
+from smartfrz_lightning import SmartFreezeCallback
+
+
+class Batches:
+    """A loader that shuffles by epoch and goes on where it was saved."""
+
+    def __init__(self):
+        self.epoch, self.position = 0, 0
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        order = list(range(8))
+        random.Random(self.epoch).shuffle(order)
+        batches = list(DataLoader(Vectors(), 8))
+        while self.position < 8:
+            self.position += 1
+            yield batches[order[self.position - 1]]
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state):
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class Seeded(Classifier):
+    """Dropout depends on the step alone, so that a resumed run can draw the same."""
+
+    def __init__(self):
+        super().__init__(mlp())
+
+    def train_dataloader(self):
+        return Batches()
+
+    def on_train_batch_start(self, batch, batch_idx):
+        torch.manual_seed(self.global_step)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+def smart():
+    return SmartFreezeCallback(threshold=0.3, every_n_epochs=1, snapshot_every_n_steps=1)
+
+
+def by_step():
+    return SmartFreezeCallback(threshold=0.3, every_n_train_steps=5, window=6, snapshot_every_n_steps=1)
+
+
+def scripted():
+    return ScriptedFreeze({3: [0], 11: [2], 19: [1]})
+
+
+@pytest.mark.parametrize("method", [smart, by_step, scripted])
+@pytest.mark.parametrize(
+    ("save", "kill"),
+    [
+        ({"every_n_train_steps": 13}, 15),  # mid-epoch
+        ({"every_n_train_steps": 4}, 17),  # at an epoch's last step, before its check
+        ({"monitor": "val_loss", "save_top_k": -1}, 18),  # after validation, before the epoch's check
+        ({"save_on_train_epoch_end": True}, 20),  # after the epoch's check
+    ],
+)
+def test_resume_is_bitwise_equal(make_trainer, tmp_path, method, save, kill):
+    whole, freezer = Seeded(), method()
+    make_trainer(freezer, max_epochs=5).fit(whole)
+    assert freezer.frozen, "nothing froze: the comparison would show nothing"
+
+    checkpoint = ModelCheckpoint(tmp_path / "saved", **save)
+    with pytest.raises(Killed):
+        make_trainer(method(), checkpoint, Kill(kill), max_epochs=5, enable_checkpointing=True).fit(Seeded())
+    path = max((tmp_path / "saved").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+
+    resumed, again = Seeded(), method()
+    make_trainer(again, max_epochs=5).fit(resumed, ckpt_path=path, weights_only=True)
+    assert resumed.losses == whole.losses[-len(resumed.losses) :] and len(resumed.losses) < len(whole.losses)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert again.timeline.events == freezer.timeline.events
+    assert again.timeline.steps == freezer.timeline.steps
+    assert again.timeline.spent == freezer.timeline.spent
+
+
+def test_fit_twice_goes_on_and_another_model_starts_afresh(make_trainer):
+    freezer, model = ScriptedFreeze({2: [0]}), Classifier(mlp())
+    make_trainer(freezer, max_epochs=1).fit(model)
+    weight = model.net[0].weight.clone()
+    make_trainer(freezer, max_epochs=1).fit(model)
+    assert freezer.frozen == ["net.0"] and freezer.timeline.steps == 16
+    assert torch.equal(weight, model.net[0].weight)
+    other = Classifier(mlp())
+    make_trainer(freezer, max_epochs=1).fit(other)
+    assert freezer.timeline.steps == 8 and freezer.timeline.events[0].step == 2
+
+
+def test_a_checkpoint_of_another_model_or_version_is_refused(make_trainer, tmp_path):
+    freezer = ScriptedFreeze({2: [0]})
+    make_trainer(freezer, max_epochs=1).fit(Classifier(mlp()))
+    state = freezer.state_dict()
+    with pytest.raises(ValueError, match="state version 0"):
+        ScriptedFreeze({}).load_state_dict({**state, "version": 0})
+    other = ScriptedFreeze({})
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match="another model"):
+        make_trainer(other).fit(Classifier(torch.nn.Linear(12, 3)))
+
+
+def test_exported_weights_are_the_models_own(make_trainer, tmp_path):
+    model = Classifier(mlp())
+    keys = list(model.state_dict())
+    trainer = make_trainer(smart(), max_epochs=2)
+    trainer.fit(model)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    assert list(saved["state_dict"]) == keys
