@@ -8,7 +8,8 @@ from smartfrz_lightning.cka import LinearCKA, linear_cka
 
 def by_formula(x, y):
     """Eq. 5, feature by feature."""
-    x, y = ((t.flatten(1) - t.flatten(1).mean(0)).double() for t in (x, y))
+    x, y = (t.flatten(1).double() for t in (x, y))
+    x, y = x - x.mean(0), y - y.mean(0)
     return (y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
 
 

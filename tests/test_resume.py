@@ -14,28 +14,28 @@ from smartfrz_lightning import SmartFreezeCallback
 
 
 class Batches:
-    """A loader that shuffles by epoch and goes on where it was saved."""
+    """A loader that shuffles by the Trainer's epoch and, within an epoch, goes on where it was saved."""
 
-    def __init__(self):
-        self.epoch, self.position = 0, 0
+    def __init__(self, module):
+        self.module, self.position = module, 0
 
     def __len__(self):
         return 8
 
     def __iter__(self):
         order = list(range(8))
-        random.Random(self.epoch).shuffle(order)
+        random.Random(self.module.current_epoch).shuffle(order)
         batches = list(DataLoader(Vectors(), 8))
+        self.position %= 8
         while self.position < 8:
             self.position += 1
             yield batches[order[self.position - 1]]
-        self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self):
-        return {"epoch": self.epoch, "position": self.position}
+        return {"position": self.position}
 
     def load_state_dict(self, state):
-        self.epoch, self.position = state["epoch"], state["position"]
+        self.position = state["position"]
 
 
 class Seeded(Classifier):
@@ -45,7 +45,7 @@ class Seeded(Classifier):
         super().__init__(mlp())
 
     def train_dataloader(self):
-        return Batches()
+        return Batches(self)
 
     def on_train_batch_start(self, batch, batch_idx):
         torch.manual_seed(self.global_step)
