@@ -75,6 +75,7 @@ class HistoryRecorder(LayerCallback):
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self.sample_size = sample_size
         self.seed = seed
+        self._probe_hooks: list[Any] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -92,7 +93,6 @@ class HistoryRecorder(LayerCallback):
         self._step = 0
         self._last_global_step = trainer.global_step
         self._probe: tuple[nn.Module, tuple, dict] | None = None
-        self._probe_hooks: list[Any] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:

@@ -1,0 +1,44 @@
+"""The installed commands."""
+
+from importlib.metadata import entry_points
+
+import pytest
+
+from smartfrz_lightning.cli import main
+
+
+def test_both_commands_are_this_program():
+    ours = {e.name: e.value for e in entry_points(group="console_scripts") if e.name in ("smartfrz", "lightning")}
+    assert ours == dict.fromkeys(("smartfrz", "lightning"), "smartfrz_lightning.cli:main")
+
+
+def test_lightning_itself_ships_no_such_command():
+    from importlib.metadata import distribution
+
+    assert "lightning" not in {entry.name for entry in distribution("lightning").entry_points}
+
+
+def test_the_quickstart_config(tmp_path, capsys):
+    main(
+        [
+            "fit",
+            "--config=configs/quickstart.yaml",
+            "--trainer.max_epochs=6",
+            f"--trainer.default_root_dir={tmp_path}",
+            "--trainer.enable_progress_bar=false",
+        ]
+    )
+    assert "of training FLOPs saved" in capsys.readouterr().out
+    assert list(tmp_path.rglob("freeze_timeline.png"))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg8", "mobilenet_v2", "vit"])
+def test_recording_configs_build(name, tmp_path):
+    from lightning.pytorch.cli import LightningCLI
+
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+    files = ["base", name, "schedule_constant"]
+    arguments = [f"--config=configs/recording/{file}.yaml" for file in files]
+    cli = LightningCLI(run=False, args=[*arguments, f"--data.root={tmp_path}"])
+    assert cli.model.schedule == "constant"

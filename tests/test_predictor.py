@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from smartfrz_lightning.predictor.inference import FreezeConfidence
+from smartfrz_lightning.predictor.network import AttentionPredictor
+from smartfrz_lightning.predictor.representation import represent
+from smartfrz_lightning.predictor.weights import SHIPPED, load_predictor, save_predictor
+
+
+@pytest.fixture(params=["raw", "displacement"])
+def predictor(request):
+    torch.manual_seed(0)
+    return AttentionPredictor(32, hidden=16, features=8, decision_hidden=4, representation=request.param).eval()
+
+
+def test_equations_1_to_4_one_layer_at_a_time(predictor):
+    windows = torch.randn(3, 6, 32)
+    scores = predictor(windows)
+    for window, expected in zip(windows, scores, strict=True):
+        seen = represent(window[None], torch.tensor([6]), predictor.representation)[0]
+        keys = [predictor.key(snapshot) for snapshot in seen]
+        query = predictor.query(seen[-1])
+        attention = torch.stack([query @ key for key in keys]).softmax(0)
+        context = sum(a * predictor.value(snapshot) for a, snapshot in zip(attention, seen, strict=True))
+        torch.testing.assert_close(predictor.decision(context), expected)
+
+
+def test_padding_does_not_matter(predictor):
+    window = torch.randn(1, 4, 32)
+    padded = torch.cat([window, torch.randn(1, 3, 32)], 1)
+    both = torch.cat([padded, torch.randn(1, 7, 32)])
+    torch.testing.assert_close(predictor(both, torch.tensor([4, 7]))[:1], predictor(window))
+
+
+def test_a_moving_window_gives_the_same_with_kept_keys(predictor):
+    torch.manual_seed(1)
+    confidence = FreezeConfidence(predictor)
+    snapshots = torch.randn(3, 20, 32)
+    names = ["a", "b", "c"]
+    encoded = []
+    predictor.key.register_forward_hook(lambda module, args, out: encoded.append(out.shape[1]))
+    for end in (4, 7, 12, 20):
+        steps = list(range(max(0, end - 6), end))
+        if end == 12:
+            snapshots, names = snapshots[[0, 2]], ["a", "c"]
+        windows = snapshots[:, steps]
+        got = confidence(windows, names, steps)
+        torch.testing.assert_close(got, predictor(windows).softmax(-1)[:, 1])
+    # Every other call is the plain one; the first and third windows shift by 3 and 5 of 6 snapshots.
+    assert encoded[::2] == ([4, 3, 5, 6] if predictor.snapshots_stand_alone else [4, 6, 6, 6])
+
+
+def test_displacement_does_not_depend_on_scale_or_order_of_weights():
+    torch.manual_seed(0)
+    windows, lengths = torch.randn(2, 5, 40), torch.tensor([5, 3])
+    base = represent(windows, lengths, "displacement")
+    torch.testing.assert_close(represent(100 * windows, lengths, "displacement"), base, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(represent(windows[..., torch.randperm(40)], lengths, "displacement"), base)
+
+
+def test_size_and_cost_are_those_of_appendix_c():
+    predictor = AttentionPredictor()
+    megabytes = sum(p.numel() for p in predictor.parameters()) * 4 / 1e6
+    assert 3.5 < megabytes < 4.5
+
+
+def test_save_and_load(predictor, tmp_path):
+    save_predictor(predictor, tmp_path / "p.safetensors", trained_on=["a"])
+    again = load_predictor(tmp_path / "p.safetensors", sample_size=32)
+    windows = torch.randn(2, 5, 32)
+    assert torch.equal(again(windows), predictor(windows))
+    assert again.representation == predictor.representation
+
+
+def test_the_shipped_predictor_loads_and_tells_a_still_layer_from_a_moving_one():
+    predictor = load_predictor()
+    assert SHIPPED.with_suffix(".md").is_file()
+    torch.manual_seed(0)
+    start, noise = torch.randn(1, 1, 1024), torch.randn(1, 30, 1024)
+    still = start + 1e-4 * noise
+    moving = start + 0.1 * noise.cumsum(1)
+    confidence = FreezeConfidence(predictor)
+    scores = confidence(torch.cat([still, moving]), ["still", "moving"], list(range(30)))
+    assert scores[0] > 0.5 > scores[1]
+
+
+def test_damaged_and_foreign_files_are_refused(predictor, tmp_path):
+    path = tmp_path / "p.safetensors"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_predictor(path)
+    save_predictor(predictor, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut short"):
+        load_predictor(path)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="sample_size=64"):
+        load_predictor(path, sample_size=64)
+    path.write_bytes(whole.replace(b'\\"version\\": 1', b'\\"version\\": 7'))
+    with pytest.raises(ValueError, match="version 7"):
+        load_predictor(path)
+    path.write_bytes(whole.replace(b"smartfrz-predictor", b"something-elsewhat"))
+    with pytest.raises(ValueError, match="not a predictor"):
+        load_predictor(path)

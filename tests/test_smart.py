@@ -1,0 +1,89 @@
+"""SmartFreezeCallback with the predictor that ships."""
+
+import csv
+
+import pytest
+import torch
+from conftest import Classifier, mlp
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import IterableDataset
+from transformers import BertConfig, BertForSequenceClassification
+
+from smartfrz_lightning import SmartFreezeCallback
+
+
+def still(parameters):
+    return torch.optim.SGD(parameters, lr=1e-6)
+
+
+@pytest.mark.parametrize("front_only", [False, True])
+def test_a_model_that_hardly_moves_freezes_all_but_its_head(make_trainer, tmp_path, front_only):
+    freezer = SmartFreezeCallback(front_only=front_only, snapshot_every_n_steps=1)
+    trainer = make_trainer(freezer, logger=CSVLogger(tmp_path), log_every_n_steps=1, max_epochs=4)
+    trainer.fit(Classifier(mlp(norm=False), still))
+    assert freezer.frozen == ["net.0", "net.4", "net.7"]
+    assert freezer.timeline.saved > 0.2 and freezer.timeline.overhead > 0
+    assert trainer.logged_metrics["freeze/layers"] == trainer.progress_bar_metrics["frozen"] == 3
+    folder = tmp_path / "lightning_logs" / "version_0"
+    rows = list(csv.DictReader((folder / "freeze_timeline.csv").open()))
+    assert [row["layer"] for row in rows] == ["net.0", "net.4", "net.7", "net.9"]
+    assert rows[0]["step"] and rows[-1]["pinned"] == "output" and not rows[-1]["step"]
+    assert (folder / "freeze_timeline.png").stat().st_size > 5000
+
+
+def test_a_model_that_moves_fast_freezes_nothing_and_says_why(make_trainer, capsys):
+    freezer = SmartFreezeCallback(snapshot_every_n_steps=1, threshold=0.999)
+    make_trainer(freezer).fit(Classifier(mlp(), lambda p: torch.optim.SGD(p, lr=0.5)))
+    assert not freezer.frozen
+    assert "Freezing saved nothing" in capsys.readouterr().out
+
+
+def test_front_only_waits_for_the_layers_before(make_trainer):
+    freezer = SmartFreezeCallback(front_only=True, snapshot_every_n_steps=1, exclude=["net.4"])
+    make_trainer(freezer).fit(Classifier(mlp(norm=False), still))
+    assert freezer.frozen == ["net.0"]
+
+
+@pytest.mark.parametrize("length", [{"max_epochs": -1, "max_steps": 20}, {"max_epochs": -1, "max_time": "00:00:00:02"}])
+def test_loaders_without_length_and_runs_without_epochs(make_trainer, length):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            while True:
+                yield torch.randn(8, 12), torch.randint(3, (8,))
+
+    model, freezer = Classifier(mlp(), still), SmartFreezeCallback(every_n_train_steps=5, snapshot_every_n_steps=1)
+    trainer = make_trainer(freezer, limit_val_batches=0, **length)
+    trainer.fit(model, torch.utils.data.DataLoader(Endless(), batch_size=None))
+    assert freezer.frozen and freezer.timeline.steps >= 10
+
+
+def test_bert_from_a_config(make_trainer):
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+
+    class Bert(Classifier):
+        def training_step(self, batch, batch_idx):
+            ids = (batch[0].abs() * 20).long().clamp_max(49)
+            return self.net(input_ids=ids, labels=batch[1] % 2).loss
+
+        def validation_step(self, *_):
+            pass
+
+    freezer = SmartFreezeCallback(snapshot_every_n_steps=1)
+    make_trainer(freezer).fit(Bert(BertForSequenceClassification(config), still))
+    assert len(freezer.frozen) == len(freezer.layers) - 1
+
+
+def test_memory_of_the_optimizer_is_given_back(make_trainer):
+    model, freezer = Classifier(mlp(), lambda p: torch.optim.Adam(p, lr=1e-6)), SmartFreezeCallback()
+    freezer._spacing = 1
+
+    class Look(Callback):
+        def on_train_end(self, trainer, pl_module):
+            self.states = len(trainer.optimizers[0].state)
+            self.parameters = len(trainer.optimizers[0].param_groups[0]["params"])
+
+    look = Look()
+    make_trainer(freezer, look).fit(model)
+    active = sum(p.requires_grad for p in model.parameters())
+    assert look.states == active < look.parameters
