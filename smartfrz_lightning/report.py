@@ -85,5 +85,5 @@ def plot_timeline(timeline: Timeline, path: str | Path) -> None:
     axes.set_ylabel("layer, in forward order")
     axes.set_title(f"{timeline.saved:.1%} of training FLOPs saved")
     if layers:
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.savefig(path, dpi=130)

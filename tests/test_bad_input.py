@@ -80,3 +80,10 @@ def test_experiments(tmp_path):
         ImageFolderDataModule(str(tmp_path))
     with pytest.raises(ValueError, match="depth=21"):
         CifarResNet(21)
+
+
+def test_a_missing_extra_is_named():
+    from smartfrz_lightning.extras import require
+
+    with pytest.raises(ImportError, match=r"smartfrz-lightning\[vision\]"):
+        require("a_package_that_is_not_there", "vision")

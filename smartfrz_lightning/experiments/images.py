@@ -9,8 +9,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
+
+from smartfrz_lightning.extras import require
+
+require("torchvision", "vision")
+
+from torchvision.datasets import ImageFolder  # noqa: E402
+from torchvision.transforms import v2  # noqa: E402
 
 
 class _Images(Dataset):
@@ -108,6 +113,7 @@ class DigitsDataModule(LightningDataModule):
         self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
+        require("sklearn", "vision")
         from sklearn.datasets import load_digits
 
         digits = load_digits()

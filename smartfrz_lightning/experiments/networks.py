@@ -2,7 +2,12 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import MobileNetV2, VisionTransformer
+
+from smartfrz_lightning.extras import require
+
+require("torchvision", "vision")
+
+from torchvision.models import MobileNetV2, VisionTransformer  # noqa: E402
 
 
 class CifarResNet(nn.Module):
