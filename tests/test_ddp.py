@@ -13,8 +13,9 @@ from lightning.pytorch import Trainer
 from scripted import ScriptedFreeze
 
 model, freezer = Classifier(mlp()), ScriptedFreeze({{3: [0, 1]}})
-trainer = Trainer(callbacks=[freezer], max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
-                  enable_progress_bar=False, enable_model_summary=False, default_root_dir={root!r})
+trainer = Trainer(callbacks=[freezer], max_epochs=2, accelerator="cpu", devices=2, strategy="ddp",
+                  logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                  enable_model_summary=False, default_root_dir={root!r})
 trainer.fit(model)
 torch.save({{"weights": model.state_dict(), "frozen": freezer.frozen}},
            {root!r} + f"/rank{{trainer.global_rank}}.pt")

@@ -149,3 +149,23 @@ def test_every_optimizer_keeps_something_to_train(make_trainer):
     make_trainer(freezer, max_epochs=1).fit(model)
     assert freezer.layers[0].name == "net.0" and "net.0" not in freezer.frozen
     assert freezer.frozen == ["net.4", "net.7"]
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_an_optimizer_step_right_after_the_freeze_moves_nothing(kind, set_to_none):
+    net, x = mlp(norm=False), torch.randn(8, 12)
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    for _ in range(2):
+        optimizer.zero_grad(set_to_none)
+        net(x).sum().backward()
+        optimizer.step()
+    layer = find_layers(net, x)[0]
+    freeze(net, [layer], [optimizer])
+    before = copy.deepcopy(net.state_dict())
+    optimizer.step()
+    optimizer.zero_grad(set_to_none)
+    net(x).sum().backward()
+    optimizer.step()
+    moved = {name for name, tensor in net.state_dict().items() if not torch.equal(before[name], tensor)}
+    assert moved and not moved & set(layer.parameters)

@@ -87,7 +87,10 @@ def scripted():
     [
         ({"every_n_train_steps": 13}, 15),  # mid-epoch
         ({"every_n_train_steps": 4}, 17),  # at an epoch's last step, before its check
-        ({"monitor": "val_loss", "save_top_k": -1}, 18),  # after validation, before the epoch's check
+        (
+            {"monitor": "val_loss", "save_top_k": -1, "save_on_train_epoch_end": False},
+            18,
+        ),  # after validation, before the epoch's check
         ({"save_on_train_epoch_end": True}, 20),  # after the epoch's check
     ],
 )
