@@ -57,6 +57,8 @@ class StepFlopCounter(ParameterTracer):
         super().__init__(model)
         self.seconds = 0.0
         """Time that the counting itself took."""
+        self.products: list[tuple[frozenset[str], float]] = []
+        """Every product of the forward pass: the parameters and buffers in it, and its FLOPs."""
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._forward = self._weight = self._backward = 0
 
@@ -83,6 +85,7 @@ class StepFlopCounter(ParameterTracer):
             return
         self._forward += flops
         used = frozenset().union(*(source for source in sources if source))
+        self.products.append((used, flops))
         if used & self._trainable and torch.is_grad_enabled():
             self._weight += flops
 

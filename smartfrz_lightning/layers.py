@@ -1,7 +1,7 @@
 """What a layer is: the unit that freezes."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -44,3 +44,21 @@ def front(layers: Sequence[Layer], frozen: Iterable[str]) -> list[Layer]:
             break
         prefix.append(layer)
     return prefix
+
+
+def connected(layers: Sequence[Layer], frozen: Iterable[str], ready: Collection[str]) -> list[str]:
+    """Those ready layers before which every layer is frozen, ready or unused: what lets the front grow.
+
+    Example:
+        >>> from smartfrz_lightning.layers import Layer, connected
+        >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
+        >>> connected(layers, frozen=["a"], ready=["b", "d"])
+        ['b']
+    """
+    frozen, chosen = set(frozen), []
+    for layer in layers:
+        if layer.name in ready:
+            chosen.append(layer.name)
+        elif layer.name not in frozen and layer.pinned != "unused":
+            break
+    return chosen

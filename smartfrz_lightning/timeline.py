@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from smartfrz_lightning.cost import StepFlops
+from smartfrz_lightning.layer_flops import LayerFlops
 from smartfrz_lightning.layers import Layer
 
 
@@ -27,12 +28,31 @@ class FreezeEvent:
 
 
 @dataclass
+class TrainingState:
+    """What one training batch costs between two freezing events, as measured on the first batch of that time.
+
+    Attributes:
+        step: Optimizer steps done before.
+        flops: FLOPs of one batch.
+        saved_bytes: What autograd keeps for the backward pass of one batch.
+        device_bytes: Most memory that was allocated on the accelerator in this state; 0 on the CPU.
+    """
+
+    step: int
+    flops: StepFlops
+    saved_bytes: int
+    device_bytes: int = 0
+
+
+@dataclass
 class Timeline:
     """All that is reported of a run.
 
     Attributes:
         layers: The layers in forward order.
         events: What froze, in order of time.
+        states: What a batch cost, one entry for the start and one after each freezing event.
+        costs: FLOPs of each layer in one batch.
         steps: Optimizer steps done.
         spent: FLOPs that were done. Every batch counts as the one that was measured in its state of freezing.
         full: FLOPs that training everything would have taken.
@@ -42,6 +62,8 @@ class Timeline:
 
     layers: list[Layer] = field(default_factory=list)
     events: list[FreezeEvent] = field(default_factory=list)
+    states: list[TrainingState] = field(default_factory=list)
+    costs: list[LayerFlops] = field(default_factory=list)
     steps: int = 0
     spent: StepFlops = field(default_factory=StepFlops)
     full: StepFlops = field(default_factory=StepFlops)
@@ -85,4 +107,7 @@ class Timeline:
             for layer in state["layers"]
         ]
         flops = {name: StepFlops(**state[name]) for name in ("spent", "full")}
-        return cls(**{**state, **flops, "layers": layers, "events": [FreezeEvent(**e) for e in state["events"]]})
+        states = [TrainingState(**{**entry, "flops": StepFlops(**entry["flops"])}) for entry in state["states"]]
+        events = [FreezeEvent(**event) for event in state["events"]]
+        costs = [LayerFlops(**cost) for cost in state["costs"]]
+        return cls(**{**state, **flops, "layers": layers, "events": events, "states": states, "costs": costs})

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from smartfrz_lightning.callbacks.layer_callback import LayerCallback, eager
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.cost import StepFlopCounter, StepFlops
+from smartfrz_lightning.cost import StepFlopCounter
 from smartfrz_lightning.freezing import freeze, hold_still
+from smartfrz_lightning.layer_flops import layer_flops
 from smartfrz_lightning.layers import Layer, front
+from smartfrz_lightning.memory import SavedActivations
 from smartfrz_lightning.report import plot_timeline, timeline_table
 from smartfrz_lightning.strategies import after_freeze, check_strategy
-from smartfrz_lightning.timeline import FreezeEvent, Timeline
+from smartfrz_lightning.timeline import FreezeEvent, Timeline, TrainingState
 
 STATE_VERSION = 1
 
@@ -64,6 +67,10 @@ class FreezingCallback(LayerCallback):
 
     def on_freeze(self, names: list[str]) -> None:
         """Called on every rank after layers froze."""
+
+    def check_due(self, trainer: Trainer) -> bool:
+        """Whether to ask after this optimizer step; the same on every rank."""
+        return bool(self.every_n_train_steps) and self.timeline.steps % self.every_n_train_steps == 0
 
     def method_state(self) -> dict[str, Any]:
         """What a method keeps in checkpoints."""
@@ -122,17 +129,18 @@ class FreezingCallback(LayerCallback):
         with self._timed():
             hold_still(pl_module, self._frozen_layers())
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-            if self._step_flops is None:
-                self._counter = StepFlopCounter(pl_module)
+            if not self._state_known:
+                self._counter, self._saved_activations = StepFlopCounter(pl_module), SavedActivations(pl_module)
                 self._counting = contextlib.ExitStack()
                 self._counting.enter_context(eager(pl_module))
+                self._counting.enter_context(self._saved_activations)
                 self._counting.enter_context(self._counter)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._tracer is not None and self._counting is not None:
             self._counting.close()  # modes end in the reverse of the order in which they began
             super().on_before_backward(trainer, pl_module, loss)
-            self._counting.enter_context(self._counter)
+            self._counting.enter_context(self._counter)  # nothing is saved for backward any more
         else:
             super().on_before_backward(trainer, pl_module, loss)
 
@@ -154,7 +162,7 @@ class FreezingCallback(LayerCallback):
                 self._global_step = trainer.global_step
                 self.timeline.steps += 1
                 self.on_optimizer_step_done(trainer, pl_module)
-                if self.every_n_train_steps and self.timeline.steps % self.every_n_train_steps == 0:
+                if self.check_due(trainer):
                     self._check(trainer, pl_module, None)
             self._log(pl_module)
 
@@ -181,6 +189,7 @@ class FreezingCallback(LayerCallback):
         layers = _leave_one_training([layer for layer in self.active if layer.name in chosen], pl_module, trainer)
         if not layers:
             return
+        self._note_device_peak(pl_module)
         freeze(pl_module, layers, trainer.optimizers)
         after_freeze(trainer)
         per_epoch = steps_per_epoch(trainer)
@@ -188,7 +197,6 @@ class FreezingCallback(LayerCallback):
         self.timeline.events += [
             FreezeEvent(layer.name, self.timeline.steps, done, float(chosen[layer.name])) for layer in layers
         ]
-        self._step_flops = None
         self.on_freeze([layer.name for layer in layers])
 
     def _frozen_layers(self) -> list[Layer]:
@@ -203,29 +211,42 @@ class FreezingCallback(LayerCallback):
         self._counting.close()
         self._counting = None
         self.timeline.callback_seconds += self._counter.seconds
-        if self._counter.flops.total > self._counter.flops.forward:  # a skipped step is no measure
-            self._step_flops = self._counter.flops
-            self._full_flops = self._full_flops or self._step_flops
+        flops = self._counter.flops
+        if flops.total > flops.forward:  # a skipped step is no measure
+            self.timeline.states.append(TrainingState(self.timeline.steps, flops, self._saved_activations.bytes))
+
+    @property
+    def _state_known(self) -> bool:
+        states, events = self.timeline.states, self.timeline.events
+        return bool(states) and (not events or states[-1].step >= events[-1].step)
 
     def _account(self) -> None:
-        if self._full_flops is not None:
-            self.timeline.spent.add(self._step_flops or self._full_flops)
-            self.timeline.full.add(self._full_flops)
+        states, layers = self.timeline.states, self.timeline.layers
+        if layers and not self.timeline.costs and self._counter is not None:
+            self.timeline.costs = layer_flops(layers, self._counter)
+        if states:
+            self.timeline.spent.add(states[-1].flops)
+            self.timeline.full.add(states[0].flops)
+
+    def _note_device_peak(self, pl_module: LightningModule) -> None:
+        if pl_module.device.type == "cuda" and self.timeline.states:
+            self.timeline.states[-1].device_bytes = torch.cuda.max_memory_allocated(pl_module.device)
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def _log(self, pl_module: LightningModule) -> None:
-        frozen = float(len(self.timeline.events))
-        step, full = self._step_flops or self._full_flops, self._full_flops
+        frozen, states = float(len(self.timeline.events)), self.timeline.states
         pl_module.log("frozen", frozen, prog_bar=True, logger=False)
         pl_module.log_dict(
             {
                 "freeze/layers": frozen,
                 "freeze/front": float(len(front(self.layers, self.frozen))),
-                "freeze/step_flops": step.total / full.total if full and step else 1.0,
+                "freeze/step_flops": states[-1].flops.total / states[0].flops.total if states else 1.0,
                 "freeze/flops_saved": self.timeline.saved,
             }
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._note_device_peak(pl_module)
         self._report(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -259,8 +280,7 @@ class FreezingCallback(LayerCallback):
         self.timeline = Timeline()
         self._counter: StepFlopCounter | None = None
         self._counting: contextlib.ExitStack | None = None
-        self._step_flops: StepFlops | None = None
-        self._full_flops: StepFlops | None = None
+        self._saved_activations: SavedActivations | None = None
         self._checked_epoch = -1
         self._global_step = 0
         self._fit_started = time.perf_counter()
@@ -272,7 +292,6 @@ class FreezingCallback(LayerCallback):
         return {
             "version": STATE_VERSION,
             "timeline": timeline,
-            "full_flops": self._full_flops and vars(self._full_flops).copy(),
             "checked_epoch": self._checked_epoch,
             "method": self.method_state(),
         }
@@ -298,7 +317,6 @@ class FreezingCallback(LayerCallback):
             )
         self._reset()
         self.timeline, self.layers = timeline, timeline.layers
-        self._full_flops = StepFlops(**state["full_flops"]) if state["full_flops"] else None
         self._checked_epoch = state["checked_epoch"]
         if self.layers:
             self.load_method_state(state["method"], pl_module)

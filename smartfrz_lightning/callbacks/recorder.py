@@ -7,19 +7,16 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import Tensor
 
 import smartfrz_lightning
 from smartfrz_lightning.callbacks.layer_callback import LayerCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch, steps_total
-from smartfrz_lightning.cka import gram_cka
-from smartfrz_lightning.features import layer_grams
 from smartfrz_lightning.history import snapshot_spacing
 from smartfrz_lightning.recording import Recording
 from smartfrz_lightning.reference import load_reference
+from smartfrz_lightning.reference_probe import ReferenceProbe
 from smartfrz_lightning.sampling import WeightSampler
-from smartfrz_lightning.tracing import tensors_in
 
 
 class HistoryRecorder(LayerCallback):
@@ -75,7 +72,7 @@ class HistoryRecorder(LayerCallback):
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self.sample_size = sample_size
         self.seed = seed
-        self._probe_hooks: list[Any] = []
+        self._probe: ReferenceProbe | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -92,7 +89,7 @@ class HistoryRecorder(LayerCallback):
         self._losses: list[Tensor] = []
         self._step = 0
         self._last_global_step = trainer.global_step
-        self._probe: tuple[nn.Module, tuple, dict] | None = None
+        self._probe = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:
@@ -108,37 +105,14 @@ class HistoryRecorder(LayerCallback):
         )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self.layers and self._probe is None:
-            trained = {id(p) for p in pl_module.parameters() if p.requires_grad}
-            for module in pl_module.modules():
-                if trained <= {id(p) for p in module.parameters()}:
-                    self._probe_hooks.append(module.register_forward_pre_hook(self._take_probe, with_kwargs=True))
+        if self._probe is None:
+            self._probe = ReferenceProbe(pl_module)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
-    def _take_probe(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self._probe is None:
-            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
-            self._probe = (module, args, kwargs)
-
     def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for hook in self._probe_hooks:
-            hook.remove()
-        if self._probe is None:
-            raise MisconfigurationException(
-                "HistoryRecorder saw no module called that holds all trainable parameters: call the model as a module "
-                "in training_step, self(x) or self.model(x)"
-            )
         self.layers = [layer for layer in self.layers if layer.pinned not in ("unused", "excluded")]
         self._sampler = WeightSampler(pl_module, self.layers, self.sample_size, self.seed)
-        state = {
-            name: tensor.to(pl_module.device) for name, tensor in load_reference(self.reference, pl_module).items()
-        }
-        own = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
-        _copy(pl_module, state)
-        try:
-            self._reference_grams = self._grams(pl_module)
-        finally:
-            _copy(pl_module, own)
+        self._probe.meet_reference(load_reference(self.reference, pl_module), self.layers)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -159,12 +133,10 @@ class HistoryRecorder(LayerCallback):
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         per_epoch, total = steps_per_epoch(trainer), steps_total(trainer)
-        grams = self._grams(pl_module)
-        pairs = zip(grams, self._reference_grams, strict=True)
         epoch = self._step / per_epoch if per_epoch < float("inf") else float(trainer.current_epoch)
         self._checks.append(
             {
-                "cka": [float(gram_cka(*pair)) for pair in pairs],
+                "cka": self._probe.cka(self.layers),
                 "check_step": self._step,
                 "check_epoch": epoch,
                 "progress": self._step / total if total < float("inf") else float("nan"),
@@ -174,20 +146,6 @@ class HistoryRecorder(LayerCallback):
         )
         self._losses.clear()
         pl_module.log("record/cka", sum(self._checks[-1]["cka"]) / len(self.layers), prog_bar=True)
-
-    def _grams(self, pl_module: LightningModule) -> list[Tensor]:
-        module, args, kwargs = self._probe
-        examples = max(len(tensor) for tensor in tensors_in((args, kwargs)) if tensor.ndim)
-        modes = {m: m.training for m in pl_module.modules()}
-        pl_module.eval()
-        # Whatever random numbers the probe draws, the run must draw the same ones without it.
-        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        try:
-            with torch.random.fork_rng(devices):
-                return layer_grams(pl_module, self.layers, lambda: module(*args, **kwargs), examples)
-        finally:
-            for m, mode in modes.items():
-                m.training = mode
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._checks or not self._snapshots:
@@ -199,7 +157,7 @@ class HistoryRecorder(LayerCallback):
             snapshots=torch.stack(self._snapshots),
             snapshot_step=torch.arange(1, len(self._snapshots) + 1) * self._spacing,
             **{key: torch.tensor(values) for key, values in columns.items()},
-            network=self.network or type(self._probe[0]).__name__,
+            network=self.network or self._probe.network,
             layers=[layer.name for layer in self.layers],
             sizes=[layer.size for layer in self.layers],
             settings={
@@ -217,11 +175,5 @@ class HistoryRecorder(LayerCallback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
-        for hook in self._probe_hooks:
-            hook.remove()
-
-
-@torch.no_grad()
-def _copy(model: nn.Module, state: dict[str, Tensor]) -> None:
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(state[name])
+        if self._probe is not None:
+            self._probe.remove_hooks()

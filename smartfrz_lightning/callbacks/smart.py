@@ -1,20 +1,17 @@
 """SmartFreezeCallback: freeze layers when the attention predictor says so (the paper's method)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
-from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.callbacks.run_length import steps_per_epoch, steps_total
-from smartfrz_lightning.history import WeightHistory, snapshot_spacing
-from smartfrz_lightning.layers import Layer
+from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.predictor.inference import FreezeConfidence
 from smartfrz_lightning.predictor.weights import load_predictor
 
 
-class SmartFreezeCallback(FreezingCallback):
+class SmartFreezeCallback(WindowedFreezingCallback):
     """SmartFRZ (Li et al., ICLR 2023): attention-guided layer freezing.
 
     Small snapshots of every active layer's weights are kept while training goes on. At each check a pretrained
@@ -59,75 +56,19 @@ class SmartFreezeCallback(FreezingCallback):
         seed: int = 0,
         exclude: Sequence[str] = (),
     ) -> None:
-        super().__init__(every_n_epochs, every_n_train_steps, exclude)
+        super().__init__(
+            front_only, every_n_epochs, every_n_train_steps, snapshot_every_n_steps, window, sample_size, seed, exclude
+        )
         if not 0 < threshold < 1:
             raise MisconfigurationException(f"threshold={threshold}: must lie between 0 and 1; the paper takes 0.5")
-        for name, value in (
-            ("window", window),
-            ("sample_size", sample_size),
-            ("snapshot_every_n_steps", snapshot_every_n_steps),
-        ):
-            if value is not None and value < 1:
-                raise MisconfigurationException(f"{name}={value}: must be at least 1")
         self.predictor = predictor
         self.threshold = threshold
-        self.front_only = front_only
-        self.snapshot_every_n_steps = snapshot_every_n_steps
-        self.window = window
-        self.sample_size = sample_size
-        self.seed = seed
         self._network = load_predictor(predictor, sample_size)
-        self._history: WeightHistory | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._confidence = FreezeConfidence(self._network.to(pl_module.device))
-        self._spacing = self.snapshot_every_n_steps or snapshot_spacing(
-            steps_per_epoch(trainer), steps_total(trainer), self.window
-        )
-        if self.layers and self._history is None:
-            self._history = self._new_history(pl_module)
 
-    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._history = self._new_history(pl_module)
-
-    def on_optimizer_step_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.timeline.steps % self._spacing == 0:
-            self._history.record(self.timeline.steps)
-
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
-        if len(self._history.steps) < 2:  # one snapshot shows no movement
-            return {}
-        confidences = self._confidence(self._history.windows(), self._history.names, self._history.steps).tolist()
-        known = dict(zip(self._history.names, confidences, strict=True))
-        ready = {name: confidence for name, confidence in known.items() if confidence > self.threshold}
-        return _connected(self.layers, set(self.frozen), ready) if self.front_only else ready
-
-    def on_freeze(self, names: list[str]) -> None:
-        self._history.drop(names)
-
-    def method_state(self) -> dict[str, Any]:
-        return {"history": self._history.state_dict()} if self._history else {}
-
-    def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
-        self._history = self._new_history(pl_module)
-        if "history" in state:
-            self._history.load_state_dict(state["history"])
-
-    def _new_history(self, pl_module: LightningModule) -> WeightHistory:
-        return WeightHistory(pl_module, self.active, self.window, self.sample_size, self.seed)
-
-    def _reset(self) -> None:
-        super()._reset()
-        self._history = None
-
-
-def _connected(layers: list[Layer], frozen: set[str], ready: dict[str, float]) -> dict[str, float]:
-    """Those ready layers before which every layer is frozen or ready."""
-    chosen: dict[str, float] = {}
-    for layer in layers:
-        if layer.name in ready:
-            chosen[layer.name] = ready[layer.name]
-        elif layer.name not in frozen:
-            break
-    return chosen
+    def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
+        confidences = self._confidence(windows, names, steps).tolist()
+        return {name: value for name, value in zip(names, confidences, strict=True) if value > self.threshold}
