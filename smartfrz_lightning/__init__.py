@@ -2,7 +2,28 @@
 
 __version__ = "0.1.0"
 
+from smartfrz_lightning.callbacks.auto import AutoFreezeCallback
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.callbacks.gradient_norm import GradientNormFreezeCallback
+from smartfrz_lightning.callbacks.interval import IntervalFreezeCallback
+from smartfrz_lightning.callbacks.linear import LinearFreezeCallback
+from smartfrz_lightning.callbacks.movement import MovementFreezeCallback
+from smartfrz_lightning.callbacks.random import RandomFreezeCallback
 from smartfrz_lightning.callbacks.recorder import HistoryRecorder
+from smartfrz_lightning.callbacks.similarity import SimilarityFreezeCallback
 from smartfrz_lightning.callbacks.smart import SmartFreezeCallback
+from smartfrz_lightning.callbacks.static import StaticFreezeCallback
 
-__all__ = ["HistoryRecorder", "SmartFreezeCallback"]
+__all__ = [
+    "AutoFreezeCallback",
+    "FreezingCallback",
+    "GradientNormFreezeCallback",
+    "HistoryRecorder",
+    "IntervalFreezeCallback",
+    "LinearFreezeCallback",
+    "MovementFreezeCallback",
+    "RandomFreezeCallback",
+    "SimilarityFreezeCallback",
+    "SmartFreezeCallback",
+    "StaticFreezeCallback",
+]

@@ -3,6 +3,7 @@
 import csv
 import io
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from smartfrz_lightning.cost import StepFlops
@@ -111,3 +112,19 @@ class Timeline:
         events = [FreezeEvent(**event) for event in state["events"]]
         costs = [LayerFlops(**cost) for cost in state["costs"]]
         return cls(**{**state, **flops, "layers": layers, "events": events, "states": states, "costs": costs})
+
+
+def read_freeze_steps(path: str | Path) -> dict[str, int | None]:
+    """Read a CSV that :meth:`Timeline.to_csv` wrote: after how many steps each layer froze, ``None`` if it never did.
+
+    Raises:
+        ValueError: It is no such CSV.
+    """
+    rows = list(csv.DictReader(io.StringIO(Path(path).read_text())))
+    try:
+        return {row["layer"]: int(row["step"]) if row["step"] else None for row in rows}
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no freezing timeline: it needs the columns layer and step. Give the freeze_timeline.csv "
+            "of a run"
+        ) from error

@@ -1,6 +1,7 @@
 """A run that was stopped and resumed ends bit for bit as the uninterrupted one."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import ScriptedFreeze
 from torch.utils.data import DataLoader
 
-from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning import (
+    AutoFreezeCallback,
+    GradientNormFreezeCallback,
+    IntervalFreezeCallback,
+    LinearFreezeCallback,
+    MovementFreezeCallback,
+    RandomFreezeCallback,
+    SimilarityFreezeCallback,
+    SmartFreezeCallback,
+    StaticFreezeCallback,
+)
 
 
 class Batches:
@@ -56,6 +67,11 @@ class Seeded(Classifier):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+class Unscheduled(Seeded):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-2, momentum=0.9)
+
+
 class Killed(Exception):
     pass
 
@@ -81,6 +97,38 @@ def scripted():
     return ScriptedFreeze({3: [0], 11: [2], 19: [1]})
 
 
+def linear():
+    return LinearFreezeCallback(t_0=0.3)
+
+
+def auto():
+    return AutoFreezeCallback(evaluations_per_epoch=2, percentile=70)
+
+
+def gradient_norm():
+    return GradientNormFreezeCallback(alpha=0.5)
+
+
+def similarity():
+    return SimilarityFreezeCallback("reference.ckpt", epsilon=0.02)
+
+
+def interval():
+    return IntervalFreezeCallback(flops_reduction=0.2)
+
+
+def static():
+    return StaticFreezeCallback(layers=2)
+
+
+def movement():
+    return MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1)
+
+
+def drawn():
+    return RandomFreezeCallback("given.csv")
+
+
 @pytest.mark.parametrize("method", [smart, by_step, scripted])
 @pytest.mark.parametrize(
     ("save", "kill"),
@@ -95,16 +143,32 @@ def scripted():
     ],
 )
 def test_resume_is_bitwise_equal(make_trainer, tmp_path, method, save, kill):
-    whole, freezer = Seeded(), method()
+    check_resume(make_trainer, tmp_path, method, save, kill)
+
+
+@pytest.mark.parametrize(
+    "method", [linear, auto, gradient_norm, similarity, interval, static, movement, drawn], ids=lambda m: m.__name__
+)
+@pytest.mark.parametrize(("save", "kill"), [({"every_n_train_steps": 13}, 15), ({"save_on_train_epoch_end": True}, 20)])
+def test_every_method_resumes_bitwise_equal(make_trainer, tmp_path, monkeypatch, method, save, kill):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Seeded().state_dict()}, "reference.ckpt")
+    Path("given.csv").write_text("layer,step\nnet.0,6\nnet.4,18\nnet.7,30\nnet.9,\n")
+    module = Unscheduled if method is linear else Seeded
+    check_resume(make_trainer, tmp_path, method, save, kill, module)
+
+
+def check_resume(make_trainer, tmp_path, method, save, kill, module=Seeded):
+    whole, freezer = module(), method()
     make_trainer(freezer, max_epochs=5).fit(whole)
     assert freezer.frozen, "nothing froze: the comparison would show nothing"
 
     checkpoint = ModelCheckpoint(tmp_path / "saved", **save)
     with pytest.raises(Killed):
-        make_trainer(method(), checkpoint, Kill(kill), max_epochs=5, enable_checkpointing=True).fit(Seeded())
+        make_trainer(method(), checkpoint, Kill(kill), max_epochs=5, enable_checkpointing=True).fit(module())
     path = max((tmp_path / "saved").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
 
-    resumed, again = Seeded(), method()
+    resumed, again = module(), method()
     make_trainer(again, max_epochs=5).fit(resumed, ckpt_path=path, weights_only=True)
     assert resumed.losses == whole.losses[-len(resumed.losses) :] and len(resumed.losses) < len(whole.losses)
     for name, tensor in whole.state_dict().items():

@@ -1,0 +1,94 @@
+"""GradientNormFreezeCallback: the front grows to the layer of least gradient norm (PipeTransformer)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.callbacks.gradients import LayerGradients
+from smartfrz_lightning.layers import Layer, connected, front
+
+
+class GradientNormFreezeCallback(FreezingCallback):
+    r"""The freezing rule of PipeTransformer (He et al. 2021, section 3.1).
+
+    With F of L layers frozen, a check freezes the front up to
+    ``min(F + alpha * (L - F), argmin_l ||g_l||)`` layers, l counted from F on: all layers before the one with the least
+    gradient norm, but no more than a share ``alpha`` of those that are left. The norm is the L2 norm of the gradients
+    summed since the check before. Nothing freezes at the first check.
+
+    Args:
+        alpha: Between 0 and 1; how much of what is left may freeze at once.
+        every_n_epochs: Check at the end of every n-th epoch; 1 if neither interval is given.
+        every_n_train_steps: Check every n optimizer steps instead.
+        exclude: Patterns of what always trains.
+
+    Raises:
+        MisconfigurationException: ``alpha`` is out of range, or both intervals are given.
+
+    Example:
+        >>> from smartfrz_lightning import GradientNormFreezeCallback
+        >>> GradientNormFreezeCallback(alpha=0.5).alpha
+        0.5
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1 / 3,
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        super().__init__(every_n_epochs, every_n_train_steps, exclude)
+        if not 0 < alpha <= 1:
+            raise MisconfigurationException(f"alpha={alpha}: must lie above 0 and be at most 1")
+        self.alpha = alpha
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if trainer.is_global_zero and self.layers:
+            with self._timed():
+                self._gradients.add(pl_module, self.layers, optimizer)
+
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
+        norms = [self._gradients.norms([layer], 2)[layer.name] for layer in self.layers]
+        self._gradients.clear()
+        self._checks += 1
+        if self._checks == 1:
+            return {}
+        size = front_size(norms, len(front(self.layers, self.frozen)), self.alpha)
+        ready = {layer.name for layer in self.layers[:size] if layer in active}
+        return dict.fromkeys(connected(self.layers, self.frozen, ready), 1.0)
+
+    def method_state(self) -> dict[str, Any]:
+        return {"gradients": self._gradients.state_dict(), "checks": self._checks}
+
+    def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
+        self._gradients.load_state_dict(state["gradients"], pl_module)
+        self._checks = state["checks"]
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._gradients = LayerGradients()
+        self._checks = 0
+
+
+def front_size(norms: Sequence[float], frozen: int, alpha: float) -> int:
+    """How many layers the front should have.
+
+    Args:
+        norms: Gradient norm of every layer in forward order; those of the frozen ones do not count.
+        frozen: Layers in the front now.
+        alpha: Largest share of the others to freeze.
+
+    Example:
+        >>> from smartfrz_lightning.callbacks.gradient_norm import front_size
+        >>> front_size([5, 4, 3, 1, 2, 6], frozen=0, alpha=1)
+        3
+        >>> front_size([5, 4, 3, 1, 2, 6], frozen=0, alpha=0.34)
+        2
+    """
+    least = min(range(frozen, len(norms)), key=lambda number: norms[number])
+    return min(int(frozen + alpha * (len(norms) - frozen)), least)

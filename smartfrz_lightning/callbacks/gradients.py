@@ -1,0 +1,71 @@
+"""Gradients of layers, summed up between two checks."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from smartfrz_lightning.layers import Layer
+
+
+class LayerGradients:
+    """The sum of each layer's gradients over optimizer steps; it takes as much memory as the layers.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.callbacks.gradients import LayerGradients
+        >>> from smartfrz_lightning.layer_tracer import find_layers
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> layers, optimizer = find_layers(net, torch.rand(1, 2)), torch.optim.SGD(net.parameters(), lr=1)
+        >>> sums = LayerGradients()
+        >>> for _ in range(2):
+        ...     net.weight.grad = torch.tensor([[3.0, -4.0]])
+        ...     sums.add(net, layers, optimizer)
+        >>> sums.norms(layers, 2), sums.norms(layers, 1)
+        ({'weight': 10.0}, {'weight': 14.0})
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, model: nn.Module, layers: Iterable[Layer], optimizer: Optimizer) -> None:
+        """Add the gradients that an optimizer is about to step with."""
+        stepping = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for layer in layers:
+            for name in layer.parameters:
+                parameter = model.get_parameter(name)
+                if id(parameter) in stepping and parameter.grad is not None:
+                    if name in self._sums:
+                        self._sums[name] += parameter.grad
+                    else:
+                        self._sums[name] = parameter.grad.detach().clone()
+
+    def norms(self, layers: Iterable[Layer], order: int) -> dict[str, float]:
+        """Norm of each layer's sum, all its parameters taken as one vector; 0 without gradients."""
+        return {
+            layer.name: float(
+                torch.linalg.vector_norm(
+                    torch.tensor(
+                        [torch.linalg.vector_norm(self._sums[n], order) for n in layer.parameters if n in self._sums]
+                    ),
+                    order,
+                )
+            )
+            for layer in layers
+        }
+
+    def clear(self) -> None:
+        """Start again from zero."""
+        self._sums.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums."""
+        return {name: tensor.cpu() for name, tensor in self._sums.items()}
+
+    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
+        """Take up saved sums."""
+        self._sums = {name: tensor.to(model.get_parameter(name).device) for name, tensor in state.items()}

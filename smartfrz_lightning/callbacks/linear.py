@@ -1,0 +1,134 @@
+"""LinearFreezeCallback: layer-wise cosine learning rates that end one after another (FreezeOut)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.callbacks.run_length import steps_total
+from smartfrz_lightning.layers import Layer
+
+
+class LinearFreezeCallback(FreezingCallback):
+    r"""Linear Freezing, FreezeOut (Brock et al. 2017; Eq. 6 in the SmartFRZ paper).
+
+    The learning rate of layer i follows ``0.5 * lr * (1 + cos(pi * t / t_i))``, with t the share of the run done, and
+    the layer freezes at ``t_i``. In forward order the ``t_i`` go evenly from ``t_0`` for the first layer to 1 for the
+    last; ``schedule="cubic"`` takes their cubes. What never freezes (the last layer, ``exclude``) has ``t_i = 1``.
+
+    The callback gives each layer a parameter group of its own, so a checkpoint of such a run resumes with this
+    callback only. The first training step shows the layers and is done at the optimizer's own rates.
+
+    Args:
+        t_0: When the first layer freezes, as a share of the run; before cubing, where ``schedule="cubic"``.
+        schedule: ``"linear"`` or ``"cubic"``.
+        scale_rates: Start layer i at ``lr / t_i``, so that all layers travel equally far.
+        exclude: Patterns of what always trains.
+
+    Raises:
+        MisconfigurationException: ``t_0`` is not between 0 and 1, or ``schedule`` unknown; on ``fit``: the module
+            configures a learning-rate scheduler, or the run has no known length.
+
+    Example:
+        >>> from smartfrz_lightning import LinearFreezeCallback
+        >>> LinearFreezeCallback(t_0=0.5).end_times(5)
+        [0.5, 0.625, 0.75, 0.875, 1.0]
+        >>> LinearFreezeCallback(t_0=0.5, schedule="cubic").end_times(3)
+        [0.125, 0.421875, 1.0]
+    """
+
+    def __init__(
+        self,
+        t_0: float = 0.5,
+        schedule: Literal["linear", "cubic"] = "linear",
+        scale_rates: bool = False,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        super().__init__(every_n_train_steps=1, exclude=exclude)
+        if not 0 < t_0 < 1:
+            raise MisconfigurationException(f"t_0={t_0}: must lie between 0 and 1, as a share of the run")
+        if schedule not in ("linear", "cubic"):
+            raise MisconfigurationException(f"schedule={schedule!r}: give 'linear' or 'cubic'")
+        self.t_0 = t_0
+        self.schedule = schedule
+        self.scale_rates = scale_rates
+
+    def end_times(self, layers: int) -> list[float]:
+        """When each of so many layers freezes, as shares of the run."""
+        times = [self.t_0 + (1 - self.t_0) * number / max(1, layers - 1) for number in range(layers)]
+        return [time**3 for time in times] if self.schedule == "cubic" else times
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if trainer.lr_scheduler_configs:
+            scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+            raise MisconfigurationException(
+                f"LinearFreezeCallback sets every layer's learning rate itself, and {type(pl_module).__name__} "
+                f"configures the scheduler {scheduler}: return the optimizer alone from configure_optimizers"
+            )
+        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+            raise MisconfigurationException("LinearFreezeCallback needs parameter groups, which LBFGS does not have")
+        self._split_groups(trainer, pl_module)  # before the optimizer's state comes back from a checkpoint
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._total = steps_total(trainer)
+        if self._total == math.inf:
+            raise MisconfigurationException(
+                "LinearFreezeCallback needs the length of the run: give max_epochs or max_steps, and with a data "
+                "loader without length max_steps"
+            )
+
+    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._split_groups(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        done, ends = self.timeline.steps / self._total, self._ends()
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                if "full_lr" in group:
+                    end = ends.get(group["layer"], 1.0)
+                    start = group["full_lr"] / end if self.scale_rates else group["full_lr"]
+                    group["lr"] = 0.5 * start * (1 + math.cos(math.pi * min(1.0, done / end)))
+
+    def check_due(self, trainer: Trainer) -> bool:
+        return bool(self._over())
+
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
+        return dict.fromkeys(self._over(), 1.0)
+
+    def _over(self) -> list[str]:
+        done, ends = self.timeline.steps / self._total, self._ends()
+        return [layer.name for layer in self.active if done >= ends[layer.name]]
+
+    def _ends(self) -> dict[str, float]:
+        times = zip(self.layers, self.end_times(len(self.layers)), strict=True)
+        return {layer.name: 1.0 if layer.pinned else end for layer, end in times}
+
+    def _split_groups(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            if self.layers and not any("full_lr" in group for group in optimizer.param_groups):
+                split_groups(optimizer, pl_module, self.layers)
+
+
+def split_groups(optimizer: Optimizer, model: nn.Module, layers: Sequence[Layer]) -> None:
+    """Give every layer its own parameter groups, one for each group that its parameters were in.
+
+    A new group has the settings of the old one, and two entries more: ``layer``, its name (empty for parameters of no
+    layer), and ``full_lr``, the rate that the old group had.
+    """
+    owner = {id(model.get_parameter(name)): layer.name for layer in layers for name in layer.parameters}
+    groups = []
+    for group in optimizer.param_groups:
+        for layer in [*(layer.name for layer in layers), ""]:
+            at = [n for n, parameter in enumerate(group["params"]) if owner.get(id(parameter), "") == layer]
+            if at:
+                own = {key: [group[key][n] for n in at] for key in ("params", "param_names") if key in group}
+                groups.append({**group, **own, "layer": layer, "full_lr": group["lr"]})
+    optimizer.param_groups[:] = groups

@@ -1,0 +1,73 @@
+"""MovementFreezeCallback: a control that needs no predictor, one number a layer."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
+
+
+class MovementFreezeCallback(WindowedFreezingCallback):
+    """Freeze a layer when its weights have hardly moved over a full window.
+
+    The movement is ``||w_last - w_first|| / ||w_last||`` over the sampled weights. A control: whoever looks at windows
+    of weights should do better than this.
+
+    Args:
+        threshold: Movement below which a layer freezes.
+        front_only: Freeze a layer only once all before it have.
+        every_n_epochs: Check at the end of every n-th epoch; 1 if neither interval is given.
+        every_n_train_steps: Check every n optimizer steps instead.
+        snapshot_every_n_steps: Optimizer steps between snapshots; by default so many that a window covers 1.5 epochs.
+        window: Snapshots kept a layer.
+        sample_size: Sampled weights a layer.
+        seed: Fixes which weights are sampled.
+        exclude: Patterns of what always trains.
+
+    Raises:
+        MisconfigurationException: An argument is out of range, or both intervals are given.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning import MovementFreezeCallback
+        >>> method = MovementFreezeCallback(threshold=0.1, window=2)
+        >>> windows = torch.tensor([[[3.0, 4.0], [3.0, 4.2]], [[3.0, 4.0], [4.0, 3.0]]])
+        >>> list(method.ready(windows, ["still", "moving"], [1, 2]))
+        ['still']
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.05,
+        front_only: bool = False,
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
+        snapshot_every_n_steps: int | None = None,
+        window: int = 30,
+        sample_size: int = 1024,
+        seed: int = 0,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            front_only, every_n_epochs, every_n_train_steps, snapshot_every_n_steps, window, sample_size, seed, exclude
+        )
+        if not threshold > 0:
+            raise MisconfigurationException(f"threshold={threshold}: must be above 0")
+        self.threshold = threshold
+
+    def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
+        if len(steps) < self.window:
+            return {}
+        movement = relative_movement(windows).tolist()
+        # The further below the threshold, the surer.
+        return {
+            name: 1 - value / self.threshold
+            for name, value in zip(names, movement, strict=True)
+            if value < self.threshold
+        }
+
+
+def relative_movement(windows: Tensor) -> Tensor:
+    """``||w_last - w_first|| / ||w_last||`` of windows ``[layers, snapshots, sample_size]``, as ``[layers]``."""
+    return (windows[:, -1] - windows[:, 0]).norm(dim=-1) / windows[:, -1].norm(dim=-1).clamp_min(1e-12)

@@ -1,0 +1,108 @@
+"""RandomFreezeCallback: a control that saves as much as a given run, with layers drawn by lot."""
+
+import random
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.layer_flops import flops_when_frozen
+from smartfrz_lightning.layers import Layer
+from smartfrz_lightning.timeline import read_freeze_steps
+
+
+class RandomFreezeCallback(FreezingCallback):
+    """Freeze random layers, at the moments and to the FLOPs of another run of the same model.
+
+    At each moment at which that run froze something, layers are drawn until a step costs as nearly as possible what it
+    cost there. A method is worth its place only if it beats this.
+
+    Args:
+        timeline: ``freeze_timeline.csv`` of the other run.
+        seed: Of the lot.
+        exclude: Patterns of what always trains.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no timeline; in the first step: it is one of another model.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from smartfrz_lightning import RandomFreezeCallback
+        >>> from smartfrz_lightning.timeline import Timeline
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "freeze_timeline.csv")
+        ...     _ = path.write_text(Timeline().to_csv())
+        ...     RandomFreezeCallback(timeline=str(path)).seed
+        0
+    """
+
+    def __init__(self, timeline: str, seed: int = 0, exclude: Sequence[str] = ()) -> None:
+        super().__init__(every_n_train_steps=1, exclude=exclude)
+        if not Path(timeline).is_file():
+            raise FileNotFoundError(f"timeline={timeline!r}: no such file; give the freeze_timeline.csv of a run")
+        self.freeze_steps = read_freeze_steps(timeline)
+        self.seed = seed
+
+    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        unknown = set(self.freeze_steps) ^ {layer.name for layer in self.layers}
+        if unknown:
+            raise ValueError(
+                f"the timeline is one of another model: {sorted(unknown)[:3]} are layers of only one of the two. Give "
+                "the timeline of a run of this model"
+            )
+
+    def check_due(self, trainer: Trainer) -> bool:
+        return self.timeline.steps in self.freeze_steps.values()
+
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
+        costs, full = self.timeline.costs, self.timeline.states[0].flops
+        steps = self.timeline.steps
+        there = {name for name, step in self.freeze_steps.items() if step is not None and step <= steps}
+
+        def cost(frozen: Collection[str]) -> float:
+            return flops_when_frozen(costs, full, frozen).total
+
+        lot = random.Random(f"{self.seed}/{steps}")
+        names = [layer.name for layer in active]
+        return dict.fromkeys(draw_to_cost(names, self.frozen, cost(there), cost, lot), 1.0)
+
+
+def draw_to_cost(
+    candidates: Sequence[str],
+    frozen: Sequence[str],
+    target: float,
+    cost: Callable[[Collection[str]], float],
+    lot: random.Random,
+    draws: int = 100,
+) -> list[str]:
+    """Of many random orders of freezing, the start of one that comes nearest to a cost.
+
+    Args:
+        candidates: What may freeze.
+        frozen: What is frozen already.
+        target: The cost to come to.
+        cost: Cost of a step with these layers frozen.
+        lot: Source of chance.
+        draws: Orders to try.
+
+    Example:
+        >>> import random
+        >>> from smartfrz_lightning.callbacks.random import draw_to_cost
+        >>> price = {"a": 5, "b": 3, "c": 2}
+        >>> left = lambda frozen: 10 - sum(price[name] for name in frozen)
+        >>> sorted(draw_to_cost(["a", "b", "c"], [], 5, left, random.Random(0))) in (["a"], ["b", "c"])
+        True
+    """
+    best, least = [], abs(cost(frozen) - target)
+    for _ in range(draws):
+        order = lot.sample(list(candidates), len(candidates))
+        for count in range(1, len(order) + 1):
+            now = cost([*frozen, *order[:count]])
+            if abs(now - target) < least:
+                best, least = order[:count], abs(now - target)
+            if now < target:
+                break
+    return best

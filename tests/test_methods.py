@@ -1,0 +1,197 @@
+"""Each freezing method against its own formula, computed by hand or by other means."""
+
+import math
+
+import pytest
+import torch
+from conftest import Classifier, mlp
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from smartfrz_lightning import (
+    AutoFreezeCallback,
+    GradientNormFreezeCallback,
+    IntervalFreezeCallback,
+    LinearFreezeCallback,
+    MovementFreezeCallback,
+    RandomFreezeCallback,
+    SimilarityFreezeCallback,
+    StaticFreezeCallback,
+)
+
+LAYERS = ["net.0", "net.4", "net.7", "net.9"]  # eight steps an epoch
+
+
+def moments(freezer):
+    return {event.layer: event.step for event in freezer.timeline.events}
+
+
+class Watch(Callback):
+    """Gradients by layer and learning rates by parameter, before every optimizer step."""
+
+    def __init__(self):
+        self.gradients, self.rates = [], []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        step = {layer: [] for layer in LAYERS}
+        for name, parameter in pl_module.named_parameters():
+            owner = {"net.1": "net.0", "net.5": "net.4"}.get(name.rpartition(".")[0], name.rpartition(".")[0])
+            if parameter.grad is not None:
+                step[owner].append(parameter.grad.flatten().clone())
+        self.gradients.append({layer: torch.cat(parts) if parts else None for layer, parts in step.items()})
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        self.rates.append({name: rates[id(p)] for name, p in pl_module.named_parameters()})
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_linear_anneals_every_layer_to_its_own_end(make_trainer, scale):
+    watch, freezer = Watch(), LinearFreezeCallback(t_0=0.5, scale_rates=scale)
+    make_trainer(freezer, watch, max_epochs=3).fit(Classifier(mlp()))
+    ends = dict(zip(LAYERS, [1 / 2, 2 / 3, 5 / 6, 1], strict=True))  # of 24 steps
+    assert moments(freezer) == {"net.0": 12, "net.4": 16, "net.7": 20}
+    for step, rates in enumerate(watch.rates):
+        for name, rate in rates.items():
+            end = ends[{"net.1": "net.0", "net.5": "net.4"}.get(name.rpartition(".")[0], name.rpartition(".")[0])]
+            start = 0.05 / end if scale and step else 0.05
+            assert rate == pytest.approx(0.5 * start * (1 + math.cos(math.pi * min(1, step / 24 / end))), abs=1e-12)
+
+
+def test_linear_keeps_the_groups_of_the_optimizer_apart(make_trainer):
+    def two_groups(parameters):
+        decay, none = [], []
+        for parameter in parameters:
+            (decay if parameter.ndim > 1 else none).append(parameter)
+        return torch.optim.AdamW([{"params": decay, "lr": 1e-2}, {"params": none, "lr": 1e-3, "weight_decay": 0.0}])
+
+    watch, model = Watch(), Classifier(mlp(), two_groups)
+    trainer = make_trainer(LinearFreezeCallback(schedule="cubic"), watch)
+    trainer.fit(model)
+    assert watch.rates[3]["net.0.weight"] == pytest.approx(10 * watch.rates[3]["net.0.bias"])
+    groups = trainer.optimizers[0].param_groups
+    assert all(
+        (group["weight_decay"] == 0) == (parameter.ndim == 1) for group in groups for parameter in group["params"]
+    )
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_linear_refuses_a_scheduler(make_trainer):
+    class Scheduled(Classifier):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    with pytest.raises(MisconfigurationException, match="StepLR.*return the optimizer alone"):
+        make_trainer(LinearFreezeCallback()).fit(Scheduled(mlp()))
+
+
+@pytest.mark.parametrize(("norm", "order"), [("l2", 2), ("l1", 1)])
+def test_auto_freezes_the_front_whose_gradient_norm_changes_least(make_trainer, norm, order):
+    watch, freezer = Watch(), AutoFreezeCallback(evaluations_per_epoch=4, norm=norm, percentile=70)
+    make_trainer(freezer, watch, max_epochs=6).fit(Classifier(mlp()))
+    expected, before = {}, None
+    for end in range(2, len(watch.gradients) + 1, 2):
+        active = [layer for layer in LAYERS[:-1] if layer not in expected]
+        if not active:
+            break
+        # The first step finds the layers and is not counted.
+        steps = watch.gradients[max(1, end - 2) : end]
+        now = {layer: float(sum(step[layer] for step in steps).norm(order)) for layer in active}
+        if before is not None:
+            rates = [abs(before[layer] - now[layer]) / before[layer] for layer in active]
+            limit = torch.tensor(rates, dtype=torch.float64).quantile(0.7)
+            for layer, rate in zip(active, rates, strict=True):
+                if rate >= limit:
+                    break
+                expected[layer] = end
+        before = now
+    assert expected and moments(freezer) == expected
+
+
+def test_gradient_norm_front(make_trainer):
+    watch, freezer = Watch(), GradientNormFreezeCallback(alpha=0.5, every_n_train_steps=4)
+    make_trainer(freezer, watch, max_epochs=4).fit(Classifier(mlp()))
+    expected = {}
+    for end in range(8, len(watch.gradients) + 1, 4):
+        done = len(expected)
+        norms = [float(sum(s[layer] for s in watch.gradients[end - 4 : end]).norm()) for layer in LAYERS[done:]]
+        front = min(int(done + 0.5 * (4 - done)), done + norms.index(min(norms)))
+        expected |= dict.fromkeys(LAYERS[done:front], end)
+    assert expected and moments(freezer) == expected
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.5])
+def test_similarity_freezes_what_stays_alike(make_trainer, tmp_path, rate):
+    model = Classifier(mlp(norm=False), lambda p: torch.optim.SGD(p, lr=rate))
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "end.ckpt")
+    freezer = SimilarityFreezeCallback(str(tmp_path / "end.ckpt"), epsilon=1e-3)
+    make_trainer(freezer).fit(model)
+    assert moments(freezer) == (dict.fromkeys(LAYERS[:-1], 8) if rate < 1e-6 else {})
+
+
+@pytest.mark.parametrize("interval", [None, 2])
+def test_interval_saves_what_was_asked_for(make_trainer, interval):
+    freezer = IntervalFreezeCallback(flops_reduction=0.2, every_n_train_steps=interval)
+    make_trainer(freezer, max_epochs=10).fit(Classifier(mlp()))
+    steps = list(moments(freezer).values())
+    assert list(moments(freezer)) == LAYERS[:-1]
+    gaps = {after - before for before, after in zip(steps, steps[1:], strict=False)}
+    assert gaps == {2} if interval else max(gaps) - min(gaps) <= 1
+    assert freezer.timeline.saved == pytest.approx(0.2, abs=0.01)  # moments are whole steps
+
+
+def test_interval_says_what_is_possible(make_trainer):
+    with pytest.raises(MisconfigurationException, match="flops_reduction=0.9: 0.* is the most"):
+        make_trainer(IntervalFreezeCallback(flops_reduction=0.9)).fit(Classifier(mlp()))
+
+
+@pytest.mark.parametrize(("layers", "count"), [(2, 2), (0.5, 2), (0.3, 1), (0, 0)])
+def test_static_front_never_moves(make_trainer, layers, count):
+    model = Classifier(mlp())
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    freezer = StaticFreezeCallback(layers=layers)
+    make_trainer(freezer).fit(model)
+    assert freezer.frozen == LAYERS[:count]
+    ends = [0, 4, 7][count]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, start[name]) == (int(name.split(".")[1]) < ends), name
+
+
+def test_static_too_many(make_trainer):
+    with pytest.raises(MisconfigurationException, match="layers=4: Classifier has 3 layers"):
+        make_trainer(StaticFreezeCallback(layers=4)).fit(Classifier(mlp()))
+
+
+def test_movement_freezes_what_hardly_moved_in_a_full_window(make_trainer):
+    def rates(parameters):
+        first, *others = parameters
+        return torch.optim.SGD([{"params": [first], "lr": 1e-9}, {"params": others, "lr": 0.3}])
+
+    freezer = MovementFreezeCallback(threshold=0.01, window=10, snapshot_every_n_steps=1)
+    make_trainer(freezer).fit(Classifier(mlp(), rates))
+    assert moments(freezer) == {"net.0": 16}  # after one epoch the window is not full yet
+
+
+def test_random_costs_what_the_other_run_cost(make_trainer, tmp_path):
+    def deep(seed):
+        torch.manual_seed(seed)
+        hidden = [layer for _ in range(9) for layer in (torch.nn.Linear(16, 16), torch.nn.ReLU())]
+        return torch.nn.Sequential(torch.nn.Linear(12, 16), *hidden, torch.nn.Linear(16, 3))
+
+    other = IntervalFreezeCallback(flops_reduction=0.15, every_n_train_steps=4)
+    make_trainer(other, max_epochs=6).fit(Classifier(deep(0)))
+    drawn = [RandomFreezeCallback(str(tmp_path / "freeze_timeline.csv"), seed=seed) for seed in (1, 2)]
+    (tmp_path / "b").mkdir()
+    for freezer in drawn:
+        make_trainer(freezer, max_epochs=6, default_root_dir=tmp_path / "b").fit(Classifier(deep(0)))
+        assert freezer.timeline.saved == pytest.approx(other.timeline.saved, abs=0.02)
+        assert set(moments(freezer).values()) <= set(moments(other).values())
+    assert drawn[0].frozen != drawn[1].frozen != other.frozen
+
+
+def test_random_needs_a_timeline_of_this_model(make_trainer, tmp_path):
+    (tmp_path / "t.csv").write_text("index,layer,step\n0,elsewhere,3\n")
+    with pytest.raises(ValueError, match="timeline is one of another model"):
+        make_trainer(RandomFreezeCallback(str(tmp_path / "t.csv"))).fit(Classifier(mlp()))
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no freezing timeline"):
+        RandomFreezeCallback(str(tmp_path / "t.csv"))
