@@ -1,0 +1,1 @@
+"""Methods x seeds of one experiment, side by side, into one table: the command ``smartfrz benchmark``."""

@@ -1,0 +1,49 @@
+"""Seconds of training, validation and start-up, apart, also over an interruption."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+class TrainingClock(Callback):
+    """Put it first among the callbacks; it stops before the others say goodbye.
+
+    ``seconds`` has ``startup`` (until the first training step begins), ``validation`` and ``train`` (all between the
+    first step and the last, without validation).
+    """
+
+    def __init__(self) -> None:
+        self.seconds = {"startup": 0.0, "validation": 0.0, "train": 0.0}
+        self._since = time.perf_counter()
+
+    def _book(self, part: str, pl_module: LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[part] += now - self._since
+        self._since = now
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._book("startup", pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._book("startup" if trainer.sanity_checking else "train", pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._book("startup" if trainer.sanity_checking else "validation", pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._book("train", pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far, the running training included."""
+        return {**self.seconds, "train": self.seconds["train"] + time.perf_counter() - self._since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.seconds = {**state_dict, "startup": self.seconds["startup"] + state_dict["startup"]}

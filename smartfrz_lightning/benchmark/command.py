@@ -1,0 +1,29 @@
+"""The command ``smartfrz benchmark``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from smartfrz_lightning.benchmark.spec import Benchmark
+from smartfrz_lightning.benchmark.suite import run_benchmark
+
+
+def benchmark_command(args: Sequence[str] | None = None) -> None:
+    """Run the benchmark that a config describes; exits with 1 if a run failed.
+
+    Args:
+        args: Command-line arguments after ``smartfrz benchmark``.
+    """
+    parser = ArgumentParser(
+        prog="smartfrz benchmark",
+        description="Run methods x seeds of one experiment, side by side, into one table and pictures. Started again, "
+        "it goes on where it was stopped.",
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of the benchmark")
+    parser.add_class_arguments(Benchmark)
+    parsed = parser.instantiate_classes(parser.parse_args(args))
+    benchmark = Benchmark(**{field.name: parsed[field.name] for field in fields(Benchmark)})
+    if not run_benchmark(benchmark):
+        sys.exit(1)

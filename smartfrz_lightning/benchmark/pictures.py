@@ -1,0 +1,139 @@
+"""The pictures of a benchmark, each drawn from what its runs recorded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from safetensors import safe_open
+
+from smartfrz_lightning.benchmark.results import Result, cost, find_result
+from smartfrz_lightning.benchmark.spec import Benchmark
+from smartfrz_lightning.benchmark.table import Row
+from smartfrz_lightning.recording import Recording
+
+_MARKS = "os^vDP*X<>hd8p"
+
+
+def draw_pictures(benchmark: Benchmark, results: Sequence[Result], rows: Sequence[Row]) -> list[Path]:
+    """Draw all pictures that the results allow into the output folder.
+
+    Returns:
+        The files: ``accuracy_cost.png``, ``freezing.png``, ``memory.png``, ``moments.png`` and, where the benchmark
+        recorded a run, ``cka.png`` and ``gradient.png``.
+    """
+    output, seed = Path(benchmark.output), benchmark.seeds[0]
+    runs = [r for m in benchmark.methods if (r := find_result(list(results), m, seed)) is not None]
+    froze = [run for run in runs if run["timeline"]["events"]]
+    pictures = {"accuracy_cost.png": _accuracy_cost(results, rows, benchmark)}
+    if froze:
+        pictures["freezing.png"] = _freezing(froze)
+        pictures["memory.png"] = _memory([*froze, *(r for r in runs if r["run"] == benchmark.baseline)])
+        pictures["moments.png"] = _moments(froze)
+    recorded = benchmark.folder("recording", seed)
+    if (recorded / "recording.safetensors").exists():
+        pictures["cka.png"] = _cka(Recording.load(recorded / "recording.safetensors"))
+    if (recorded / "gradient.safetensors").exists():
+        pictures["gradient.png"] = _gradient(recorded / "gradient.safetensors")
+    for name, figure in pictures.items():
+        figure.savefig(output / name, dpi=130)
+    return [output / name for name in pictures]
+
+
+def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Benchmark) -> Figure:
+    """Mean and standard deviation of the metric against FLOPs and against seconds, one mark a method."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    for axes, by in zip(figure.subplots(1, 2, sharey=True), ("flops", "seconds"), strict=True):
+        for number, row in enumerate(rows):
+            own = [result for result in results if result["run"] == row.method]
+            pairs = [(r, find_result(list(results), benchmark.baseline, r["seed"])) for r in own]
+            costs = torch.tensor([cost(r, by) / cost(full, by) for r, full in pairs if full is not None])
+            values = 100 * torch.tensor([result["value"] for result in own])
+            spread = {"xerr": costs.std(), "yerr": values.std()} if len(own) > 1 and len(costs) > 1 else {}
+            mark = {"fmt": _MARKS[number % len(_MARKS)], "color": f"C{number}" if number < 10 else "black"}
+            axes.errorbar(costs.mean(), values.mean(), **spread, **mark, markersize=8, capsize=2, label=row.method)
+        axes.set_xlabel(f"training {'FLOPs' if by == 'flops' else 'time'} relative to {benchmark.baseline}")
+        axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.axes[0].set_ylabel(f"{benchmark.metric}, %")
+    return figure
+
+
+def _freezing(runs: Sequence[Result]) -> Figure:
+    """What froze when: one panel a method, layers in forward order against steps."""
+    columns = min(4, len(runs))
+    lines = -(-len(runs) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * lines + 0.4), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, run in zip(panels, runs, strict=False):
+        steps, events = run["timeline"]["steps"], {e["layer"]: e["step"] for e in run["timeline"]["events"]}
+        for number, layer in enumerate(run["timeline"]["layers"]):
+            end = events.get(layer["name"], steps)
+            axes.barh(number, end, color="tab:orange", height=1)
+            axes.barh(number, steps - end, left=end, color="tab:blue", height=1)
+        axes.invert_yaxis()
+        axes.set_title(run["run"], fontsize=9)
+    for axes in panels[len(runs) :]:
+        axes.axis("off")
+    figure.supxlabel("optimizer step (orange: trains, blue: frozen)", fontsize=9)
+    figure.supylabel("layer, in forward order", fontsize=9)
+    return figure
+
+
+def _memory(runs: Sequence[Result]) -> Figure:
+    """Bytes saved for the backward pass against steps (Fig. 5a)."""
+    axes = _one_panel("optimizer step", "saved for backward, MB")
+    for number, run in enumerate(runs):
+        states, steps = run["timeline"]["states"], run["timeline"]["steps"]
+        at = [state["step"] for state in states] + [steps]
+        values = [state["saved_bytes"] / 1e6 for state in states]
+        line = ["-", "--", ":", "-."][number // 10]
+        axes.step(at, [*values, values[-1]], where="post", linestyle=line, label=run["run"])
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return axes.figure
+
+
+def _moments(runs: Sequence[Result]) -> Figure:
+    """When each layer froze, all methods in one (Fig. 5b)."""
+    axes = _one_panel("layer, in forward order", "epoch at which it froze")
+    for number, run in enumerate(runs):
+        order = {layer["name"]: place for place, layer in enumerate(run["timeline"]["layers"])}
+        events = sorted(run["timeline"]["events"], key=lambda event: order[event["layer"]])
+        mark = _MARKS[number % len(_MARKS)]
+        places = [order[event["layer"]] for event in events]
+        axes.plot(places, [event["epoch"] for event in events], mark, label=run["run"], alpha=0.8)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return axes.figure
+
+
+def _cka(recording: Recording) -> Figure:
+    """CKA to the finished model of up to six layers, evenly spread over the depth (Fig. 4)."""
+    axes = _one_panel("epoch", "CKA to the finished model")
+    count = len(recording.layers)
+    for number in sorted({round(place * (count - 1) / 5) for place in range(6)}):
+        axes.plot(recording.check_epoch, recording.cka[:, number], label=f"{number}: {recording.layers[number]}")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    return axes.figure
+
+
+def _gradient(path: Path) -> Figure:
+    """Distribution of a gradient, in full and sampled (Fig. 3)."""
+    with safe_open(path, "pt") as file:
+        about, full, sample = file.metadata(), file.get_tensor("gradient"), file.get_tensor("sample")
+    axes = _one_panel(f"gradient of {about['weight']} at step {about['step']}", "density")
+    low, high = torch.quantile(full[torch.randperm(len(full))[:100_000]], torch.tensor([0.002, 0.998])).tolist()
+    for values, label in ((full, f"all {len(full):,} values"), (sample, f"{len(sample):,} sampled")):
+        axes.hist(values.numpy(), bins=60, range=(low, high), density=True, alpha=0.5, label=label)
+    axes.legend(frameon=False)
+    return axes.figure
+
+
+def _one_panel(x: str, y: str) -> Axes:
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    return axes

@@ -1,0 +1,151 @@
+"""One run of a benchmark: train, validate, and say what it cost."""
+
+import contextlib
+import copy
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+
+import smartfrz_lightning
+from smartfrz_lightning.benchmark.clock import TrainingClock
+from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
+from smartfrz_lightning.benchmark.spec import Benchmark, Run
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.timeline import Timeline
+
+MEASURE = {"class_path": "StaticFreezeCallback", "init_args": {"layers": 0}}
+
+
+def run_once(
+    benchmark: Benchmark,
+    name: str,
+    run: Run,
+    seed: int,
+    extra_callbacks: list[dict[str, Any]] | None = None,
+    max_steps: int | None = None,
+    on_epoch: Callable[[Trainer], None] | None = None,
+) -> dict[str, Any]:
+    """Do one run, or take it up where it was killed.
+
+    Args:
+        benchmark: The benchmark.
+        name: Of the run.
+        run: How it differs from the experiment.
+        seed: Its seed.
+        extra_callbacks: Callbacks in place of the freezing one, as ``class_path`` and ``init_args``.
+        max_steps: End after so many optimizer steps.
+        on_epoch: Called after every epoch.
+
+    Returns:
+        Everything that the table and the pictures are made of, as plain values.
+
+    Raises:
+        ValueError: Validation does not log the benchmark's metric.
+    """
+    folder = benchmark.folder(name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        freezing = {"class_path": run.callback, "init_args": run.arguments} if run.callback else MEASURE
+        callbacks = extra_callbacks or [freezing]
+        cli = LightningCLI(args=_arguments(benchmark, run, seed, folder, callbacks, max_steps), run=False)
+        trainer, clock = cli.trainer, TrainingClock()
+        trainer.callbacks = [clock, EpochSeed(seed), *trainer.callbacks]
+        if on_epoch is not None:
+            trainer.callbacks.append(_AfterEpoch(on_epoch))
+        trainer.callbacks.append(
+            ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        )
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=_interrupted(folder))
+        metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    if benchmark.metric not in metrics:
+        raise ValueError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
+    freezer = next((c for c in trainer.callbacks if isinstance(c, FreezingCallback)), None)
+    return {
+        "run": name,
+        "seed": seed,
+        "digest": digest(benchmark, run),
+        "value": metrics[benchmark.metric],
+        "metrics": metrics,
+        "steps": trainer.global_step,
+        "seconds": clock.seconds,
+        "timeline": freezer.timeline.state_dict() if freezer else Timeline().state_dict(),
+        **_circumstances(),
+    }
+
+
+def digest(benchmark: Benchmark, run: Run) -> str:
+    """Fingerprint of all settings that a run depends on."""
+    experiment = [Path(path).read_text() for path in run.experiment or benchmark.experiment]
+    settings = [experiment, run.callback, run.arguments, run.overrides, run.shorten_to, run.by, benchmark.metric]
+    return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _arguments(
+    benchmark: Benchmark, run: Run, seed: int, folder: Path, callbacks: list[dict[str, Any]], max_steps: int | None
+) -> list[str]:
+    arguments = [f"--config={path}" for path in run.experiment or benchmark.experiment]
+    arguments += [f"--{key}={_text(value)}" for key, value in benchmark.fill(run.overrides, seed).items()]
+    for callback in benchmark.fill(copy.deepcopy(callbacks), seed):
+        arguments.append(f"--trainer.callbacks+={json.dumps(callback)}")
+    fixed = {"default_root_dir": folder, "logger": False, "enable_checkpointing": True, "num_sanity_val_steps": 0}
+    fixed |= {"enable_progress_bar": False, "enable_model_summary": False}
+    fixed |= {"max_steps": max_steps} if max_steps else {}
+    return [*arguments, f"--seed_everything={seed}", *(f"--trainer.{key}={_text(v)}" for key, v in fixed.items())]
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)
+
+
+def _interrupted(folder: Path) -> Path | None:
+    """The checkpoint that a killed run left, if it can be read."""
+    path = folder / "last.ckpt"
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception:  # cut short while it was written
+        path.unlink()
+        return None
+    return path
+
+
+class _AfterEpoch(Callback):
+    def __init__(self, call: Callable[[Trainer], None]) -> None:
+        self.call = call
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.call(trainer)
+
+
+def _circumstances() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    here = Path(smartfrz_lightning.__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    commit = ""
+    with contextlib.suppress(OSError):
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "commit": commit,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+            "smartfrz_lightning": smartfrz_lightning.__version__,
+        },
+        "hardware": torch.cuda.get_device_name()
+        if cuda
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }

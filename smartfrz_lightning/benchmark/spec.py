@@ -1,0 +1,112 @@
+"""What a benchmark consists of, as its YAML file says."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass
+class Run:
+    """How one kind of run differs from the experiment.
+
+    In ``overrides`` and ``arguments``, ``{name}`` stands for the folder of the run of that name at the same seed, or
+    of a preparation: ``{full}/last.ckpt`` is the finished model of the method ``full``,
+    ``{smart}/freeze_timeline.csv`` what ``smart`` froze when.
+
+    Attributes:
+        callback: The freezing callback, by short name or import path; without one everything trains.
+        arguments: Its arguments.
+        overrides: Settings of the experiment to replace, by dotted name such as ``model.schedule``.
+        shorten_to: Train everything, but only for as long as it takes to cost what this other method cost.
+        by: The cost to match: ``"flops"`` or ``"seconds"``.
+        experiment: Configs to use instead of the benchmark's.
+        seed: Seed to use instead of the benchmark's.
+    """
+
+    callback: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    shorten_to: str | None = None
+    by: Literal["flops", "seconds"] = "flops"
+    experiment: list[str] | None = None
+    seed: int | None = None
+
+    @property
+    def needs(self) -> set[str]:
+        """Names of the runs that must be done before."""
+        named = set(re.findall(r"\{(\w+)\}", repr([self.arguments, self.overrides])))
+        return named | ({self.shorten_to} if self.shorten_to else set())
+
+
+@dataclass
+class Benchmark:
+    """Methods and seeds to run on one experiment.
+
+    Attributes:
+        experiment: LightningCLI configs of the experiment, merged in this order.
+        methods: What to compare, by name.
+        seeds: Every method runs once with each.
+        metric: What validation logs and the table reports; higher is better.
+        output: Folder of the results.
+        prepare: Runs that come first, once, with their own ``experiment`` and ``seed``: a pretrained model.
+        baseline: The method to which the others are compared.
+        record: Method whose training is recorded once more, for the pictures of CKA and gradients; needs its model.
+    """
+
+    experiment: list[str]
+    methods: dict[str, Run]
+    seeds: list[int]
+    metric: str = "val_accuracy"
+    output: str = "runs/benchmark"
+    prepare: dict[str, Run] = field(default_factory=dict)
+    baseline: str = "full"
+    record: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: give at least one, each once")
+        for option in ("baseline", "record"):
+            if getattr(self, option) not in (*self.methods, None):
+                raise ValueError(f"{option}={getattr(self, option)!r} is not one of methods={sorted(self.methods)}")
+        if twice := set(self.methods) & set(self.prepare):
+            raise ValueError(f"methods and prepare share the names {sorted(twice)}: rename one of them")
+        for name, run in {**self.methods, **self.prepare}.items():
+            if unknown := run.needs - set(self.methods) - set(self.prepare):
+                raise ValueError(f"methods.{name} refers to {sorted(unknown)}, which is no method of this benchmark")
+        for name, run in self.prepare.items():
+            if run.seed is None:
+                raise ValueError(f"prepare.{name} needs a seed: it runs once for all seeds")
+        for path in [*self.experiment, *(p for run in self.prepare.values() for p in run.experiment or [])]:
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"experiment={path!r}: no such file; paths start at the working directory")
+        self.order(self.methods)
+
+    def order(self, runs: dict[str, Run]) -> list[str]:
+        """Names so that each comes after those it needs, otherwise as given."""
+        try:
+            return list(TopologicalSorter({n: sorted(run.needs & set(runs)) for n, run in runs.items()}).static_order())
+        except CycleError as error:
+            raise ValueError(f"methods wait for each other: {' -> '.join(error.args[1])}") from error
+
+    def schedule(self) -> list[tuple[str, Run, int]]:
+        """All runs in their order: name, run, seed. Methods alternate, so that a drifting machine hits all alike."""
+        first = [(name, self.prepare[name], self.prepare[name].seed) for name in self.order(self.prepare)]
+        order = self.order(self.methods)
+        return [*first, *((name, self.methods[name], seed) for seed in self.seeds for name in order)]
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where a run keeps its files."""
+        return Path(self.output) / (name if name in self.prepare else f"seed{seed}/{name}")
+
+    def fill(self, value: Any, seed: int) -> Any:
+        """Replace ``{name}`` by folders, anywhere in a setting."""
+        if isinstance(value, dict):
+            return {key: self.fill(entry, seed) for key, entry in value.items()}
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [self.fill(entry, seed) for entry in value]
+        if isinstance(value, str):
+            return re.sub(r"\{(\w+)\}", lambda match: str(self.folder(match[1], seed)), value)
+        return value

@@ -1,0 +1,107 @@
+"""Run a whole benchmark: what is not done yet, in order, with progress; then the table and the pictures."""
+
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from smartfrz_lightning.benchmark.pictures import draw_pictures
+from smartfrz_lightning.benchmark.results import Result, append_result, cost, find_result, read_results
+from smartfrz_lightning.benchmark.run import digest, run_once
+from smartfrz_lightning.benchmark.spec import Benchmark, Run
+from smartfrz_lightning.benchmark.table import compare, to_markdown, to_rich
+
+RECORDING = "recording"
+
+
+def run_benchmark(benchmark: Benchmark) -> bool:
+    """Do every run that has no result yet, then write the table and the pictures into the output folder.
+
+    Args:
+        benchmark: What to run.
+
+    Returns:
+        Whether all runs are done; those that failed are named on the screen.
+
+    Raises:
+        ValueError: The output folder holds results of other settings.
+    """
+    console = Console(stderr=True)
+    path = Path(benchmark.output) / "results.jsonl"
+    results = read_results(path)
+    _check_digests(benchmark, results)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    schedule, failed = benchmark.schedule(), []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        overall, epochs = progress.add_task("runs", total=len(schedule)), progress.add_task("epochs")
+
+        def show(trainer: Trainer) -> None:
+            progress.update(epochs, completed=trainer.current_epoch + 1, total=trainer.max_epochs)
+
+        for name, run, seed in schedule:
+            if find_result(results, name, seed) is None:
+                progress.update(overall, description=f"{name}, seed {seed}")
+                progress.reset(epochs, description="epochs")
+                folder = benchmark.folder(name, seed)
+                try:
+                    result = run_once(benchmark, name, run, seed, None, _length(benchmark, results, run, seed), show)
+                    append_result(path, result)
+                    results.append(result)
+                except Exception as error:
+                    with (folder / "log.txt").open("a") as log:
+                        traceback.print_exc(file=log)
+                    failed.append(f"{name}, seed {seed}: {error} (see {folder / 'log.txt'})")
+            progress.advance(overall)
+        if benchmark.record and not failed:
+            progress.update(overall, description="recording")
+            _record(benchmark, show)
+    wanted = set(benchmark.methods)
+    rows = compare([r for r in results if r["run"] in wanted], list(benchmark.methods), benchmark.baseline)
+    if rows:
+        table = Path(benchmark.output) / "table.md"
+        table.write_text(to_markdown(rows, benchmark.metric, benchmark.baseline))
+        draw_pictures(benchmark, [r for r in results if r["run"] in wanted], rows)
+        Console().print(to_rich(rows, benchmark.metric, benchmark.baseline))
+        Console().print(f"results, table and pictures: {benchmark.output}")
+    for line in failed:
+        console.print(f"failed: {line}", style="red")
+    return not failed
+
+
+def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:
+    for name, run, seed in benchmark.schedule():
+        result = find_result(results, name, seed)
+        if result is not None and result["digest"] != digest(benchmark, run):
+            raise ValueError(
+                f"output={benchmark.output!r} holds a result of {name!r} with other settings: choose another output, "
+                "or delete that folder"
+            )
+
+
+def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> int | None:
+    """Steps of a shortened run: as many as cost what the other method cost."""
+    if run.shorten_to is None:
+        return None
+    other, full = (find_result(results, name, seed) for name in (run.shorten_to, benchmark.baseline))
+    if other is None or full is None:
+        raise ValueError(f"shorten_to={run.shorten_to!r} needs finished runs of it and of {benchmark.baseline!r}")
+    return max(1, min(full["steps"], round(full["steps"] * cost(other, run.by) / cost(full, run.by))))
+
+
+def _record(benchmark: Benchmark, show: Any) -> None:
+    seed = benchmark.seeds[0]
+    folder = benchmark.folder(RECORDING, seed)
+    if (folder / "recording.safetensors").exists():
+        return
+    reference = benchmark.folder(benchmark.record, seed) / "last.ckpt"
+    recorder = {"class_path": "HistoryRecorder", "init_args": {"reference": str(reference)}}
+    gradients = {"class_path": "smartfrz_lightning.benchmark.gradient_sample.GradientSample"}
+    (folder / "last.ckpt").unlink(missing_ok=True)  # a recording cannot be taken up in the middle
+    run = benchmark.methods[benchmark.record]
+    run_once(benchmark, RECORDING, Run(overrides=run.overrides), seed, [recorder, gradients], None, show)

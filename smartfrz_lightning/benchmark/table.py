@@ -1,0 +1,160 @@
+"""The table of a benchmark: accuracy with spread, the paired difference to the baseline, and costs relative to it."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from smartfrz_lightning.benchmark.results import Result, cost, find_result, saved_bytes
+from smartfrz_lightning.extras import require
+
+
+@dataclass
+class Row:
+    """One method over all its runs; ``nan`` where there is nothing to compute it from.
+
+    Attributes:
+        method: Its name.
+        runs: Number of runs.
+        mean: Mean of the metric.
+        sd: Its sample standard deviation.
+        difference: Mean difference to the baseline's run of the same seed.
+        margin: Half width of the 95 % confidence interval of that difference (Student's t).
+        flops: Training FLOPs relative to the baseline's run of the same seed, mean.
+        seconds: Seconds of training relative to it, mean; the method's overhead is in it, validation is not.
+        seconds_sd: Their sample standard deviation.
+        memory: Bytes that autograd saves for the backward pass, mean over the steps, relative to the baseline.
+        overhead: Seconds in the callback as a share of the seconds of training.
+    """
+
+    method: str
+    runs: int
+    mean: float
+    sd: float
+    difference: float
+    margin: float
+    flops: float
+    seconds: float
+    seconds_sd: float
+    memory: float
+    overhead: float
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference to the baseline is more than noise."""
+        if math.isnan(self.margin):
+            return ""
+        if abs(self.difference) <= self.margin:
+            return "within noise"
+        return "better" if self.difference > 0 else "worse"
+
+
+def compare(results: Sequence[Result], methods: Sequence[str], baseline: str) -> list[Row]:
+    """Rows of the table, in the order of ``methods``; methods without a result are left out.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.table import compare
+        >>> def result(run, seed, value, flops):
+        ...     timeline = {"spent": {"forward": flops}, "states": [], "steps": 1, "callback_seconds": 0}
+        ...     return {"run": run, "seed": seed, "value": value, "seconds": {"train": 2.0}, "timeline": timeline}
+        >>> runs = [result("full", 1, 0.9, 10), result("full", 2, 0.8, 10)]
+        >>> runs += [result("half", 1, 0.8, 5), result("half", 2, 0.8, 5)]
+        >>> row = compare(runs, ["full", "half"], "full")[1]
+        >>> round(row.difference, 3), round(row.margin, 3), row.flops, row.verdict
+        (-0.05, 0.635, 0.5, 'within noise')
+    """
+    rows = []
+    for method in methods:
+        own = [result for result in results if result["run"] == method]
+        pairs = [(result, find_result(list(results), baseline, result["seed"])) for result in own]
+        pairs = [(result, full) for result, full in pairs if full is not None]
+        if not own:
+            continue
+        values = [result["value"] for result in own]
+        differences = [result["value"] - full["value"] for result, full in pairs]
+        seconds = [cost(result, "seconds") / cost(full, "seconds") for result, full in pairs]
+        rows.append(
+            Row(
+                method=method,
+                runs=len(own),
+                mean=statistics.fmean(values),
+                sd=_sd(values),
+                difference=_mean(differences),
+                margin=_margin(differences) if method != baseline else math.nan,
+                flops=_mean([cost(result, "flops") / cost(full, "flops") for result, full in pairs]),
+                seconds=_mean(seconds),
+                seconds_sd=_sd(seconds),
+                memory=_mean([saved_bytes(result)[0] / saved_bytes(full)[0] for result, full in pairs]),
+                overhead=_mean([r["timeline"]["callback_seconds"] / cost(r, "seconds") for r in own]),
+            )
+        )
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
+
+def _sd(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def _margin(differences: Sequence[float]) -> float:
+    if len(differences) < 2:
+        return math.nan
+    require("scipy", "benchmark")
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(differences) - 1)) * _sd(differences) / math.sqrt(len(differences))
+
+
+def _cells(row: Row) -> list[str]:
+    def number(value: float, form: str, spread: float = math.nan) -> str:
+        if math.isnan(value):
+            return "–"
+        return format(value, form) + ("" if math.isnan(spread) else f" ± {format(spread, form.lstrip('+'))}")
+
+    known = not math.isnan(row.margin)
+    return [
+        row.method,
+        str(row.runs),
+        number(100 * row.mean, ".2f", 100 * row.sd),
+        number(100 * row.difference, "+.2f", 100 * row.margin) if known else "–",
+        row.verdict,
+        number(row.flops, ".2f"),
+        number(row.seconds, ".2f", row.seconds_sd),
+        number(row.memory, ".2f"),
+        number(100 * row.overhead, ".1f"),
+    ]
+
+
+def _heads(metric: str, baseline: str) -> list[str]:
+    return [
+        "method",
+        "runs",
+        f"{metric}, % ± sd",
+        f"to {baseline}, points ± 95 % CI",
+        "",
+        "FLOPs",
+        "time ± sd",
+        "saved activations",
+        "overhead, % of time",
+    ]
+
+
+def to_rich(rows: Sequence[Row], metric: str, baseline: str) -> Table:
+    """For the terminal."""
+    table = Table(title=f"Relative to {baseline!r} at the same seed")
+    for number, head in enumerate(_heads(metric, baseline)):
+        table.add_column(head, justify="left" if number in (0, 4) else "right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def to_markdown(rows: Sequence[Row], metric: str, baseline: str) -> str:
+    """For a README."""
+    lines = [_heads(metric, baseline), ["---"] * 9, *(_cells(row) for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
