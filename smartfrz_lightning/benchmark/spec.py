@@ -53,6 +53,7 @@ class Benchmark:
         output: Folder of the results.
         prepare: Runs that come first, once, with their own ``experiment`` and ``seed``: a pretrained model.
         baseline: The method to which the others are compared.
+        overrides: Settings of the experiment to replace in every method's runs; those of a method come on top.
         record: Method whose training is recorded once more, for the pictures of CKA and gradients; needs its model.
     """
 
@@ -63,6 +64,7 @@ class Benchmark:
     output: str = "runs/benchmark"
     prepare: dict[str, Run] = field(default_factory=dict)
     baseline: str = "full"
+    overrides: dict[str, Any] = field(default_factory=dict)
     record: str | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +84,8 @@ class Benchmark:
         for path in [*self.experiment, *(p for run in self.prepare.values() for p in run.experiment or [])]:
             if not Path(path).is_file():
                 raise FileNotFoundError(f"experiment={path!r}: no such file; paths start at the working directory")
+        for run in self.methods.values():
+            run.overrides = {**self.overrides, **run.overrides}
         self.order(self.methods)
 
     def order(self, runs: dict[str, Run]) -> list[str]:

@@ -23,7 +23,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         threshold: Confidence above which a layer freezes, between 0 and 1. The paper takes the more likely of the two
             decisions, 0.5.
         front_only: Freeze a layer only once all layers before it have: that saves activation gradients and memory too.
-            ``False`` is the paper's rule, any layer in any order.
+            ``False`` is the paper's rule, each layer for itself.
         every_n_epochs: Check at the end of every n-th epoch; 1 if neither interval is given.
         every_n_train_steps: Check every n optimizer steps instead.
         snapshot_every_n_steps: Optimizer steps between snapshots; by default so many that a window covers 1.5 epochs.
@@ -47,7 +47,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         self,
         predictor: str | None = None,
         threshold: float = 0.5,
-        front_only: bool = False,
+        front_only: bool = True,
         every_n_epochs: int | None = None,
         every_n_train_steps: int | None = None,
         snapshot_every_n_steps: int | None = None,

@@ -1,5 +1,6 @@
 """An image classifier with any network, as a LightningModule."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,6 +9,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
+
+from smartfrz_lightning.experiments.weights import load_weights
 
 
 def _sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -22,6 +25,12 @@ class ImageClassifier(LightningModule):
         num_classes: Number of classes.
         optimizer: Makes the optimizer from the parameters; SGD with momentum 0.9 as in the paper by default.
         schedule: ``"cosine"`` anneals the learning rate to zero over the run, ``"constant"`` leaves it.
+        weights: File of pretrained weights, see :func:`~smartfrz_lightning.experiments.weights.load_weights`.
+        fresh: Patterns of what is not taken from there, such as ``"linear.*"`` for a new head.
+
+    Raises:
+        FileNotFoundError: There is no such file of weights.
+        ValueError: The weights do not fit the network.
 
     Example:
         >>> import torch
@@ -38,8 +47,12 @@ class ImageClassifier(LightningModule):
         num_classes: int = 10,
         optimizer: OptimizerCallable = _sgd,
         schedule: Literal["cosine", "constant"] = "cosine",
+        weights: str | None = None,
+        fresh: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if weights is not None:
+            load_weights(network, weights, fresh)
         self.network = network
         self.optimizer = optimizer
         self.schedule = schedule

@@ -4,6 +4,7 @@ Needs the extra ``vision``.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -16,6 +17,12 @@ require("torchvision", "vision")
 
 from torchvision.datasets import ImageFolder  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
+
+_SHIFTS = {
+    None: lambda image: image,
+    "invert": v2.functional.invert,
+    "hue": lambda image: v2.functional.adjust_hue(image, 0.5),
+}
 
 
 class _Images(Dataset):
@@ -39,7 +46,9 @@ class ImageFolderDataModule(LightningDataModule):
         batch_size: Images a batch.
         image_size: Height and width that images are resized to, and padded-and-cropped to in training.
         train_per_class: Take only so many training images of each class, the first by file name; all if ``None``.
+        test_per_class: The same for test images.
         classes: Take only these classes, numbered in this order; all if ``None``.
+        shift: Change all images: ``"invert"`` their brightness or turn their ``"hue"`` by half the colour circle.
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
 
@@ -54,7 +63,9 @@ class ImageFolderDataModule(LightningDataModule):
         batch_size: int = 128,
         image_size: int = 32,
         train_per_class: int | None = None,
+        test_per_class: int | None = None,
         classes: list[str] | None = None,
+        shift: Literal["invert", "hue"] | None = None,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
     ) -> None:
@@ -67,7 +78,8 @@ class ImageFolderDataModule(LightningDataModule):
         self.root = Path(root)
         self.batch_size = batch_size
         self.image_size = image_size
-        self.train_per_class = train_per_class
+        self.per_class = {"train": train_per_class, "test": test_per_class}
+        self.shift = shift
         self.classes = classes
         normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
         crop = [v2.RandomCrop(image_size, padding=image_size // 8), v2.RandomHorizontalFlip()]
@@ -88,9 +100,8 @@ class ImageFolderDataModule(LightningDataModule):
         images, labels = [], []
         for label, name in enumerate(names):
             paths = sorted(path for path, target in folder.samples if target == folder.class_to_idx[name])
-            limit = self.train_per_class if part == "train" else None
-            for path in paths[:limit]:
-                images.append(resize(v2.functional.pil_to_tensor(folder.loader(path))))
+            for path in paths[: self.per_class[part]]:
+                images.append(_SHIFTS[self.shift](resize(v2.functional.pil_to_tensor(folder.loader(path)))))
                 labels.append(label)
         return _Images(torch.stack(images), torch.tensor(labels), self._transforms[part])
 
