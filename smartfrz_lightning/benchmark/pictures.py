@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors import safe_open
@@ -51,7 +52,7 @@ def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Be
             costs = torch.tensor([cost(r, by) / cost(full, by) for r, full in pairs if full is not None])
             values = 100 * torch.tensor([result["value"] for result in own])
             spread = {"xerr": costs.std(), "yerr": values.std()} if len(own) > 1 and len(costs) > 1 else {}
-            mark = {"fmt": _MARKS[number % len(_MARKS)], "color": f"C{number}" if number < 10 else "black"}
+            mark = {"fmt": _MARKS[number % len(_MARKS)], "color": colormaps["tab20"](number % 20)}
             axes.errorbar(costs.mean(), values.mean(), **spread, **mark, markersize=8, capsize=2, label=row.method)
         axes.set_xlabel(f"training {'FLOPs' if by == 'flops' else 'time'} relative to {benchmark.baseline}")
         axes.grid(alpha=0.3)

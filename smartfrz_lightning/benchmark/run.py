@@ -58,7 +58,8 @@ def run_once(
     with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         freezing = {"class_path": run.callback, "init_args": run.arguments} if run.callback else MEASURE
         callbacks = extra_callbacks or [freezing]
-        cli = LightningCLI(args=_arguments(benchmark, run, seed, folder, callbacks, max_steps), run=False)
+        arguments = _arguments(benchmark, run, seed, folder, callbacks, max_steps)
+        cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
         trainer, clock = cli.trainer, TrainingClock()
         trainer.callbacks = [clock, EpochSeed(seed), *trainer.callbacks]
         if on_epoch is not None:

@@ -49,6 +49,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
                 progress.update(overall, description=f"{name}, seed {seed}")
                 progress.reset(epochs, description="epochs")
                 folder = benchmark.folder(name, seed)
+                folder.mkdir(parents=True, exist_ok=True)
                 try:
                     result = run_once(benchmark, name, run, seed, None, _length(benchmark, results, run, seed), show)
                     append_result(path, result)

@@ -148,7 +148,7 @@ def to_rich(rows: Sequence[Row], metric: str, baseline: str) -> Table:
     """For the terminal."""
     table = Table(title=f"Relative to {baseline!r} at the same seed")
     for number, head in enumerate(_heads(metric, baseline)):
-        table.add_column(head, justify="left" if number in (0, 4) else "right")
+        table.add_column(head, justify="left" if number in (0, 4) else "right", no_wrap=not number)
     for row in rows:
         table.add_row(*_cells(row))
     return table

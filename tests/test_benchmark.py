@@ -1,0 +1,173 @@
+"""The benchmark command, from configs to table and pictures, also when it is killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smartfrz_lightning.benchmark.command import benchmark_command
+from smartfrz_lightning.benchmark.results import append_result, read_results
+from smartfrz_lightning.benchmark.spec import Benchmark, Run
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "benchmark"
+
+
+def small(tmp_path, methods, **settings):
+    """A benchmark of the quick config's experiment, in a still smaller form."""
+    overrides = {
+        "trainer.max_epochs": 4,
+        "trainer.check_val_every_n_epoch": 4,
+        "trainer.limit_train_batches": 8,
+        "trainer.limit_val_batches": 1,
+        "model.init_args.network.init_args.width": 4,
+    }
+    spec = {
+        "experiment": [str(CONFIGS / "experiments" / "digits.yaml")],
+        "methods": methods,
+        "seeds": [1, 2],
+        "overrides": overrides,
+        "output": str(tmp_path / "out"),
+    }
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(yaml.safe_dump({**spec, **settings}))
+    return path
+
+
+def known(results):
+    """What does not depend on the clock."""
+    keys = ("run", "seed", "value", "steps")
+    timelines = [{k: r["timeline"][k] for k in ("events", "states", "spent", "steps")} for r in results]
+    return sorted(
+        ([*(r[key] for key in keys), t] for r, t in zip(results, timelines, strict=True)), key=lambda row: row[:2]
+    )
+
+
+def test_all_methods(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    methods = yaml.safe_load((CONFIGS / "methods.yaml").read_text())["methods"]
+    methods["smart"]["arguments"] = {"threshold": 0.01, "snapshot_every_n_steps": 1}
+    methods["movement"]["arguments"] = {"threshold": 10.0, "window": 4, "snapshot_every_n_steps": 1}
+    config = small(tmp_path, methods, seeds=[1], record="full")
+    benchmark_command(["--config", str(config)])
+    results = {result["run"]: result for result in read_results(tmp_path / "out" / "results.jsonl")}
+    assert set(results) == set(methods)
+    assert results["full"]["steps"] == 32 and not results["full"]["timeline"]["events"]
+    for name in ("smart", "linear", "interval", "static", "movement", "random"):
+        assert results[name]["timeline"]["events"], name
+    spent = {name: sum(result["timeline"]["spent"].values()) for name, result in results.items()}
+    assert spent["random"] == pytest.approx(spent["smart"], rel=0.1)
+    assert spent["shortened_flops"] == pytest.approx(spent["smart"], rel=0.05)
+    assert spent["interval"] == pytest.approx(0.8 * spent["full"], rel=0.02)
+    for result in results.values():
+        assert result["seconds"]["train"] > result["timeline"]["callback_seconds"] > 0
+        assert result["versions"]["torch"] and result["hardware"]
+    out = capsys.readouterr().out
+    table = (tmp_path / "out" / "table.md").read_text()
+    for name in methods:
+        assert name in out and f"| {name} |" in table
+    for name in ("accuracy_cost", "freezing", "memory", "moments", "cka", "gradient"):
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
+
+
+METHODS = {
+    "full": {},
+    "linear": {
+        "callback": "LinearFreezeCallback",
+        "arguments": {"t_0": 0.3},
+        "overrides": {"model.init_args.schedule": "constant"},
+    },
+    "random": {"callback": "RandomFreezeCallback", "arguments": {"timeline": "{linear}/freeze_timeline.csv"}},
+    "shortened": {"shorten_to": "linear"},
+}
+
+
+def test_killed_and_started_again_ends_in_the_same_table(tmp_path):
+    (tmp_path / "a").mkdir()
+    whole = small(tmp_path / "a", METHODS)
+    benchmark_command(["--config", str(whole)])
+    expected = read_results(tmp_path / "a" / "out" / "results.jsonl")
+
+    config = small(tmp_path, METHODS)
+    command = [sys.executable, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    halfway = tmp_path / "out" / "seed1" / "linear" / "last.ckpt"
+    while not halfway.exists() and process.poll() is None:  # until the second run has done an epoch
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert halfway.exists()
+    before = read_results(tmp_path / "out" / "results.jsonl")
+    assert len(before) < len(expected)
+
+    benchmark_command(["--config", str(config)])
+    results = read_results(tmp_path / "out" / "results.jsonl")
+    assert results[: len(before)] == before, "a finished run was run again"
+    assert known(results) == known(expected)
+
+
+def test_a_failing_method_does_not_stop_the_others(tmp_path, capsys):
+    methods = {"full": {}, "static": {"callback": "StaticFreezeCallback", "arguments": {"layers": 99}}, "plain": {}}
+    with pytest.raises(SystemExit) as end:
+        benchmark_command(["--config", str(small(tmp_path, methods, seeds=[1]))])
+    assert end.value.code == 1
+    assert "static, seed 1: layers=99: ImageClassifier has 7 layers" in " ".join(capsys.readouterr().err.split())
+    assert [r["run"] for r in read_results(tmp_path / "out" / "results.jsonl")] == ["full", "plain"]
+
+
+def test_results_of_other_settings_are_not_mixed_in(tmp_path):
+    benchmark_command(["--config", str(small(tmp_path, {"full": {}}, seeds=[1]))])
+    other = small(tmp_path, {"full": {"overrides": {"trainer.max_epochs": 2}}}, seeds=[1])
+    with pytest.raises(ValueError, match="holds a result of 'full' with other settings"):
+        benchmark_command(["--config", str(other)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": []}, "seeds=.*at least one"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"baseline": "none"}, "baseline='none' is not one of"),
+        ({"methods": {"full": Run(), "b": Run(shorten_to="c")}}, "methods.b refers to .'c'."),
+        ({"methods": {"full": Run(shorten_to="b"), "b": Run(shorten_to="full")}}, "wait for each other"),
+        ({"prepare": {"full": Run(seed=1)}}, "share the names"),
+        ({"prepare": {"p": Run()}}, "prepare.p needs a seed"),
+    ],
+)
+def test_bad_specs(change, message):
+    spec = {"experiment": [], "methods": {"full": Run()}, "seeds": [1]}
+    with pytest.raises(ValueError, match=message):
+        Benchmark(**{**spec, **change})
+
+
+def test_missing_experiment():
+    with pytest.raises(FileNotFoundError, match="experiment='nowhere.yaml'"):
+        Benchmark(experiment=["nowhere.yaml"], methods={"full": Run()}, seeds=[1])
+
+
+def test_a_line_that_was_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_result(path, {"run": "a"})
+    path.write_text(path.read_text() + '{"run": "b", "se')
+    append_result(path, {"run": "c"})
+    assert [result["run"] for result in read_results(path)] == ["a", "c"]
+    assert json.loads(path.read_text().splitlines()[0]) == {"run": "a"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_whole(path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    if path.parent.name == "experiments":
+        used = [other for other in CONFIGS.rglob("*.yaml") if f"experiments/{path.name}" in other.read_text()]
+        assert used, "no benchmark uses it"
+        return
+    configs = [CONFIGS / "methods.yaml"] if path.parent == CONFIGS else []
+    configs += [path] if path.stem != "methods" else [CONFIGS / "quick.yaml"]
+    with pytest.raises(SystemExit) as end:
+        benchmark_command([*(f"--config={config}" for config in configs), "--print_config"])
+    assert end.value.code == 0 and "methods" in capsys.readouterr().out
