@@ -99,7 +99,7 @@ def _arguments(
     arguments += [f"--{key}={_text(value)}" for key, value in benchmark.fill(run.overrides, seed).items()]
     for callback in benchmark.fill(copy.deepcopy(callbacks), seed):
         arguments.append(f"--trainer.callbacks+={json.dumps(callback)}")
-    fixed = {"default_root_dir": folder, "logger": False, "enable_checkpointing": True, "num_sanity_val_steps": 0}
+    fixed = {"default_root_dir": folder, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     fixed |= {"enable_progress_bar": False, "enable_model_summary": False}
     fixed |= {"max_steps": max_steps} if max_steps else {}
     return [*arguments, f"--seed_everything={seed}", *(f"--trainer.{key}={_text(v)}" for key, v in fixed.items())]
