@@ -17,9 +17,22 @@ def check_strategy(trainer: Trainer) -> None:
 def after_freeze(trainer: Trainer) -> None:
     """Rebuild the DDP wrapper, so that frozen parameters take no part in the all-reduce.
 
-    Call it on every rank, outside of ``training_step``.
+    Communication hooks are kept. Call it on every rank, outside of ``training_step``.
     """
     strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy):
-        strategy.model = strategy.lightning_module
+    if not isinstance(strategy, DDPStrategy):
+        return
+    hooks = list(strategy.model._comm_hooks)
+    settings = strategy._ddp_kwargs
+    strategy.model = strategy.lightning_module
+    strategy._ddp_kwargs = {**settings, "init_sync": False}  # all ranks hold the same weights already
+    try:
         strategy.configure_ddp()
+    finally:
+        strategy._ddp_kwargs = settings
+    strategy._pl_static_graph_delay_done = False
+    for hook, state in hooks:
+        for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by bucket: the buckets are others
+            getattr(state, name, {}).clear()
+        if (hook, state) not in strategy.model._comm_hooks:
+            strategy.model.register_comm_hook(state, hook)

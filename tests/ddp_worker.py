@@ -1,0 +1,80 @@
+"""Run by torchrun in the tests: one fit under DDP, its outcome saved by every rank."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from conftest import Classifier, Vectors
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from scripted import ScriptedFreeze
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.utils.data import DataLoader, DistributedSampler
+
+
+def plain_net():
+    torch.manual_seed(0)
+    first = [nn.Linear(12, 16), nn.LayerNorm(16), nn.ReLU()]
+    return nn.Sequential(*first, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+class Sized(Classifier):
+    """A training set of a given size, in batches of a given size."""
+
+    def __init__(self, net, size, batch_size):
+        super().__init__(net)
+        self.size, self.batch_size = size, batch_size
+
+    def train_dataloader(self):
+        data = Vectors(self.size)
+        if torch.distributed.is_initialized():  # in order, so that two processes see what one would
+            return DataLoader(data, self.batch_size, sampler=DistributedSampler(data, shuffle=False))
+        return DataLoader(data, self.batch_size)
+
+
+class CountBytes(Callback):
+    """A user's own communication hook, registered as PyTorch's documentation shows."""
+
+    def __init__(self):
+        self.steps = [0]
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.strategy.model.register_comm_hook(None, self.hook)
+
+    def hook(self, state, bucket):
+        self.steps[-1] += bucket.buffer().nbytes
+        return allreduce_hook(torch.distributed.group.WORLD, bucket)
+
+    def on_train_batch_end(self, *_):
+        self.steps.append(0)
+
+
+def main(path):
+    settings = json.loads(Path(path).read_text())
+    model = Sized(plain_net(), settings.get("size", 64), 8)
+    freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
+    count = CountBytes()
+    trainer = Trainer(
+        callbacks=[freezer, count],
+        strategy=DDPStrategy(process_group_backend="gloo", **settings.get("ddp", {})),
+        accelerator="cpu",
+        devices=2,
+        max_epochs=3,
+        precision="64-true",
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(Path(path).parent),
+        **settings.get("trainer", {}),
+    )
+    trainer.fit(model)
+    outcome = {"weights": model.state_dict(), "frozen": freezer.frozen, "losses": model.losses, "bytes": count.steps}
+    torch.save(outcome, Path(path).with_name(f"rank{trainer.global_rank}.pt"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,61 @@
+"""Two gloo processes against one: the same losses and weights, and no communication for what is frozen."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ddp_worker import Sized, plain_net
+from scripted import ScriptedFreeze
+
+LAYERS = {"net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.3": 8 * (16 * 16 + 16), "net.5": 8 * (16 * 3 + 3)}  # bytes
+
+
+def two_processes(tmp_path, settings):
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    worker = str(Path(__file__).with_name("ddp_worker.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command.append(str(tmp_path / "settings.json"))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"script": {"2": [0]}},  # in the middle of an epoch
+        {"script": {"4": [0], "8": [1]}, "ddp": {"gradient_as_bucket_view": True}},  # at its end, twice
+        {"script": {"2": [1]}, "ddp": {"static_graph": True}},
+        {"script": {"1": [0], "3": [1]}, "trainer": {"accumulate_grad_batches": 2}},
+        {"script": {"2": [0]}, "size": 72},  # the last batch is half as long
+    ],
+    ids=["mid-epoch", "epoch end, bucket view", "static graph", "accumulation", "uneven"],
+)
+def test_as_one_process(make_trainer, tmp_path, settings):
+    first, second = two_processes(tmp_path, settings)
+    assert first["frozen"] == second["frozen"] != []
+    for name, tensor in first["weights"].items():
+        assert torch.equal(tensor, second["weights"][name]), name
+
+    single = Sized(plain_net(), settings.get("size", 64), 16)
+    freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
+    make_trainer(freezer, precision="64-true", **settings.get("trainer", {})).fit(single)
+    assert freezer.frozen == first["frozen"]
+    assert len(single.losses) == len(first["losses"])
+    for alone, *both in zip(single.losses, first["losses"], second["losses"], strict=True):
+        assert alone == pytest.approx(sum(both) / 2, rel=1e-12)
+    for name, tensor in single.state_dict().items():
+        assert torch.allclose(tensor, first["weights"][name], rtol=1e-11, atol=1e-13), name
+
+
+@pytest.mark.parametrize("ddp", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=str)
+def test_bytes_fall_by_the_frozen_share_and_the_users_hook_survives(tmp_path, ddp):
+    first, _ = two_processes(tmp_path, {"script": {"3": [0], "7": [1]}, "ddp": ddp})
+    everything = sum(LAYERS.values())
+    expected = [everything] * 3 + [everything - LAYERS["net.0"]] * 4 + [LAYERS["net.5"]] * 5
+    assert first["bytes"][:12] == expected
