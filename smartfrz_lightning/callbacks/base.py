@@ -17,7 +17,7 @@ from torch import Tensor
 from smartfrz_lightning.callbacks.layer_callback import LayerCallback, eager
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
 from smartfrz_lightning.cost import StepFlopCounter
-from smartfrz_lightning.freezing import freeze, hold_still
+from smartfrz_lightning.freezing import freeze, hold_still, renew_statistics
 from smartfrz_lightning.layer_flops import layer_flops
 from smartfrz_lightning.layers import Layer, front
 from smartfrz_lightning.memory import SavedActivations
@@ -127,6 +127,9 @@ class FreezingCallback(LayerCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         with self._timed():
+            if _statistics_only(trainer):
+                renew_statistics(pl_module, self._frozen_layers())
+                return
             hold_still(pl_module, self._frozen_layers())
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
             if not self._state_known:
@@ -154,7 +157,7 @@ class FreezingCallback(LayerCallback):
         with self._timed():
             self._stop_counting()
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            if not self.layers:
+            if not self.layers or _statistics_only(trainer):
                 return
             self.timeline.layers = self.layers
             self._account()
@@ -320,6 +323,11 @@ class FreezingCallback(LayerCallback):
         self._checked_epoch = state["checked_epoch"]
         if self.layers:
             self.load_method_state(state["method"], pl_module)
+
+
+def _statistics_only(trainer: Trainer) -> bool:
+    """Whether this is the last epoch of ``StochasticWeightAveraging``: no training, all BatchNorms measure anew."""
+    return getattr(trainer.fit_loop, "_skip_backward", False)
 
 
 def _leave_one_training(layers: list[Layer], pl_module: LightningModule, trainer: Trainer) -> list[Layer]:

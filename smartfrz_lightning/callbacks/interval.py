@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -56,14 +57,9 @@ class IntervalFreezeCallback(FreezingCallback):
         if not self._plan and self.timeline.costs:
             may_freeze = {layer.name for layer in self.layers if not layer.pinned}
             names = connected(self.layers, [], may_freeze)
-            self._plan = plan_freezing(
-                self.timeline.costs,
-                self.timeline.states[0].flops,
-                names,
-                int(steps_total(trainer)),
-                self.flops_reduction,
-                self.interval,
-            )
+            full, total = self.timeline.states[0].flops, int(steps_total(trainer))
+            plan = plan_freezing(self.timeline.costs, full, names, total, self.flops_reduction, self.interval)
+            self._plan = trainer.strategy.broadcast(plan)  # batches of other length cost other FLOPs
 
     def check_due(self, trainer: Trainer) -> bool:
         return bool(self._over())
@@ -77,7 +73,13 @@ class IntervalFreezeCallback(FreezingCallback):
 
     def _reset(self) -> None:
         super()._reset()
-        self._plan: dict[str, int] = {}  # follows from the timeline's costs, also after a resume
+        self._plan: dict[str, int] = {}
+
+    def method_state(self) -> dict[str, Any]:
+        return {"plan": self._plan}
+
+    def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
+        self._plan = state["plan"]
 
 
 def plan_freezing(

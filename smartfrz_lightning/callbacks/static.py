@@ -45,15 +45,20 @@ class StaticFreezeCallback(FreezingCallback):
     def check_due(self, trainer: Trainer) -> bool:
         return self.timeline.steps == 1 and bool(self.layers_to_freeze)
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
-        share = self.layers_to_freeze
-        count = int(share) if share >= 1 else int(share * len(self.layers))
-        if count > len(active):
+    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._count > len(self.active):
             raise MisconfigurationException(
-                f"layers={share}: {type(pl_module).__name__} has {len(active)} layers that may freeze; the last one "
-                "that leads to the loss always trains"
+                f"layers={self.layers_to_freeze}: {type(pl_module).__name__} has {len(self.active)} layers that may "
+                "freeze; the last one that leads to the loss always trains"
             )
-        return {layer.name: 1.0 for layer in active[:count]}
+
+    @property
+    def _count(self) -> int:
+        share = self.layers_to_freeze
+        return int(share) if share >= 1 else int(share * len(self.layers))
+
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
+        return {layer.name: 1.0 for layer in active[: self._count]}
 
     @torch.no_grad()
     def on_train_batch_end(

@@ -31,6 +31,7 @@ def load_weights(network: nn.Module, path: str, fresh: Sequence[str] = ()) -> No
         if not fnmatch.filter(own, pattern):
             raise ValueError(f"fresh={pattern!r} matches nothing in the network; its entries are {list(own)[-4:]}")
     kept = {name for pattern in fresh for name in fnmatch.filter(own, pattern)}
+    kept |= {name for name in own if name.endswith("num_batches_tracked") and name not in state}  # older files
     wrong = [n for n in own if n not in kept and (n not in state or state[n].shape != own[n].shape)]
     if wrong:
         raise ValueError(
