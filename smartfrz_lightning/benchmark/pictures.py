@@ -43,17 +43,27 @@ def draw_pictures(benchmark: Benchmark, results: Sequence[Result], rows: Sequenc
 
 
 def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Benchmark) -> Figure:
-    """Mean and standard deviation of the metric against FLOPs and against seconds, one mark a method."""
+    """Mean and standard deviation of the metric against FLOPs and against seconds, one mark a method.
+
+    The dashed line joins the runs that train everything: what lies below it, a user has more cheaply by training less.
+    """
     figure = Figure(figsize=(12, 5), layout="constrained")
     for axes, by in zip(figure.subplots(1, 2, sharey=True), ("flops", "seconds"), strict=True):
+        points = {}
         for number, row in enumerate(rows):
             own = [result for result in results if result["run"] == row.method]
             pairs = [(r, find_result(list(results), benchmark.baseline, r["seed"])) for r in own]
             costs = torch.tensor([cost(r, by) / cost(full, by) for r, full in pairs if full is not None])
             values = 100 * torch.tensor([result["value"] for result in own])
+            points[row.method] = float(costs.mean()), float(values.mean())
             spread = {"xerr": costs.std(), "yerr": values.std()} if len(own) > 1 and len(costs) > 1 else {}
             mark = {"fmt": _MARKS[number % len(_MARKS)], "color": colormaps["tab20"](number % 20)}
-            axes.errorbar(costs.mean(), values.mean(), **spread, **mark, markersize=8, capsize=2, label=row.method)
+            axes.errorbar(*points[row.method], **spread, **mark, markersize=8, capsize=2, label=row.method)
+        names = [benchmark.baseline, *(name for name, run in benchmark.methods.items() if run.shorten_to)]
+        line = sorted(points[name] for name in names if name in points)
+        axes.plot(
+            *zip(*line, strict=True), color="grey", linestyle="--", zorder=0, label="training everything, shorter"
+        )
         axes.set_xlabel(f"training {'FLOPs' if by == 'flops' else 'time'} relative to {benchmark.baseline}")
         axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -255,6 +255,8 @@ class FreezingCallback(LayerCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop_counting()
         super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, KeyboardInterrupt) and self.timeline.steps:
+            self._report(trainer)
 
     def _report(self, trainer: Trainer) -> None:
         self.timeline.fit_seconds += time.perf_counter() - self._fit_started
