@@ -33,25 +33,17 @@ class LayerTracer(ParameterTracer):
 
     def __init__(self, model: nn.Module, exclude: Sequence[str] = ()) -> None:
         super().__init__(model)
-        self._model = model
         self._exclude = tuple(exclude)
         self._clock = 0
         self._facts = StepFacts()
         self._producer = WeakTensorKeyDictionary()
         self._buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-        self._hooks: list[Any] = []
 
     def __enter__(self) -> "LayerTracer":
         for name, module in self._model.named_modules():
             if any(True for _ in module.parameters(recurse=False)):
                 self._hooks.append(module.register_forward_pre_hook(self._ran_hook(name)))
         return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
 
     def _ran_hook(self, name: str) -> Callable:
         def hook(*_: Any) -> None:
@@ -88,7 +80,7 @@ class LayerTracer(ParameterTracer):
         """Pin the last layer with a path to ``losses``; call it before their ``backward``."""
         reaching = parameters_reaching(losses)
         last_use = self._facts.last_use
-        names = [name for name, p in self._model.named_parameters() if id(p) in reaching and name in last_use]
+        names = [name for key, name in self._name_of.items() if key in reaching and name in last_use]
         if names:
             self._facts.ends.add(max(names, key=last_use.__getitem__))
 

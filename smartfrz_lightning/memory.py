@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class SavedActivations(torch.autograd.graph.saved_tensors_hooks):
@@ -26,9 +27,8 @@ class SavedActivations(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, model: nn.Module) -> None:
         self.bytes = 0
-        self._own = {
-            tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()] if tensor.numel()
-        }
+        local = [t.to_local() if isinstance(t, DTensor) else t for t in [*model.parameters(), *model.buffers()]]
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in local if tensor.numel()}
         self._counted: set[int] = set()
         super().__init__(self._pack, lambda packed: packed)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from smartfrz_lightning.layers import Layer
 
@@ -87,7 +88,7 @@ def _plan(parameters: Mapping[str, Tensor], layer: Layer, sample_size: int, seed
 
 
 def _gather(parameter: Tensor, index: Tensor, out: Tensor) -> None:
-    values = parameter.detach()
+    values = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
     if values.is_contiguous() and values.dtype == out.dtype:
         torch.index_select(values.view(-1), 0, index, out=out)
     else:  # channels_last and low precision: positions count in logical order all the same

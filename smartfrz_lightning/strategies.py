@@ -5,13 +5,33 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 
-def check_strategy(trainer: Trainer) -> None:
-    """Raise ``MisconfigurationException`` for a strategy under which layers cannot freeze while training."""
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
+    """Raise ``MisconfigurationException`` for a strategy under which a method cannot freeze layers while training.
+
+    Args:
+        trainer: Its strategy is checked.
+        method: Name of the freezing method.
+        works_sharded: Whether the method can do with sharded parameters.
+    """
+    strategy = type(trainer.strategy).__name__
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
         raise MisconfigurationException(
-            f"strategy={type(trainer.strategy).__name__} keeps parameters in flattened or sharded buffers, in which a "
-            "layer cannot be frozen while training: use a single device or strategy='ddp'"
+            f"strategy={strategy} keeps parameters in flattened buffers, in which a layer cannot be frozen while "
+            "training: use a single device, strategy='ddp', or FSDP2 (ModelParallelStrategy)"
         )
+    if isinstance(trainer.strategy, ModelParallelStrategy) and not works_sharded:
+        raise MisconfigurationException(
+            f"strategy={strategy} shards parameters, and {method} needs whole ones: use a single device or "
+            "strategy='ddp'"
+        )
+
+
+def before_freeze(trainer: Trainer) -> None:
+    """Put FSDP2's modules back to their sharded parameters, which are those that freeze. Call it on every rank."""
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        for module in trainer.strategy.lightning_module.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
 
 
 def after_freeze(trainer: Trainer) -> None:

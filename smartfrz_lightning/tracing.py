@@ -1,11 +1,12 @@
 """Which parameters feed which tensor operation, seen while a model runs."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -24,9 +25,34 @@ class ParameterTracer(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.last_operation_seconds = 0.0
+        self._model = model
+        self._hooks: list[Any] = []
         self._sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._name_of = {id(parameter): name for name, parameter in model.named_parameters()}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._sources[tensor] = frozenset({name})
+
+    def __enter__(self) -> "ParameterTracer":
+        if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):
+            for name, module in self._model.named_modules():
+                self._hooks.append(module.register_forward_pre_hook(self._take_gathered(name)))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _take_gathered(self, module_name: str) -> Callable:
+        """While a module runs, FSDP2 puts gathered weights in the place of its own."""
+
+        def hook(module: nn.Module, *_: Any) -> None:
+            for own, parameter in module.named_parameters(prefix=module_name, recurse=False):
+                self._name_of[id(parameter)] = own
+                self._sources[parameter] = frozenset({own})
+
+        return hook
 
     def on_operation(
         self, func: torch._ops.OpOverload, inputs: list[Tensor], out: Any, sources: list[frozenset[str] | None]

@@ -60,7 +60,21 @@ def test_strategies_that_are_not_supported(strategy):
 
     kind = FSDPStrategy if strategy == "fsdp" else DeepSpeedStrategy
     with pytest.raises(MisconfigurationException, match=f"{kind.__name__}.*ddp"):
-        check_strategy(SimpleNamespace(strategy=kind.__new__(kind)))
+        check_strategy(SimpleNamespace(strategy=kind.__new__(kind)), "SmartFreezeCallback", works_sharded=True)
+
+
+def test_methods_that_need_whole_parameters():
+    from types import SimpleNamespace
+
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    from smartfrz_lightning import AutoFreezeCallback, SmartFreezeCallback
+    from smartfrz_lightning.strategies import check_strategy
+
+    trainer = SimpleNamespace(strategy=ModelParallelStrategy())
+    check_strategy(trainer, "SmartFreezeCallback", SmartFreezeCallback.works_sharded)
+    with pytest.raises(MisconfigurationException, match="ModelParallelStrategy.*AutoFreezeCallback needs whole ones"):
+        check_strategy(trainer, "AutoFreezeCallback", AutoFreezeCallback.works_sharded)
 
 
 def test_reference_of_another_architecture(make_trainer, tmp_path):

@@ -14,9 +14,9 @@ from scripted import ScriptedFreeze
 LAYERS = {"net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.3": 8 * (16 * 16 + 16), "net.5": 8 * (16 * 3 + 3)}  # bytes
 
 
-def two_processes(tmp_path, settings):
+def two_processes(tmp_path, settings, worker="ddp_worker.py"):
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    worker = str(Path(__file__).with_name("ddp_worker.py"))
+    worker = str(Path(__file__).with_name(worker))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command.append(str(tmp_path / "settings.json"))
@@ -59,3 +59,25 @@ def test_bytes_fall_by_the_frozen_share_and_the_users_hook_survives(tmp_path, dd
     everything = sum(LAYERS.values())
     expected = [everything] * 3 + [everything - LAYERS["net.0"]] * 4 + [LAYERS["net.5"]] * 5
     assert first["bytes"][:12] == expected
+
+
+def test_fsdp2_as_one_process(make_trainer, tmp_path):
+    script = {"3": [0], "8": [1]}
+    first, second = two_processes(tmp_path, {"script": script}, "fsdp2_worker.py")
+    single = Sized(plain_net(), 64, 16)
+    freezer = ScriptedFreeze({int(step): layers for step, layers in script.items()})
+    make_trainer(freezer).fit(single)
+    assert first["layers"] == second["layers"] == [layer.name for layer in freezer.layers]
+    assert first["frozen"] == second["frozen"] == freezer.frozen == ["net.0", "net.3"]
+    assert first["saved"] == pytest.approx(freezer.timeline.saved, abs=0.01)
+    for alone, *both in zip(single.losses, first["losses"], second["losses"], strict=True):
+        assert alone == pytest.approx(sum(both) / 2, rel=1e-5)
+    for name, tensor in single.state_dict().items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_fsdp2_with_the_shipped_predictor(tmp_path):
+    first, second = two_processes(tmp_path, {"script": {}}, "fsdp2_worker.py")
+    assert first["frozen"] == second["frozen"] != []
+    assert torch.equal(first["windows"], second["windows"])

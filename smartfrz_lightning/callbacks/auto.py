@@ -42,6 +42,8 @@ class AutoFreezeCallback(FreezingCallback):
         50
     """
 
+    works_sharded = False
+
     def __init__(
         self,
         evaluations_per_epoch: int = 4,

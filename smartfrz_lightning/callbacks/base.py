@@ -22,7 +22,7 @@ from smartfrz_lightning.layer_flops import layer_flops
 from smartfrz_lightning.layers import Layer, front
 from smartfrz_lightning.memory import SavedActivations
 from smartfrz_lightning.report import plot_timeline, timeline_table
-from smartfrz_lightning.strategies import after_freeze, check_strategy
+from smartfrz_lightning.strategies import after_freeze, before_freeze, check_strategy
 from smartfrz_lightning.timeline import FreezeEvent, Timeline, TrainingState
 
 STATE_VERSION = 1
@@ -40,6 +40,9 @@ class FreezingCallback(LayerCallback):
         MisconfigurationException: Both intervals are given, or one is below 1; on ``fit``: the strategy is not
             supported, or the Trainer has another callback of this kind.
     """
+
+    works_sharded = True
+    """Whether the method can do with parameters sharded over processes (FSDP2)."""
 
     def __init__(
         self, every_n_epochs: int | None = None, every_n_train_steps: int | None = None, exclude: Sequence[str] = ()
@@ -96,7 +99,7 @@ class FreezingCallback(LayerCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        check_strategy(trainer)
+        check_strategy(trainer, type(self).__name__, self.works_sharded)
         rivals = [type(c).__name__ for c in trainer.callbacks if isinstance(c, LayerCallback) and c is not self]
         if rivals:
             raise MisconfigurationException(
@@ -193,6 +196,7 @@ class FreezingCallback(LayerCallback):
         if not layers:
             return
         self._note_device_peak(pl_module)
+        before_freeze(trainer)
         freeze(pl_module, layers, trainer.optimizers)
         after_freeze(trainer)
         per_epoch = steps_per_epoch(trainer)

@@ -35,6 +35,8 @@ class GradientNormFreezeCallback(FreezingCallback):
         0.5
     """
 
+    works_sharded = False
+
     def __init__(
         self,
         alpha: float = 1 / 3,

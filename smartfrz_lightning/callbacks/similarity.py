@@ -39,6 +39,8 @@ class SimilarityFreezeCallback(FreezingCallback):
         0.01
     """
 
+    works_sharded = False
+
     def __init__(
         self,
         reference: str,

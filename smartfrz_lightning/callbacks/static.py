@@ -30,6 +30,8 @@ class StaticFreezeCallback(FreezingCallback):
         0.5
     """
 
+    works_sharded = False
+
     def __init__(self, layers: int | float = 0.5, exclude: Sequence[str] = ()) -> None:
         super().__init__(every_n_train_steps=1, exclude=exclude)
         if layers < 0 or (layers >= 1 and layers != int(layers)):

@@ -1,0 +1,59 @@
+"""Run by torchrun in the tests: one fit under FSDP2, its outcome saved by every rank."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from ddp_worker import Sized, plain_net
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from scripted import ScriptedFreeze
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from smartfrz_lightning import SmartFreezeCallback
+
+
+class Sharded(Sized):
+    def configure_model(self):
+        for module in self.net:
+            if isinstance(module, nn.Linear):
+                fully_shard(module, mesh=self.device_mesh["data_parallel"])
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+def main(path):
+    settings = json.loads(Path(path).read_text())
+    model = Sharded(plain_net(), 64, 8)
+    script = {int(step): layers for step, layers in settings["script"].items()}
+    freezer = ScriptedFreeze(script) if script else SmartFreezeCallback(threshold=0.01, snapshot_every_n_steps=1)
+    trainer = Trainer(
+        callbacks=[freezer],
+        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"),
+        accelerator="cpu",
+        devices=2,
+        max_epochs=3,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(Path(path).parent),
+    )
+    trainer.fit(model)
+    weights = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in model.state_dict().items()}
+    history = getattr(freezer, "_history", None)
+    outcome = {
+        "weights": weights,
+        "frozen": freezer.frozen,
+        "layers": [layer.name for layer in freezer.layers],
+        "losses": model.losses,
+        "saved": freezer.timeline.saved,
+        "windows": history.windows() if history else None,
+    }
+    torch.save(outcome, Path(path).with_name(f"rank{trainer.global_rank}.pt"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
