@@ -83,7 +83,7 @@ def transformer_flops(kind, batch, tokens, width, hidden, blocks):
             at = f"encoder.layers.encoder_layer_{block}"
             rows += [(f"{at}.self_attention", 3 * square, attention, -1)]
             rows += [(f"{at}.self_attention.out_proj", square, 0, 0)]
-            rows += [(f"{at}.mlp.0", mlp, 0, -1), (f"{at}.mlp.3", mlp, 0, 0)]
+            rows += [(f"{at}.mlp.0", mlp, 0, 0), (f"{at}.mlp.3", mlp, 0, 0)]
         else:
             at = f"bert.encoder.layer.{block}"
             rows += [(f"{at}.attention.self.query", square, 0, 0), (f"{at}.attention.self.key", square, 0, 1)]

@@ -86,7 +86,7 @@ class Kill(Callback):
 
 
 def smart():
-    return SmartFreezeCallback(threshold=0.3, every_n_epochs=1, snapshot_every_n_steps=1)
+    return SmartFreezeCallback(threshold=0.3, front_only=False, every_n_epochs=1, snapshot_every_n_steps=1)
 
 
 def by_step():

@@ -13,6 +13,11 @@ class EpochSeed(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self._started = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         torch.manual_seed(self.seed * 100_003 + trainer.current_epoch)
+        if trainer.current_epoch and not self._started:
+            # A resumed run has made its data iterator before, an uninterrupted one is about to: that draws a number.
+            torch.empty((), dtype=torch.int64).random_()
+        self._started = True
