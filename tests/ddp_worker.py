@@ -1,12 +1,15 @@
 """Run by torchrun in the tests: one fit under DDP, its outcome saved by every rank."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from conftest import Classifier, Vectors
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from scripted import ScriptedFreeze
 from torch import nn
@@ -51,13 +54,28 @@ class CountBytes(Callback):
         self.steps.append(0)
 
 
+class Kill(Callback):
+    """The machine loses power before a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(path):
     settings = json.loads(Path(path).read_text())
     model = Sized(plain_net(), settings.get("size", 64), 8)
     freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
     count = CountBytes()
+    callbacks = [freezer, count]
+    if "kill" in settings:
+        saved = ModelCheckpoint(settings["folder"], "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+        callbacks += [Kill(settings["kill"]), saved]
     trainer = Trainer(
-        callbacks=[freezer, count],
+        callbacks=callbacks,
         strategy=DDPStrategy(process_group_backend="gloo", **settings.get("ddp", {})),
         accelerator="cpu",
         devices=2,
@@ -65,15 +83,17 @@ def main(path):
         precision="64-true",
         use_distributed_sampler=False,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing="kill" in settings,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=str(Path(path).parent),
         **settings.get("trainer", {}),
     )
-    trainer.fit(model)
+    trainer.fit(model, ckpt_path=settings.get("resume"))
     outcome = {"weights": model.state_dict(), "frozen": freezer.frozen, "losses": model.losses, "bytes": count.steps}
     torch.save(outcome, Path(path).with_name(f"rank{trainer.global_rank}.pt"))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

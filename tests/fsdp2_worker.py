@@ -53,6 +53,8 @@ def main(path):
         "windows": history.windows() if history else None,
     }
     torch.save(outcome, Path(path).with_name(f"rank{trainer.global_rank}.pt"))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

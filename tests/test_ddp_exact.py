@@ -14,14 +14,16 @@ from scripted import ScriptedFreeze
 LAYERS = {"net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.3": 8 * (16 * 16 + 16), "net.5": 8 * (16 * 3 + 3)}  # bytes
 
 
-def two_processes(tmp_path, settings, worker="ddp_worker.py"):
+def two_processes(tmp_path, settings, worker="ddp_worker.py", survives=True):
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     worker = str(Path(__file__).with_name(worker))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command.append(str(tmp_path / "settings.json"))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode == 0) == survives, done.stderr[-3000:]
+    if not survives:
+        return []
     return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -59,6 +61,24 @@ def test_bytes_fall_by_the_frozen_share_and_the_users_hook_survives(tmp_path, dd
     everything = sum(LAYERS.values())
     expected = [everything] * 3 + [everything - LAYERS["net.0"]] * 4 + [LAYERS["net.5"]] * 5
     assert first["bytes"][:12] == expected
+
+
+def test_killed_and_resumed_by_two_processes_and_by_one(make_trainer, tmp_path):
+    script = {"2": [0], "7": [1]}
+    whole, _ = two_processes(tmp_path, {"script": script})
+    folder = tmp_path / "saved"
+    two_processes(tmp_path, {"script": script, "kill": 10, "folder": str(folder)}, survives=False)
+    last = folder / "epoch=1.ckpt"
+    first, second = two_processes(tmp_path, {"script": script, "resume": str(last)})
+    assert first["losses"] == whole["losses"][8:] and first["frozen"] == whole["frozen"]
+    for name, tensor in whole["weights"].items():
+        assert torch.equal(tensor, first["weights"][name]) and torch.equal(tensor, second["weights"][name]), name
+
+    single, freezer = Sized(plain_net(), 64, 16), ScriptedFreeze({int(step): layers for step, layers in script.items()})
+    make_trainer(freezer, precision="64-true").fit(single, ckpt_path=last)
+    assert freezer.frozen == whole["frozen"] and len(single.losses) == 4
+    for name, tensor in whole["weights"].items():
+        assert torch.allclose(single.state_dict()[name], tensor, rtol=1e-11, atol=1e-13), name
 
 
 def test_fsdp2_as_one_process(make_trainer, tmp_path):

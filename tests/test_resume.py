@@ -210,3 +210,25 @@ def test_exported_weights_are_the_models_own(make_trainer, tmp_path):
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
     assert list(saved["state_dict"]) == keys
+
+
+def test_a_checkpoint_without_our_state_starts_freezing_afresh(make_trainer, tmp_path):
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(Classifier(mlp()))
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    freezer = ScriptedFreeze({2: [0]})
+    make_trainer(freezer, max_epochs=2).fit(Classifier(mlp()), ckpt_path=tmp_path / "plain.ckpt")
+    assert freezer.frozen == ["net.0"] and freezer.timeline.steps == 8
+
+
+def test_validation_test_and_prediction_alone_leave_the_model_alone(make_trainer):
+    model, freezer = Classifier(mlp()), ScriptedFreeze({2: [0]})
+    model.test_step = model.validation_step
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = make_trainer(freezer)
+    trainer.validate(model, verbose=False)
+    trainer.test(model, dataloaders=model.val_dataloader(), verbose=False)
+    trainer.predict(model, DataLoader(torch.randn(4, 12)))
+    assert all(parameter.requires_grad for parameter in model.parameters()) and not freezer.layers
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

@@ -116,7 +116,10 @@ class FreezingCallback(LayerCallback):
         super().on_fit_start(trainer, pl_module)
         if self._loaded is not None:
             self._resume(pl_module)
-        freeze(pl_module, self._frozen_layers())
+        if self.frozen:  # the strategy has wrapped a model in which they still trained
+            before_freeze(trainer)
+            freeze(pl_module, self._frozen_layers())
+            after_freeze(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         freeze(pl_module, self._frozen_layers(), trainer.optimizers)

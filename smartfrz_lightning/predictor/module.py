@@ -58,12 +58,11 @@ class PredictorModule(LightningModule):
         names = ["all", *sorted({run.network for run in data.runs if run.network in data.held_out})]
         self.metrics = torch.nn.ModuleDict({name: PredictorScores() for name in names})
         self.networks = data.networks
+        counts = data.train.labels.bincount(minlength=2).clamp_min(1)
+        self.register_buffer("label_weight", counts.sum() / (2 * counts), persistent=False)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        weight = None
-        if self.balance:
-            counts = self.trainer.datamodule.train.labels.bincount(minlength=2).clamp_min(1)
-            weight = (counts.sum() / (2 * counts)).to(self.device)
+        weight = self.label_weight if self.balance else None
         loss = F.cross_entropy(self.predictor(batch["window"], batch["length"]), batch["label"], weight)
         self.log("train_loss", loss, prog_bar=True)
         return loss
