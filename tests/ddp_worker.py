@@ -67,7 +67,7 @@ class Kill(Callback):
 
 def main(path):
     settings = json.loads(Path(path).read_text())
-    model = Sized(plain_net(), settings.get("size", 64), 8)
+    model = Sized(plain_net().double(), settings.get("size", 64), 8)
     freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
     count = CountBytes()
     callbacks = [freezer, count]

@@ -44,7 +44,7 @@ def test_as_one_process(make_trainer, tmp_path, settings):
     for name, tensor in first["weights"].items():
         assert torch.equal(tensor, second["weights"][name]), name
 
-    single = Sized(plain_net(), settings.get("size", 64), 16)
+    single = Sized(plain_net().double(), settings.get("size", 64), 16)
     freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
     make_trainer(freezer, precision="64-true", **settings.get("trainer", {})).fit(single)
     assert freezer.frozen == first["frozen"]
@@ -74,7 +74,10 @@ def test_killed_and_resumed_by_two_processes_and_by_one(make_trainer, tmp_path):
     for name, tensor in whole["weights"].items():
         assert torch.equal(tensor, first["weights"][name]) and torch.equal(tensor, second["weights"][name]), name
 
-    single, freezer = Sized(plain_net(), 64, 16), ScriptedFreeze({int(step): layers for step, layers in script.items()})
+    single, freezer = (
+        Sized(plain_net().double(), 64, 16),
+        ScriptedFreeze({int(step): layers for step, layers in script.items()}),
+    )
     make_trainer(freezer, precision="64-true").fit(single, ckpt_path=last)
     assert freezer.frozen == whole["frozen"] and len(single.losses) == 4
     for name, tensor in whole["weights"].items():
