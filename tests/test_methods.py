@@ -105,6 +105,7 @@ def test_auto_freezes_the_front_whose_gradient_norm_changes_least(make_trainer, 
                 expected[layer] = end
         before = now
     assert expected and moments(freezer) == expected
+    assert freezer._norms == pytest.approx(before, rel=1e-4)
 
 
 def test_gradient_norm_front(make_trainer):
@@ -126,6 +127,19 @@ def test_similarity_freezes_what_stays_alike(make_trainer, tmp_path, rate):
     freezer = SimilarityFreezeCallback(str(tmp_path / "end.ckpt"), epsilon=1e-3)
     make_trainer(freezer).fit(model)
     assert moments(freezer) == (dict.fromkeys(LAYERS[:-1], 8) if rate < 1e-6 else {})
+
+
+def test_similarity_looks_at_one_epoch(make_trainer, tmp_path):
+    class Stops(Classifier):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.5)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0)]
+
+    model = Stops(mlp(norm=False))
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "end.ckpt")
+    freezer = SimilarityFreezeCallback(str(tmp_path / "end.ckpt"), epsilon=1e-3)
+    make_trainer(freezer).fit(model)
+    assert moments(freezer) == dict.fromkeys(LAYERS[:-1], 16)
 
 
 @pytest.mark.parametrize("interval", [None, 2])
