@@ -18,7 +18,8 @@ def main(args: ArgsType = None) -> None:
         benchmark_command(sys.argv[2:])
         return
     # A rerun may write into the same folder: its config.yaml is replaced.
-    LightningCLI(save_config_kwargs={"overwrite": True}, args=args)
+    about = {"description": "Lightning's command line; and smartfrz benchmark --help for methods side by side."}
+    LightningCLI(save_config_kwargs={"overwrite": True}, parser_kwargs=about, args=args)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,17 @@ class Vectors(Dataset):
         return self.x[index], self.y[index]
 
 
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
 class Classifier(LightningModule):
     """A network, an optimizer and the losses it saw."""
 
     def __init__(self, net, optimizer=None):
         super().__init__()
         self.net = net
-        self.make = optimizer or (lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3))
+        self.make = optimizer or sgd
         self.losses = []
 
     def forward(self, x):

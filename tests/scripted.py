@@ -1,4 +1,9 @@
-"""A freezing method whose decisions are written down beforehand."""
+"""A freezing method whose decisions are written down beforehand, and a record of what every process ended with."""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 
@@ -14,3 +19,14 @@ class ScriptedFreeze(FreezingCallback):
         numbers = self.script.get(self.timeline.steps, ())
         chosen = {self.layers[number].name for number in numbers}
         return {layer.name: 1.0 for layer in active if layer.name in chosen}
+
+
+class SaveEnd(Callback):
+    """Every process writes its weights and what froze."""
+
+    def __init__(self, folder, freezer):
+        self.folder, self.freezer = Path(folder), freezer
+
+    def on_train_end(self, trainer, pl_module):
+        outcome = {"weights": pl_module.state_dict(), "frozen": self.freezer.frozen}
+        torch.save(outcome, self.folder / f"rank{trainer.global_rank}.pt")

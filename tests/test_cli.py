@@ -18,6 +18,14 @@ def test_lightning_itself_ships_no_such_command():
     assert "lightning" not in {entry.name for entry in distribution("lightning").entry_points}
 
 
+def test_benchmark_is_a_command_of_its_own(monkeypatch, capsys):
+    for arguments, expected in ((["--help"], "smartfrz benchmark"), (["benchmark", "--help"], "Run methods x seeds")):
+        monkeypatch.setattr("sys.argv", ["smartfrz", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0 and expected in capsys.readouterr().out
+
+
 def test_the_quickstart_config(tmp_path, capsys):
     main(
         [

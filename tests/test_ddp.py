@@ -5,28 +5,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from conftest import Classifier, mlp
 from lightning.pytorch import Trainer
-from scripted import ScriptedFreeze
+from scripted import SaveEnd, ScriptedFreeze
 
-model, freezer = Classifier(mlp()), ScriptedFreeze({{3: [0, 1]}})
-trainer = Trainer(callbacks=[freezer], max_epochs=2, accelerator="cpu", devices=2, strategy="ddp",
-                  logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                  enable_model_summary=False, default_root_dir={root!r})
-trainer.fit(model)
-torch.save({{"weights": model.state_dict(), "frozen": freezer.frozen}},
-           {root!r} + f"/rank{{trainer.global_rank}}.pt")
+if __name__ == "__main__":
+    freezer = ScriptedFreeze({{3: [0, 1]}})
+    trainer = Trainer(callbacks=[freezer, SaveEnd({root!r}, freezer)], max_epochs=2, accelerator="cpu", devices=2,
+                      strategy={strategy!r}, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                      enable_model_summary=False, default_root_dir={root!r})
+    trainer.fit(Classifier(mlp()))
 """
 
 
-def test_two_processes(tmp_path):
-    import torch
-
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_two_processes(tmp_path, strategy):
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), root=str(tmp_path)))
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), root=str(tmp_path), strategy=strategy))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
