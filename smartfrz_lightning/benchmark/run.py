@@ -59,7 +59,10 @@ def run_once(
         freezing = {"class_path": run.callback, "init_args": run.arguments} if run.callback else MEASURE
         callbacks = extra_callbacks or [freezing]
         arguments = _arguments(benchmark, run, seed, folder, callbacks, max_steps)
-        cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
+        try:
+            cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
+        except SystemExit as error:  # what is wrong stands in the log
+            raise ValueError("its config cannot be parsed") from error
         trainer, clock = cli.trainer, TrainingClock()
         trainer.callbacks = [clock, EpochSeed(seed), *trainer.callbacks]
         if on_epoch is not None:
@@ -67,7 +70,7 @@ def run_once(
         trainer.callbacks.append(
             ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
         )
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=_interrupted(folder))
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=_interrupted(folder, digest(benchmark, run)))
         metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     if benchmark.metric not in metrics:
         raise ValueError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
@@ -109,9 +112,12 @@ def _text(value: Any) -> str:
     return str(value) if isinstance(value, str | Path) else json.dumps(value)
 
 
-def _interrupted(folder: Path) -> Path | None:
-    """The checkpoint that a killed run left, if it can be read."""
-    path = folder / "last.ckpt"
+def _interrupted(folder: Path, settings: str) -> Path | None:
+    """The checkpoint that a killed run of the same settings left, if it can be read."""
+    path, mark = folder / "last.ckpt", folder / "digest.txt"
+    if path.exists() and (not mark.exists() or mark.read_text() != settings):
+        path.unlink()
+    mark.write_text(settings)
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

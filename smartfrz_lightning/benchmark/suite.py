@@ -51,6 +51,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
                 folder = benchmark.folder(name, seed)
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
+                    _check_needs(benchmark, results, run, seed)
                     result = run_once(benchmark, name, run, seed, None, _length(benchmark, results, run, seed), show)
                     append_result(path, result)
                     results.append(result)
@@ -83,6 +84,13 @@ def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:
                 f"output={benchmark.output!r} holds a result of {name!r} with other settings: choose another output, "
                 "or delete that folder"
             )
+
+
+def _check_needs(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> None:
+    for name in sorted(run.needs):
+        at = benchmark.prepare[name].seed if name in benchmark.prepare else seed
+        if find_result(results, name, at) is None:
+            raise ValueError(f"it needs a finished run of {name!r}")
 
 
 def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> int | None:

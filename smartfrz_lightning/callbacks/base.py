@@ -93,6 +93,11 @@ class FreezingCallback(LayerCallback):
         frozen = set(self.frozen)
         return [layer for layer in self.layers if not layer.pinned and layer.name not in frozen]
 
+    @property
+    def steps_in_run(self) -> int:
+        """Optimizer steps since this run began; a second ``fit`` with a new Trainer is a run of its own."""
+        return self.timeline.steps - self._begun
+
     # --- when to ask
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -114,6 +119,9 @@ class FreezingCallback(LayerCallback):
             self._reset()
         self._model = weakref.ref(pl_module)
         super().on_fit_start(trainer, pl_module)
+        self._take_up(trainer, pl_module)
+
+    def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded is not None:
             self._resume(pl_module)
         if self.frozen:  # the strategy has wrapped a model in which they still trained
@@ -122,6 +130,12 @@ class FreezingCallback(LayerCallback):
             after_freeze(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._loaded is not None:  # FSDP2 brings checkpoints back only now
+            self._take_up(trainer, pl_module)
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._checked_epoch = min(self._checked_epoch, trainer.current_epoch - 1)
+        if trainer.global_step == 0:
+            self._begun = self.timeline.steps
         freeze(pl_module, self._frozen_layers(), trainer.optimizers)
         self._global_step = trainer.global_step
 
@@ -268,7 +282,7 @@ class FreezingCallback(LayerCallback):
     def _report(self, trainer: Trainer) -> None:
         self.timeline.fit_seconds += time.perf_counter() - self._fit_started
         self._fit_started = time.perf_counter()
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = self._folder
         if not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -294,6 +308,7 @@ class FreezingCallback(LayerCallback):
         self._counting: contextlib.ExitStack | None = None
         self._saved_activations: SavedActivations | None = None
         self._checked_epoch = -1
+        self._begun = 0
         self._global_step = 0
         self._fit_started = time.perf_counter()
 
@@ -305,6 +320,7 @@ class FreezingCallback(LayerCallback):
             "version": STATE_VERSION,
             "timeline": timeline,
             "checked_epoch": self._checked_epoch,
+            "begun": self._begun,
             "method": self.method_state(),
         }
 
@@ -329,7 +345,7 @@ class FreezingCallback(LayerCallback):
             )
         self._reset()
         self.timeline, self.layers = timeline, timeline.layers
-        self._checked_epoch = state["checked_epoch"]
+        self._checked_epoch, self._begun = state["checked_epoch"], state["begun"]
         if self.layers:
             self.load_method_state(state["method"], pl_module)
 

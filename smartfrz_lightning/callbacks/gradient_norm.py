@@ -55,13 +55,14 @@ class GradientNormFreezeCallback(FreezingCallback):
                 self._gradients.add(pl_module, self.layers, optimizer)
 
     def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
-        norms = [self._gradients.norms([layer], 2)[layer.name] for layer in self.layers]
+        used = [layer for layer in self.layers if layer.pinned != "unused"]
+        norms = list(self._gradients.norms(used, 2).values())
         self._gradients.clear()
         self._checks += 1
         if self._checks == 1:
             return {}
-        size = front_size(norms, len(front(self.layers, self.frozen)), self.alpha)
-        ready = {layer.name for layer in self.layers[:size] if layer in active}
+        size = front_size(norms, len(front(used, self.frozen)), self.alpha)
+        ready = {layer.name for layer in used[:size] if layer in active}
         return dict.fromkeys(connected(self.layers, self.frozen, ready), 1.0)
 
     def method_state(self) -> dict[str, Any]:

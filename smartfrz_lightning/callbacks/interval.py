@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.callbacks.run_length import steps_total
+from smartfrz_lightning.callbacks.run_length import known_length
 from smartfrz_lightning.cost import StepFlops
 from smartfrz_lightning.layer_flops import LayerFlops, flops_when_frozen
 from smartfrz_lightning.layers import Layer, connected
@@ -47,17 +47,13 @@ class IntervalFreezeCallback(FreezingCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if steps_total(trainer) == math.inf:
-            raise MisconfigurationException(
-                "IntervalFreezeCallback needs the length of the run: give max_epochs or max_steps, and with a data "
-                "loader without length max_steps"
-            )
+        known_length(trainer, "IntervalFreezeCallback")
 
     def on_optimizer_step_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._plan and self.timeline.costs:
+        if not self._plan and self.timeline.costs and self.timeline.states:
             may_freeze = {layer.name for layer in self.layers if not layer.pinned}
             names = connected(self.layers, [], may_freeze)
-            full, total = self.timeline.states[0].flops, int(steps_total(trainer))
+            full, total = self.timeline.states[0].flops, known_length(trainer, "IntervalFreezeCallback")
             plan = plan_freezing(self.timeline.costs, full, names, total, self.flops_reduction, self.interval)
             self._plan = trainer.strategy.broadcast(plan)  # batches of other length cost other FLOPs
 
@@ -68,7 +64,7 @@ class IntervalFreezeCallback(FreezingCallback):
         return dict.fromkeys(self._over(), 1.0)
 
     def _over(self) -> list[str]:
-        steps = self.timeline.steps
+        steps = self.steps_in_run
         return [layer.name for layer in self.active if steps >= self._plan.get(layer.name, math.inf)]
 
     def _reset(self) -> None:

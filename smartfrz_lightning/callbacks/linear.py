@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.callbacks.run_length import steps_total
+from smartfrz_lightning.callbacks.run_length import known_length
 from smartfrz_lightning.layers import Layer
 
 
@@ -41,6 +41,8 @@ class LinearFreezeCallback(FreezingCallback):
         >>> LinearFreezeCallback(t_0=0.5, schedule="cubic").end_times(3)
         [0.125, 0.421875, 1.0]
     """
+
+    works_sharded = False  # a checkpoint's optimizer comes back before its layers
 
     def __init__(
         self,
@@ -77,19 +79,14 @@ class LinearFreezeCallback(FreezingCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._total = steps_total(trainer)
-        if self._total == math.inf:
-            raise MisconfigurationException(
-                "LinearFreezeCallback needs the length of the run: give max_epochs or max_steps, and with a data "
-                "loader without length max_steps"
-            )
+        self._total = known_length(trainer, "LinearFreezeCallback")
 
     def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._split_groups(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        done, ends = self.timeline.steps / self._total, self._ends()
+        done, ends = self.steps_in_run / self._total, self._ends()
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 if "full_lr" in group:
@@ -104,12 +101,13 @@ class LinearFreezeCallback(FreezingCallback):
         return dict.fromkeys(self._over(), 1.0)
 
     def _over(self) -> list[str]:
-        done, ends = self.timeline.steps / self._total, self._ends()
+        done, ends = self.steps_in_run / self._total, self._ends()
         return [layer.name for layer in self.active if done >= ends[layer.name]]
 
     def _ends(self) -> dict[str, float]:
-        times = zip(self.layers, self.end_times(len(self.layers)), strict=True)
-        return {layer.name: 1.0 if layer.pinned else end for layer, end in times}
+        used = [layer for layer in self.layers if layer.pinned != "unused"]
+        ends = dict(zip([layer.name for layer in used], self.end_times(len(used)), strict=True))
+        return {layer.name: 1.0 if layer.pinned else ends[layer.name] for layer in self.layers}
 
     def _split_groups(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in trainer.optimizers:

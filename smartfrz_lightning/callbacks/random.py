@@ -55,11 +55,11 @@ class RandomFreezeCallback(FreezingCallback):
             )
 
     def check_due(self, trainer: Trainer) -> bool:
-        return self.timeline.steps in self.freeze_steps.values()
+        return bool(self.timeline.states) and self.steps_in_run in self.freeze_steps.values()
 
     def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
         costs, full = self.timeline.costs, self.timeline.states[0].flops
-        steps = self.timeline.steps
+        steps = self.steps_in_run
         there = {name for name, step in self.freeze_steps.items() if step is not None and step <= steps}
 
         def cost(frozen: Collection[str]) -> float:

@@ -3,6 +3,7 @@
 import math
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 
 def steps_per_epoch(trainer: Trainer) -> float:
@@ -15,6 +16,26 @@ def steps_total(trainer: Trainer) -> float:
     epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     steps = math.inf if trainer.max_steps in (None, -1) else trainer.max_steps
     return min(steps, epochs * steps_per_epoch(trainer)) if epochs else steps
+
+
+def known_length(trainer: Trainer, method: str) -> int:
+    """Optimizer steps of the whole run, for a method that cannot do without.
+
+    Raises:
+        MisconfigurationException: It cannot be known.
+    """
+    total = steps_total(trainer)
+    if total == math.inf:
+        raise MisconfigurationException(
+            f"{method} needs the length of the run: give max_epochs or max_steps, and with a data loader without "
+            "length max_steps"
+        )
+    if len(trainer.optimizers) > 1 and trainer.max_steps not in (None, -1):
+        raise MisconfigurationException(
+            f"max_steps={trainer.max_steps} counts the steps of all {len(trainer.optimizers)} optimizers, so {method} "
+            "does not know the length of the run: give max_epochs instead"
+        )
+    return int(total)
 
 
 def _finite(trainer: Trainer) -> bool:
