@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from ddp_worker import Sized, plain_net
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from scripted import ScriptedFreeze
 from torch import nn
@@ -28,20 +29,21 @@ def main(path):
     model = Sharded(plain_net(), 64, 8)
     script = {int(step): layers for step, layers in settings["script"].items()}
     freezer = ScriptedFreeze(script) if script else SmartFreezeCallback(threshold=0.01, snapshot_every_n_steps=1)
+    saved = ModelCheckpoint(settings.get("folder"), "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     trainer = Trainer(
-        callbacks=[freezer],
+        callbacks=[freezer, saved] if "folder" in settings else [freezer],
         strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"),
         accelerator="cpu",
         devices=2,
         max_epochs=3,
         use_distributed_sampler=False,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing="folder" in settings,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=str(Path(path).parent),
     )
-    trainer.fit(model)
+    trainer.fit(model, ckpt_path=settings.get("resume"))
     weights = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in model.state_dict().items()}
     history = getattr(freezer, "_history", None)
     outcome = {

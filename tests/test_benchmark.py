@@ -120,6 +120,25 @@ def test_a_failing_method_does_not_stop_the_others(tmp_path, capsys):
     assert [r["run"] for r in read_results(tmp_path / "out" / "results.jsonl")] == ["full", "plain"]
 
 
+def test_a_config_that_cannot_be_parsed_is_one_failure(tmp_path, capsys):
+    methods = {"full": {}, "odd": {"overrides": {"trainer.nope": 1}}, "after": {"shorten_to": "odd"}, "plain": {}}
+    with pytest.raises(SystemExit):
+        benchmark_command(["--config", str(small(tmp_path, methods, seeds=[1]))])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "odd, seed 1: its config cannot be parsed" in said and "after, seed 1: it needs a finished run of" in said
+    assert [r["run"] for r in read_results(tmp_path / "out" / "results.jsonl")] == ["full", "plain"]
+
+
+def test_an_unfinished_run_of_other_settings_is_not_taken_up(tmp_path, capsys):
+    config = small(tmp_path, {"full": {}}, seeds=[1], metric="nothing")
+    with pytest.raises(SystemExit):  # trained to the end, but not validated as asked
+        benchmark_command(["--config", str(config)])
+    assert "metric='nothing': validation logs" in " ".join(capsys.readouterr().err.split())
+    benchmark_command(["--config", str(small(tmp_path, {"full": {"overrides": {"trainer.max_epochs": 2}}}, seeds=[1]))])
+    (result,) = read_results(tmp_path / "out" / "results.jsonl")
+    assert result["steps"] == 16
+
+
 def test_results_of_other_settings_are_not_mixed_in(tmp_path):
     benchmark_command(["--config", str(small(tmp_path, {"full": {}}, seeds=[1]))])
     other = small(tmp_path, {"full": {"overrides": {"trainer.max_epochs": 2}}}, seeds=[1])

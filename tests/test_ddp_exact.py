@@ -23,7 +23,7 @@ def two_processes(tmp_path, settings, worker="ddp_worker.py", survives=True):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode == 0) == survives, done.stderr[-3000:]
     if not survives:
-        return []
+        return done.stderr
     return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -104,3 +104,11 @@ def test_fsdp2_with_the_shipped_predictor(tmp_path):
     first, second = two_processes(tmp_path, {"script": {}}, "fsdp2_worker.py")
     assert first["frozen"] == second["frozen"] != []
     assert torch.equal(first["windows"], second["windows"])
+
+
+def test_fsdp2_refuses_to_resume(tmp_path):
+    settings = {"script": {"9": [0]}, "folder": str(tmp_path / "saved")}
+    two_processes(tmp_path, settings, "fsdp2_worker.py")
+    resumed = {**settings, "resume": str(tmp_path / "saved" / "epoch=0.ckpt")}
+    said = two_processes(tmp_path, resumed, "fsdp2_worker.py", survives=False)
+    assert "cannot resume under ModelParallelStrategy yet" in said

@@ -209,3 +209,43 @@ def test_random_needs_a_timeline_of_this_model(make_trainer, tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="no freezing timeline"):
         RandomFreezeCallback(str(tmp_path / "t.csv"))
+
+
+def test_a_second_fit_is_a_run_of_its_own(make_trainer):
+    model, freezer = Classifier(mlp()), LinearFreezeCallback(t_0=0.5)
+    make_trainer(freezer).fit(model)
+    head = model.net[9].weight.clone()
+    watch = Watch()
+    make_trainer(freezer, watch).fit(model)
+    assert watch.rates[0]["net.9.weight"] == 0.05 and not torch.equal(head, model.net[9].weight)
+
+    model, freezer = Classifier(mlp()), MovementFreezeCallback(threshold=1e-9, window=4, snapshot_every_n_steps=1)
+    make_trainer(freezer).fit(model)
+    freezer.threshold = 100.0
+    make_trainer(freezer).fit(model)
+    assert set(moments(freezer).values()) == {24 + 8}
+
+
+def test_layers_that_are_not_used_do_not_count(make_trainer):
+    def run(freezer, unused):
+        model = Classifier(mlp())
+        if unused:
+            model.unused = torch.nn.Linear(3, 3)
+        make_trainer(freezer, max_epochs=4).fit(model)
+        return moments(freezer)
+
+    for make in (lambda: GradientNormFreezeCallback(alpha=0.5, every_n_train_steps=4), LinearFreezeCallback):
+        assert run(make(), unused=True) == run(make(), unused=False) != {}
+
+
+def test_linear_and_several_optimizers_need_max_epochs(make_trainer):
+    class Two(Classifier):
+        def __init__(self):
+            super().__init__(mlp())
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(half.parameters(), 0.1) for half in (self.net[:5], self.net[5:])]
+
+    with pytest.raises(MisconfigurationException, match="max_steps=8 counts the steps of all 2 optimizers"):
+        make_trainer(LinearFreezeCallback(), max_steps=8).fit(Two())

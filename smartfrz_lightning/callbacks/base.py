@@ -119,9 +119,6 @@ class FreezingCallback(LayerCallback):
             self._reset()
         self._model = weakref.ref(pl_module)
         super().on_fit_start(trainer, pl_module)
-        self._take_up(trainer, pl_module)
-
-    def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded is not None:
             self._resume(pl_module)
         if self.frozen:  # the strategy has wrapped a model in which they still trained
@@ -130,8 +127,11 @@ class FreezingCallback(LayerCallback):
             after_freeze(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded is not None:  # FSDP2 brings checkpoints back only now
-            self._take_up(trainer, pl_module)
+        if self._loaded is not None:
+            raise MisconfigurationException(
+                f"{type(self).__name__} cannot resume under {type(trainer.strategy).__name__} yet, which brings a "
+                "checkpoint back too late: start from the weights, or use a single device or strategy='ddp'"
+            )
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._checked_epoch = min(self._checked_epoch, trainer.current_epoch - 1)
         if trainer.global_step == 0:
