@@ -91,7 +91,8 @@ class Benchmark:
     def order(self, runs: dict[str, Run]) -> list[str]:
         """Names so that each comes after those it needs, otherwise as given."""
         try:
-            return list(TopologicalSorter({n: sorted(run.needs & set(runs)) for n, run in runs.items()}).static_order())
+            needs = {n: run.needs | ({self.baseline} if run.shorten_to else set()) for n, run in runs.items()}
+            return list(TopologicalSorter({n: sorted(names & set(runs)) for n, names in needs.items()}).static_order())
         except CycleError as error:
             raise ValueError(f"methods wait for each other: {' -> '.join(error.args[1])}") from error
 

@@ -59,6 +59,7 @@ class FreezingCallback(LayerCallback):
         self.every_n_train_steps = every_n_train_steps
         self._loaded: dict[str, Any] | None = None
         self._model: Any = None
+        self._folder: Path | None = None
         self._reset()
 
     @abstractmethod
@@ -113,7 +114,7 @@ class FreezingCallback(LayerCallback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fit_started = time.perf_counter()
+        self._fit_started, self._folder = time.perf_counter(), None
         same_model = self._model is not None and self._model() is pl_module
         if self._loaded is None and not same_model:
             self._reset()
@@ -276,7 +277,7 @@ class FreezingCallback(LayerCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop_counting()
         super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, KeyboardInterrupt) and self.timeline.steps:
+        if isinstance(exception, KeyboardInterrupt) and self.timeline.steps and self._folder is not None:
             self._report(trainer)
 
     def _report(self, trainer: Trainer) -> None:

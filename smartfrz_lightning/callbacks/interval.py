@@ -1,5 +1,6 @@
 """IntervalFreezeCallback: one layer after another, timed to save a given share of the FLOPs."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -126,5 +127,6 @@ def plan_freezing(
             f"flops_reduction={reduction}: {saved(1):.3f} is the most that freezing one layer after another can save "
             f"in {total} steps" + (f" at an interval of {interval}; shorten it" if interval else "")
         )
-    start = max(step for step in range(1, total + 1) if saved(step) >= reduction)
-    return plan(start)
+    # The later the start, the less is saved: search the last one that saves enough by halving.
+    first_too_late = bisect.bisect_left(range(1, total + 1), True, key=lambda start: saved(start) < reduction) + 1
+    return plan(first_too_late - 1)
