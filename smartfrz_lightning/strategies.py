@@ -1,5 +1,11 @@
 """Which strategies freezing works with, and what a wrapper needs after a freeze."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.strategies.fsdp import _METADATA_FILENAME
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -24,6 +30,34 @@ def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
             f"strategy={strategy} shards parameters, and {method} needs whole ones: use a single device or "
             "strategy='ddp'"
         )
+
+
+def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dict[str, Any]], None]) -> None:
+    """Hand a callback its state before a strategy restores model and optimizers at once, after ``on_fit_start``.
+
+    FSDP2 does so, and its optimizer states fit only once the same parameters are frozen as when they were saved. No
+    hook knows the checkpoint's path by then, so the strategy's ``load_checkpoint`` is intercepted, once.
+
+    Args:
+        trainer: About to fit.
+        state_key: The callback's.
+        take_up: Called with its state, if the checkpoint has one.
+    """
+    strategy = trainer.strategy
+    if not strategy.restore_checkpoint_after_setup:
+        return
+    load = type(strategy).load_checkpoint
+
+    def load_checkpoint(checkpoint_path: str | Path, **kwargs: Any) -> dict[str, Any]:
+        del strategy.load_checkpoint
+        path = Path(strategy.broadcast(checkpoint_path))
+        file = path / _METADATA_FILENAME if path.is_dir() else path
+        saved = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=True)
+        if state_key in saved.get("callbacks", {}):
+            take_up(saved["callbacks"][state_key])
+        return load(strategy, checkpoint_path, **kwargs)
+
+    strategy.load_checkpoint = load_checkpoint
 
 
 def before_freeze(trainer: Trainer) -> None:

@@ -28,11 +28,17 @@ def main(path):
     settings = json.loads(Path(path).read_text())
     model = Sharded(plain_net(), 64, 8)
     script = {int(step): layers for step, layers in settings["script"].items()}
-    freezer = ScriptedFreeze(script) if script else SmartFreezeCallback(threshold=0.01, snapshot_every_n_steps=1)
+    threshold = settings.get("threshold", 0.01)
+    freezer = ScriptedFreeze(script) if script else SmartFreezeCallback(threshold=threshold, snapshot_every_n_steps=1)
     saved = ModelCheckpoint(settings.get("folder"), "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     trainer = Trainer(
         callbacks=[freezer, saved] if "folder" in settings else [freezer],
-        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"),
+        strategy=ModelParallelStrategy(
+            data_parallel_size=2,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=settings.get("sharded", True),
+            process_group_backend="gloo",
+        ),
         accelerator="cpu",
         devices=2,
         max_epochs=3,

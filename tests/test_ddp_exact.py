@@ -106,9 +106,21 @@ def test_fsdp2_with_the_shipped_predictor(tmp_path):
     assert torch.equal(first["windows"], second["windows"])
 
 
-def test_fsdp2_refuses_to_resume(tmp_path):
-    settings = {"script": {"9": [0]}, "folder": str(tmp_path / "saved")}
-    two_processes(tmp_path, settings, "fsdp2_worker.py")
-    resumed = {**settings, "resume": str(tmp_path / "saved" / "epoch=0.ckpt")}
-    said = two_processes(tmp_path, resumed, "fsdp2_worker.py", survives=False)
-    assert "cannot resume under ModelParallelStrategy yet" in said
+@pytest.mark.parametrize("form", ["sharded", "one file"])
+def test_fsdp2_resumes(tmp_path, form):
+    settings = {"script": {"3": [0], "9": [1]}, "folder": str(tmp_path / "saved"), "sharded": form == "sharded"}
+    whole, _ = two_processes(tmp_path, settings, "fsdp2_worker.py")
+    resumed = {**settings, "resume": str(tmp_path / "saved" / "epoch=1.ckpt"), "folder": str(tmp_path / "again")}
+    first, second = two_processes(tmp_path, resumed, "fsdp2_worker.py")
+    assert first["frozen"] == second["frozen"] == whole["frozen"] == ["net.0", "net.3"]
+    assert first["losses"] == whole["losses"][8:] and first["saved"] == whole["saved"]
+    for name, tensor in whole["weights"].items():
+        assert torch.equal(tensor, first["weights"][name]) and torch.equal(tensor, second["weights"][name]), name
+
+
+def test_fsdp2_resumes_the_history(tmp_path):
+    settings = {"script": {}, "folder": str(tmp_path / "saved"), "threshold": 0.999}
+    whole, _ = two_processes(tmp_path, settings, "fsdp2_worker.py")
+    resumed = {**settings, "resume": str(tmp_path / "saved" / "epoch=0.ckpt"), "folder": str(tmp_path / "again")}
+    first, _ = two_processes(tmp_path, resumed, "fsdp2_worker.py")
+    assert torch.equal(first["windows"], whole["windows"])

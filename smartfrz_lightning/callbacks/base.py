@@ -22,7 +22,7 @@ from smartfrz_lightning.layer_flops import layer_flops
 from smartfrz_lightning.layers import Layer, front
 from smartfrz_lightning.memory import SavedActivations
 from smartfrz_lightning.report import plot_timeline, timeline_table
-from smartfrz_lightning.strategies import after_freeze, before_freeze, check_strategy
+from smartfrz_lightning.strategies import after_freeze, before_freeze, before_late_restore, check_strategy
 from smartfrz_lightning.timeline import FreezeEvent, Timeline, TrainingState
 
 STATE_VERSION = 1
@@ -120,19 +120,12 @@ class FreezingCallback(LayerCallback):
             self._reset()
         self._model = weakref.ref(pl_module)
         super().on_fit_start(trainer, pl_module)
-        if self._loaded is not None:
-            self._resume(pl_module)
-        if self.frozen:  # the strategy has wrapped a model in which they still trained
-            before_freeze(trainer)
-            freeze(pl_module, self._frozen_layers())
-            after_freeze(trainer)
+        before_late_restore(trainer, self.state_key, lambda state: self._take_up(trainer, pl_module, state))
+        self._take_up(trainer, pl_module, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded is not None:
-            raise MisconfigurationException(
-                f"{type(self).__name__} cannot resume under {type(trainer.strategy).__name__} yet, which brings a "
-                "checkpoint back too late: start from the weights, or use a single device or strategy='ddp'"
-            )
+        trainer.strategy.__dict__.pop("load_checkpoint", None)  # nothing was resumed
+        self._loaded = None  # taken up before
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._checked_epoch = min(self._checked_epoch, trainer.current_epoch - 1)
         if trainer.global_step == 0:
@@ -333,6 +326,16 @@ class FreezingCallback(LayerCallback):
                 f"package reads {STATE_VERSION}: resume with the package that wrote it"
             )
         self._loaded = state_dict
+
+    def _take_up(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any] | None) -> None:
+        if state is not None:
+            self.load_state_dict(state)
+        if self._loaded is not None:
+            self._resume(pl_module)
+        if self.frozen:  # the strategy has wrapped a model in which they still trained
+            before_freeze(trainer)
+            freeze(pl_module, self._frozen_layers())
+            after_freeze(trainer)
 
     def _resume(self, pl_module: LightningModule) -> None:
         state, self._loaded = self._loaded, None

@@ -1,0 +1,101 @@
+"""Any image classifier of torchvision or timm, by name. Needs the extra ``vision``."""
+
+import difflib
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
+
+from smartfrz_lightning.extras import require
+
+require("torchvision", "vision")
+
+from torchvision import models  # noqa: E402
+
+
+def named_network(
+    name: str, num_classes: int = 10, pretrained: str | None = None, arguments: dict[str, Any] | None = None
+) -> nn.Module:
+    """Build an image classifier by the name that torchvision or timm gives it; torchvision's comes first.
+
+    Args:
+        name: Such as ``"resnet50"`` or ``"deit_tiny_patch16_224"``; ``"timm/resnet50"`` takes timm's.
+        num_classes: Outputs. Where pretrained weights have another number, the head starts afresh.
+        pretrained: Name of the weights to download, in the library's own words (``"IMAGENET1K_V2"``, ``"fb_in1k"``),
+            or ``"DEFAULT"``. Weights from a file are an argument of
+            :class:`~smartfrz_lightning.experiments.classifier.ImageClassifier`.
+        arguments: Further arguments of the network's constructor, such as ``{"drop_path_rate": 0.1}``.
+
+    Returns:
+        The network: logits ``[batch, num_classes]`` of images ``[batch, 3, height, width]``.
+
+    Raises:
+        ValueError: Neither library has such a network, or it has no such weights.
+        ConnectionError: The weights cannot be downloaded.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.experiments.named_network import named_network
+        >>> named_network("resnet18", num_classes=5)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 5])
+    """
+    library, _, short = name.rpartition("/")
+    if library not in ("", "torchvision", "timm"):
+        raise ValueError(f"name={name!r}: before the slash stands torchvision or timm")
+    arguments = arguments or {}
+    if library != "timm" and short in models.list_models(module=models):
+        return _torchvision(short, num_classes, pretrained, arguments)
+    if library != "torchvision":
+        require("timm", "vision")
+        import timm
+
+        if timm.is_model(short.partition(".")[0]):
+            return _timm(short, num_classes, pretrained, arguments)
+    raise ValueError(f"name={name!r}: no such network in torchvision or timm; close names: {_close(short)}")
+
+
+def _torchvision(name: str, num_classes: int, pretrained: str | None, arguments: dict[str, Any]) -> nn.Module:
+    network = models.get_model(name, num_classes=num_classes, **arguments)
+    if pretrained is None:
+        return network
+    known = models.get_model_weights(name)
+    if pretrained not in known.__members__:
+        raise ValueError(f"pretrained={pretrained!r}: {name} has the weights {sorted(known.__members__)}")
+    try:
+        state = known[pretrained].get_state_dict(check_hash=True)
+    except OSError as error:
+        raise ConnectionError(_offline(name, pretrained, error)) from error
+    own = network.state_dict()
+    # same network, so a shape that differs is one that depends on the number of classes
+    fresh = [key for key, tensor in own.items() if key in state and state[key].shape != tensor.shape]
+    network.load_state_dict({key: own[key] if key in fresh or key not in state else state[key] for key in own})
+    if fresh:
+        rank_zero_info(f"{name}: {', '.join(fresh)} start afresh, for {num_classes} classes")
+    return network
+
+
+def _timm(name: str, num_classes: int, pretrained: str | None, arguments: dict[str, Any]) -> nn.Module:
+    import timm
+
+    tagged = name if pretrained in (None, "DEFAULT") else f"{name}.{pretrained}"
+    if pretrained not in (None, "DEFAULT") and tagged not in timm.list_pretrained(f"{name}.*"):
+        tags = sorted(known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*"))
+        raise ValueError(f"pretrained={pretrained!r}: {name} has the weights {tags}")
+    try:
+        return timm.create_model(tagged, pretrained=pretrained is not None, num_classes=num_classes, **arguments)
+    except OSError as error:
+        raise ConnectionError(_offline(name, str(pretrained), error)) from error
+
+
+def _offline(name: str, pretrained: str, error: Exception) -> str:
+    return (
+        f"pretrained={pretrained!r} of {name} cannot be downloaded ({error}): leave pretrained out and give the "
+        "classifier a file, weights=..."
+    )
+
+
+def _close(name: str) -> list[str]:
+    import timm
+
+    known = sorted({*models.list_models(module=models), *timm.list_models()})
+    return difflib.get_close_matches(name, known, n=4, cutoff=0.4)
