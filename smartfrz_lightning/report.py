@@ -44,6 +44,13 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         f"{len(timeline.events)} of {len(timeline.layers)} layers frozen, {timeline.saved:.1%} of training FLOPs saved",
         f"callback: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit ({timeline.overhead:.1%})",
     ]
+    if timeline.compilations:
+        after = [entry for entry in timeline.compilations if entry.frozen]
+        lines.append(
+            f"torch.compile: {sum(entry.count for entry in timeline.compilations)} compilations in "
+            f"{sum(entry.seconds for entry in timeline.compilations):.1f} s, {sum(entry.count for entry in after)} of "
+            f"them after freezing in {sum(entry.seconds for entry in after):.1f} s"
+        )
     if why := nothing_saved(timeline):
         lines.append(f"Freezing saved nothing: {why}")
     return Group(layers, flops, Text("\n".join(lines)))

@@ -46,6 +46,21 @@ class TrainingState:
 
 
 @dataclass
+class Compilation:
+    """What ``torch.compile`` compiled between two freezing events.
+
+    Attributes:
+        frozen: Number of layers that were frozen.
+        count: Compilations, of validation too.
+        seconds: Time they took.
+    """
+
+    frozen: int
+    count: int = 0
+    seconds: float = 0
+
+
+@dataclass
 class Timeline:
     """All that is reported of a run.
 
@@ -54,6 +69,7 @@ class Timeline:
         events: What froze, in order of time.
         states: What a batch cost, one entry for the start and one after each freezing event.
         costs: FLOPs of each layer in one batch.
+        compilations: What was compiled when; empty without ``torch.compile``.
         steps: Optimizer steps done.
         spent: FLOPs that were done. Every batch counts as the one that was measured in its state of freezing.
         full: FLOPs that training everything would have taken.
@@ -65,6 +81,7 @@ class Timeline:
     events: list[FreezeEvent] = field(default_factory=list)
     states: list[TrainingState] = field(default_factory=list)
     costs: list[LayerFlops] = field(default_factory=list)
+    compilations: list[Compilation] = field(default_factory=list)
     steps: int = 0
     spent: StepFlops = field(default_factory=StepFlops)
     full: StepFlops = field(default_factory=StepFlops)
@@ -111,7 +128,9 @@ class Timeline:
         states = [TrainingState(**{**entry, "flops": StepFlops(**entry["flops"])}) for entry in state["states"]]
         events = [FreezeEvent(**event) for event in state["events"]]
         costs = [LayerFlops(**cost) for cost in state["costs"]]
-        return cls(**{**state, **flops, "layers": layers, "events": events, "states": states, "costs": costs})
+        compilations = [Compilation(**entry) for entry in state.get("compilations", [])]
+        parts = {"layers": layers, "events": events, "states": states, "costs": costs, "compilations": compilations}
+        return cls(**{**state, **flops, **parts})
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:

@@ -37,6 +37,21 @@ class Sized(Classifier):
         return DataLoader(data, self.batch_size)
 
 
+class ManualSized(Sized):
+    """The same under manual optimization."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+
 class CountBytes(Callback):
     """A user's own communication hook, registered as PyTorch's documentation shows."""
 
@@ -67,7 +82,8 @@ class Kill(Callback):
 
 def main(path):
     settings = json.loads(Path(path).read_text())
-    model = Sized(plain_net().double(), settings.get("size", 64), 8)
+    kind = ManualSized if settings.get("manual") else Sized
+    model = kind(plain_net().double(), settings.get("size", 64), 8)
     freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
     count = CountBytes()
     callbacks = [freezer, count]

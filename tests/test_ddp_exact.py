@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ddp_worker import Sized, plain_net
+from ddp_worker import ManualSized, Sized, plain_net
 from scripted import ScriptedFreeze
 
 LAYERS = {"net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.3": 8 * (16 * 16 + 16), "net.5": 8 * (16 * 3 + 3)}  # bytes
@@ -33,10 +33,11 @@ def two_processes(tmp_path, settings, worker="ddp_worker.py", survives=True):
         {"script": {"2": [0]}},  # in the middle of an epoch
         {"script": {"4": [0], "8": [1]}, "ddp": {"gradient_as_bucket_view": True}},  # at its end, twice
         {"script": {"2": [1]}, "ddp": {"static_graph": True}},
+        {"script": {"2": [0], "5": [1]}, "ddp": {"static_graph": True}, "manual": True},
         {"script": {"1": [0], "3": [1]}, "trainer": {"accumulate_grad_batches": 2}},
         {"script": {"2": [0]}, "size": 72},  # the last batch is half as long
     ],
-    ids=["mid-epoch", "epoch end, bucket view", "static graph", "accumulation", "uneven"],
+    ids=["mid-epoch", "epoch end, bucket view", "static graph", "static graph, manual", "accumulation", "uneven"],
 )
 def test_as_one_process(make_trainer, tmp_path, settings):
     first, second = two_processes(tmp_path, settings)
@@ -44,7 +45,8 @@ def test_as_one_process(make_trainer, tmp_path, settings):
     for name, tensor in first["weights"].items():
         assert torch.equal(tensor, second["weights"][name]), name
 
-    single = Sized(plain_net().double(), settings.get("size", 64), 16)
+    kind = ManualSized if settings.get("manual") else Sized
+    single = kind(plain_net().double(), settings.get("size", 64), 16)
     freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
     make_trainer(freezer, precision="64-true", **settings.get("trainer", {})).fit(single)
     assert freezer.frozen == first["frozen"]

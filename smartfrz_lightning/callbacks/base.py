@@ -14,8 +14,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor
 
-from smartfrz_lightning.callbacks.layer_callback import LayerCallback, eager
+from smartfrz_lightning.callbacks.layer_callback import LayerCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
+from smartfrz_lightning.compiled import CompileClock, allow_recompiling, eager, is_compiled
 from smartfrz_lightning.cost import StepFlopCounter
 from smartfrz_lightning.freezing import freeze, hold_still, renew_statistics
 from smartfrz_lightning.layer_flops import layer_flops
@@ -23,7 +24,7 @@ from smartfrz_lightning.layers import Layer, front
 from smartfrz_lightning.memory import SavedActivations
 from smartfrz_lightning.report import plot_timeline, timeline_table
 from smartfrz_lightning.strategies import after_freeze, before_freeze, before_late_restore, check_strategy
-from smartfrz_lightning.timeline import FreezeEvent, Timeline, TrainingState
+from smartfrz_lightning.timeline import Compilation, FreezeEvent, Timeline, TrainingState
 
 STATE_VERSION = 1
 
@@ -132,6 +133,9 @@ class FreezingCallback(LayerCallback):
             self._begun = self.timeline.steps
         freeze(pl_module, self._frozen_layers(), trainer.optimizers)
         self._global_step = trainer.global_step
+        if is_compiled(pl_module):
+            allow_recompiling(len(self.frozen))
+            self._compile_clock.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A checkpoint of the validation at an epoch's end was saved before that epoch's check.
@@ -170,6 +174,7 @@ class FreezingCallback(LayerCallback):
     ) -> None:
         with self._timed():
             self._stop_counting()
+            self._book_compiling()
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             if not self.layers or _statistics_only(trainer):
                 return
@@ -210,6 +215,8 @@ class FreezingCallback(LayerCallback):
         before_freeze(trainer)
         freeze(pl_module, layers, trainer.optimizers)
         after_freeze(trainer)
+        if is_compiled(pl_module):
+            allow_recompiling(len(layers))
         per_epoch = steps_per_epoch(trainer)
         done = self.timeline.steps / per_epoch if per_epoch < float("inf") else float(trainer.current_epoch)
         self.timeline.events += [
@@ -263,12 +270,23 @@ class FreezingCallback(LayerCallback):
             }
         )
 
+    def _book_compiling(self) -> None:
+        count, seconds = self._compile_clock.take()
+        if count:
+            frozen, booked = len(self.frozen), self.timeline.compilations
+            if not booked or booked[-1].frozen != frozen:
+                booked.append(Compilation(frozen))
+            booked[-1].count += count
+            booked[-1].seconds += seconds
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._note_device_peak(pl_module)
+        self._compile_clock.stop()
         self._report(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop_counting()
+        self._compile_clock.stop()
         super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, KeyboardInterrupt) and self.timeline.steps and self._folder is not None:
             self._report(trainer)
@@ -301,6 +319,7 @@ class FreezingCallback(LayerCallback):
         self._counter: StepFlopCounter | None = None
         self._counting: contextlib.ExitStack | None = None
         self._saved_activations: SavedActivations | None = None
+        self._compile_clock = CompileClock()
         self._checked_epoch = -1
         self._begun = 0
         self._global_step = 0

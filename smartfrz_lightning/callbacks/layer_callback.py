@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from smartfrz_lightning.compiled import eager
 from smartfrz_lightning.layer_tracer import LayerTracer
 from smartfrz_lightning.layers import Layer, matches
 
@@ -76,12 +77,6 @@ class LayerCallback(Callback):
         if self._tracing is not None:
             self._tracing.close()
             self._tracing = None
-
-
-def eager(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Run compiled modules without their compiled code, in which no operation can be seen."""
-    compiled = any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 
 def _check_patterns(patterns: Sequence[str], model: nn.Module) -> None:
