@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.plugins import MixedPrecision
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -59,6 +60,15 @@ def test_precision(make_trainer, precision):
     if precision == "bf16-true":
         model.train_dataloader = lambda: DataLoader([(x.bfloat16(), y) for x, y in Vectors()], 8)
     check(make_trainer, model, precision=precision, limit_val_batches=0)
+
+
+def test_grad_scaler(make_trainer):
+    """16-mixed as on a GPU, with overflows: Lightning gives no GradScaler to the CPU by itself."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=3)
+    model = Classifier(mlp())
+    _, freezer = check(make_trainer, model, plugins=MixedPrecision("16-mixed", "cpu", scaler), max_epochs=8)
+    assert scaler.get_scale() < 2.0**40, "no step overflowed"
+    assert len(model.losses) == 64 and freezer.timeline.steps == 64
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])

@@ -6,8 +6,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.io import write_png
 
+from smartfrz_lightning.experiments.augment import crop_and_flip
 from smartfrz_lightning.experiments.classifier import ImageClassifier
-from smartfrz_lightning.experiments.images import ImageFolderDataModule, crop_and_flip
+from smartfrz_lightning.experiments.imagenet import ImageNetDataModule
+from smartfrz_lightning.experiments.images import ImageFolderDataModule
+from smartfrz_lightning.experiments.named_network import named_network
 from smartfrz_lightning.experiments.weights import load_weights
 
 
@@ -28,13 +31,36 @@ def test_image_folder(folder):
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert [len(labels) for _, labels in batches] == [4]  # 6 images, the incomplete batch is dropped
-    images, labels = next(iter(data.val_dataloader()))
+    images, labels = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert labels.tolist() == [0, 0, 1, 1]
     assert torch.allclose(images[:, 0, 0, 0], torch.tensor([10, 11, 240, 241]) / 255)
     other = ImageFolderDataModule(str(folder), classes=["light"], shift="invert", **settings)
     other.setup("fit")
-    images, labels = next(iter(other.val_dataloader()))
+    images, labels = other.on_after_batch_transfer(next(iter(other.val_dataloader())), 0)
     assert labels.tolist() == [0, 0, 0] and torch.allclose(images[:, 0, 0, 0], torch.tensor([15, 14, 13]) / 255)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_images_reach_the_network_augmented_and_resized(folder, make_trainer, precision):
+    seen = []
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(48 * 48 * 3, 2)
+
+        def forward(self, images):
+            seen.append(images)
+            return self.layer(images.flatten(1))
+
+    data = ImageFolderDataModule(str(folder), batch_size=2, resize=48, mean=(0, 0, 0), std=(1, 1, 1))
+    model = ImageClassifier(Network(), num_classes=2)
+    make_trainer(max_epochs=1, precision=precision).fit(model, datamodule=data)
+    kind = torch.float32 if precision == "32-true" else torch.bfloat16
+    assert all(images.shape[1:] == (3, 48, 48) and images.dtype == kind for images in seen)
+    flat = [image.float().std() < 1e-3 for images in seen for image in images]
+    training, validation = flat[:10], flat[10:]
+    assert not all(training) and all(validation) and len(validation) == 6  # cropped images have black edges
 
 
 def test_image_folder_bad_input(folder):
@@ -79,3 +105,57 @@ def test_weights_that_do_not_fit(tmp_path):
         load_weights(nn.Linear(3, 2), path)
     with pytest.raises(ValueError, match="fresh='head.*' matches nothing"):
         load_weights(nn.Linear(3, 2), path, fresh=["head.*"])
+
+
+def test_imagenet_folder(folder, tmp_path):
+    (tmp_path / "test").rename(tmp_path / "val")
+    data = ImageNetDataModule(str(tmp_path), batch_size=3, image_size=28, num_workers=2)
+    data.setup("fit")
+
+    def crops():
+        torch.manual_seed(3)
+        return torch.cat([images for images, _ in data.train_dataloader()])
+
+    one, other = crops(), crops()
+    assert one.shape == (9, 3, 28, 28) and torch.equal(one, other)
+    assert [len(labels) for _, labels in data.val_dataloader()] == [3, 3]
+    (tmp_path / "val" / "light").rename(tmp_path / "val" / "bright")
+    with pytest.raises(ValueError, match="only one of train and val has the classes .'bright', 'light'."):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "timm/mobilenetv2_035", "torchvision/resnet18", "vit_tiny_patch16_224"]
+)
+def test_networks_by_name(name):
+    size = 224 if "224" in name else 32
+    network = named_network(name, num_classes=7).eval()
+    assert network(torch.rand(1, 3, size, size)).shape == (1, 7)
+
+
+def test_networks_by_unknown_names():
+    with pytest.raises(ValueError, match="name='resnet5O': no such network .* close names: .*'resnet50'"):
+        named_network("resnet5O")
+    with pytest.raises(ValueError, match="before the slash stands torchvision or timm"):
+        named_network("hub/resnet50")
+    with pytest.raises(ValueError, match="resnet18 has the weights .'DEFAULT', 'IMAGENET1K_V1'."):
+        named_network("resnet18", pretrained="imagenet")
+    with pytest.raises(ValueError, match="deit_tiny_patch16_224 has the weights .'fb_in1k'."):
+        named_network("deit_tiny_patch16_224", pretrained="imagenet")
+
+
+def test_torchvision_weights_with_another_head(monkeypatch):
+    from torchvision import models
+
+    finished = models.resnet18()
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_, **__: finished.state_dict())
+    network = named_network("resnet18", num_classes=5, pretrained="IMAGENET1K_V1")
+    assert torch.equal(network.layer4[1].conv2.weight, finished.layer4[1].conv2.weight)
+    assert network.fc.weight.shape == (5, 512)
+
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", offline)
+    with pytest.raises(ConnectionError, match="cannot be downloaded .no route to host.: leave pretrained out"):
+        named_network("resnet18", pretrained="IMAGENET1K_V1")

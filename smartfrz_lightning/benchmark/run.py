@@ -99,13 +99,26 @@ def _arguments(
     benchmark: Benchmark, run: Run, seed: int, folder: Path, callbacks: list[dict[str, Any]], max_steps: int | None
 ) -> list[str]:
     arguments = [f"--config={path}" for path in run.experiment or benchmark.experiment]
-    arguments += [f"--{key}={_text(value)}" for key, value in benchmark.fill(run.overrides, seed).items()]
+    if overrides := _nested(benchmark.fill(run.overrides, seed)):  # as a config: dotted arguments turn null into text
+        arguments.append(f"--config={json.dumps(overrides)}")
     for callback in benchmark.fill(copy.deepcopy(callbacks), seed):
         arguments.append(f"--trainer.callbacks+={json.dumps(callback)}")
     fixed = {"default_root_dir": folder, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     fixed |= {"enable_progress_bar": False, "enable_model_summary": False}
     fixed |= {"max_steps": max_steps} if max_steps else {}
     return [*arguments, f"--seed_everything={seed}", *(f"--trainer.{key}={_text(v)}" for key, v in fixed.items())]
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name as a tree."""
+    tree: dict[str, Any] = {}
+    for name, value in settings.items():
+        *path, last = name.split(".")
+        branch = tree
+        for key in path:
+            branch = branch.setdefault(key, {})
+        branch[last] = value
+    return tree
 
 
 def _text(value: Any) -> str:

@@ -42,6 +42,23 @@ class Run:
 
 
 @dataclass
+class Published:
+    """What a publication reports for a method, to stand beside the measured figures.
+
+    Attributes:
+        value: The metric, in percent.
+        sd: Its spread.
+        seconds: Time of training, on the publication's hardware.
+        tflops: Computation of training.
+    """
+
+    value: float
+    sd: float | None = None
+    seconds: float | None = None
+    tflops: float | None = None
+
+
+@dataclass
 class Benchmark:
     """Methods and seeds to run on one experiment.
 
@@ -55,6 +72,7 @@ class Benchmark:
         baseline: The method to which the others are compared.
         overrides: Settings of the experiment to replace in every method's runs; those of a method come on top.
         record: Method whose training is recorded once more, for the pictures of CKA and gradients; needs its model.
+        published: What a publication reports, by name of the method; stands beside the measured figures in the table.
     """
 
     experiment: list[str]
@@ -66,6 +84,7 @@ class Benchmark:
     baseline: str = "full"
     overrides: dict[str, Any] = field(default_factory=dict)
     record: str | None = None
+    published: dict[str, Published] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -73,6 +92,8 @@ class Benchmark:
         for option in ("baseline", "record"):
             if getattr(self, option) not in (*self.methods, None):
                 raise ValueError(f"{option}={getattr(self, option)!r} is not one of methods={sorted(self.methods)}")
+        if unknown := sorted(set(self.published) - set(self.methods)):
+            raise ValueError(f"published has figures of {unknown}, which is no method of this benchmark")
         if twice := set(self.methods) & set(self.prepare):
             raise ValueError(f"methods and prepare share the names {sorted(twice)}: rename one of them")
         for name, run in {**self.methods, **self.prepare}.items():

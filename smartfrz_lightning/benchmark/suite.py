@@ -66,10 +66,11 @@ def run_benchmark(benchmark: Benchmark) -> bool:
     wanted = set(benchmark.methods)
     rows = compare([r for r in results if r["run"] in wanted], list(benchmark.methods), benchmark.baseline)
     if rows:
+        shown = benchmark.metric, benchmark.baseline, benchmark.published
         table = Path(benchmark.output) / "table.md"
-        table.write_text(to_markdown(rows, benchmark.metric, benchmark.baseline))
+        table.write_text(to_markdown(rows, *shown))
         draw_pictures(benchmark, [r for r in results if r["run"] in wanted], rows)
-        Console().print(to_rich(rows, benchmark.metric, benchmark.baseline))
+        Console().print(to_rich(rows, *shown))
         Console().print(f"results, table and pictures: {benchmark.output}")
     for line in failed:
         console.print(f"failed: {line}", style="red")

@@ -2,13 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from smartfrz_lightning.benchmark.results import Result, cost, find_result, saved_bytes
+from smartfrz_lightning.benchmark.spec import Published
 from smartfrz_lightning.extras import require
+
+_NOTHING: Mapping[str, Published] = {}
 
 
 @dataclass
@@ -110,28 +113,43 @@ def _margin(differences: Sequence[float]) -> float:
     return float(t.ppf(0.975, len(differences) - 1)) * _sd(differences) / math.sqrt(len(differences))
 
 
-def _cells(row: Row) -> list[str]:
-    def number(value: float, form: str, spread: float = math.nan) -> str:
-        if math.isnan(value):
-            return "–"
-        return format(value, form) + ("" if math.isnan(spread) else f" ± {format(spread, form.lstrip('+'))}")
-
+def _cells(row: Row, baseline: str, published: Mapping[str, Published]) -> list[str]:
     known = not math.isnan(row.margin)
-    return [
+    cells = [
         row.method,
         str(row.runs),
-        number(100 * row.mean, ".2f", 100 * row.sd),
-        number(100 * row.difference, "+.2f", 100 * row.margin) if known else "–",
+        _number(100 * row.mean, ".2f", 100 * row.sd),
+        _number(100 * row.difference, "+.2f", 100 * row.margin) if known else "–",
         row.verdict,
-        number(row.flops, ".2f"),
-        number(row.seconds, ".2f", row.seconds_sd),
-        number(row.memory, ".2f"),
-        number(100 * row.overhead, ".1f"),
+        _number(row.flops, ".2f"),
+        _number(row.seconds, ".2f", row.seconds_sd),
+        _number(row.memory, ".2f"),
+        _number(100 * row.overhead, ".1f"),
     ]
+    return cells + (_published_cells(row.method, baseline, published) if published else [])
 
 
-def _heads(metric: str, baseline: str) -> list[str]:
-    return [
+def _published_cells(method: str, baseline: str, published: Mapping[str, Published]) -> list[str]:
+    theirs, full = published.get(method), published.get(baseline)
+    if theirs is None:
+        return ["–"] * 3
+
+    def relative(name: str) -> float:
+        own, whole = getattr(theirs, name), getattr(full, name, None)
+        return own / whole if own is not None and whole is not None else math.nan
+
+    value = _number(theirs.value, ".2f", math.nan if theirs.sd is None else theirs.sd)
+    return [value, _number(relative("tflops"), ".2f"), _number(relative("seconds"), ".2f")]
+
+
+def _number(value: float, form: str, spread: float = math.nan) -> str:
+    if math.isnan(value):
+        return "–"
+    return format(value, form) + ("" if math.isnan(spread) else f" ± {format(spread, form.lstrip('+'))}")
+
+
+def _heads(metric: str, baseline: str, published: Mapping[str, Published]) -> list[str]:
+    heads = [
         "method",
         "runs",
         f"{metric}, % ± sd",
@@ -142,19 +160,21 @@ def _heads(metric: str, baseline: str) -> list[str]:
         "saved activations",
         "overhead, % of time",
     ]
+    return heads + (["published, %", "published FLOPs", "published time"] if published else [])
 
 
-def to_rich(rows: Sequence[Row], metric: str, baseline: str) -> Table:
-    """For the terminal."""
+def to_rich(rows: Sequence[Row], metric: str, baseline: str, published: Mapping[str, Published] = _NOTHING) -> Table:
+    """For the terminal; what a publication reports stands beside it, its costs relative to its own baseline."""
     table = Table(title=f"Relative to {baseline!r} at the same seed")
-    for number, head in enumerate(_heads(metric, baseline)):
+    for number, head in enumerate(_heads(metric, baseline, published)):
         table.add_column(head, justify="left" if number in (0, 4) else "right", no_wrap=not number)
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, baseline, published))
     return table
 
 
-def to_markdown(rows: Sequence[Row], metric: str, baseline: str) -> str:
+def to_markdown(rows: Sequence[Row], metric: str, baseline: str, published: Mapping[str, Published] = _NOTHING) -> str:
     """For a README."""
-    lines = [_heads(metric, baseline), ["---"] * 9, *(_cells(row) for row in rows)]
+    heads = _heads(metric, baseline, published)
+    lines = [heads, ["---"] * len(heads), *(_cells(row, baseline, published) for row in rows)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

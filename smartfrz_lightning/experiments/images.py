@@ -1,4 +1,4 @@
-"""Images that fit in memory, with crop-and-flip augmentation: a folder a class, or scikit-learn's digits.
+"""Images that fit in memory: a folder a class, or scikit-learn's digits.
 
 Needs the extra ``vision``.
 """
@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
+from smartfrz_lightning.experiments.byte_images import MEAN, STD, ByteImages, ByteImagesDataModule
 from smartfrz_lightning.extras import require
 
 require("torchvision", "vision")
@@ -25,57 +25,17 @@ _SHIFTS = {
 }
 
 
-class _Images(Dataset):
-    """Images kept as bytes ``[n, channels, height, width]``, made into whole batches: one by one takes far longer."""
-
-    def __init__(self, images: Tensor, labels: Tensor, normalize: v2.Transform, augment: bool) -> None:
-        self.images, self.labels, self.normalize, self.augment = images, labels, normalize, augment
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        images = self.images[indices]
-        return self.normalize(crop_and_flip(images) if self.augment else images), self.labels[indices]
-
-
-def crop_and_flip(images: Tensor) -> Tensor:
-    """Pad each image by an eighth of its size, crop it back at random and flip it at random.
-
-    Args:
-        images: ``[batch, channels, height, width]``.
-
-    Returns:
-        The same shape; every image draws for itself, from torch's generator.
-    """
-    batch, channels, height, width = images.shape
-    pad = height // 8, width // 8
-    padded = torch.nn.functional.pad(images, (pad[1], pad[1], pad[0], pad[0]))
-    rows = torch.randint(2 * pad[0] + 1, (batch, 1)) + torch.arange(height)
-    columns = torch.randint(2 * pad[1] + 1, (batch, 1)) + torch.arange(width)
-    columns = torch.where(torch.rand(batch, 1) < 0.5, columns, columns.flip(1))
-    each = torch.arange(batch)[:, None, None, None], torch.arange(channels)[:, None, None]
-    return padded[each[0], each[1], rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
-
-
-class ImageFolderDataModule(LightningDataModule):
+class ImageFolderDataModule(ByteImagesDataModule):
     """Small images in ``root/train/<class>/*`` and ``root/test/<class>/*``, read once and kept in memory.
 
     Args:
         root: The folder.
         batch_size: Images a batch.
-        image_size: Height and width that images are resized to, and padded-and-cropped to in training.
+        image_size: Height and width that images are stored at, and padded-and-cropped to in training.
         train_per_class: Take only so many training images of each class, the first by file name; all if ``None``.
         test_per_class: The same for test images.
         classes: Take only these classes, numbered in this order; all if ``None``.
+        resize: Height and width that the network gets, such as 224 for ImageNet's models; ``image_size`` if ``None``.
         shift: Change all images: ``"invert"`` their brightness or turn their ``"hue"`` by half the colour circle.
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
@@ -93,30 +53,24 @@ class ImageFolderDataModule(LightningDataModule):
         train_per_class: int | None = None,
         test_per_class: int | None = None,
         classes: list[str] | None = None,
+        resize: int | None = None,
         shift: Literal["invert", "hue"] | None = None,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, float, float] = MEAN,
+        std: tuple[float, float, float] = STD,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, resize, mean, std)
         for part in ("train", "test"):
             if not (Path(root) / part).is_dir():
                 raise FileNotFoundError(
                     f"root={root!r} has no folder {part!r}: it needs train/<class> and test/<class>"
                 )
         self.root = Path(root)
-        self.batch_size = batch_size
         self.image_size = image_size
         self.per_class = {"train": train_per_class, "test": test_per_class}
         self.shift = shift
         self.classes = classes
-        self._normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-        self._data: dict[str, _Images] = {}
 
-    def setup(self, stage: str) -> None:
-        if not self._data:
-            self._data = {part: self._read(part) for part in ("train", "test")}
-
-    def _read(self, part: str) -> _Images:
+    def read(self, part: str) -> ByteImages:
         folder = ImageFolder(self.root / part)
         names = self.classes or folder.classes
         unknown = set(names) - set(folder.classes)
@@ -129,13 +83,7 @@ class ImageFolderDataModule(LightningDataModule):
             for path in paths[: self.per_class[part]]:
                 images.append(_SHIFTS[self.shift](resize(v2.functional.pil_to_tensor(folder.loader(path)))))
                 labels.append(label)
-        return _Images(torch.stack(images), torch.tensor(labels), self._normalize, augment=part == "train")
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self._data["train"], self.batch_size, shuffle=True, drop_last=True, collate_fn=_as_it_is)
-
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(self._data["test"], 2 * self.batch_size, collate_fn=_as_it_is)
+        return ByteImages(torch.stack(images), torch.tensor(labels))
 
 
 class DigitsDataModule(LightningDataModule):

@@ -1,0 +1,91 @@
+"""Small images kept in memory as bytes; augmentation and normalisation happen on the device of training."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from smartfrz_lightning.experiments.augment import crop_and_flip
+from smartfrz_lightning.extras import require
+
+require("torchvision", "vision")
+
+from torchvision.transforms import v2  # noqa: E402
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's channels."""
+
+
+class ByteImages(Dataset):
+    """Images ``[n, channels, height, width]`` as bytes, handed out in whole batches: one by one takes far longer."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.images[indices], self.labels[indices]
+
+
+def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+class ByteImagesDataModule(LightningDataModule):
+    """Base of data modules whose images fit in memory; a subclass says in :meth:`read` what they are.
+
+    Training images are cropped and flipped; then all are resized, if asked for, and normalised. This is done batch by
+    batch on the device that trains.
+
+    Args:
+        batch_size: Images a batch.
+        resize: Height and width that the network gets; those of the stored images if ``None``.
+        mean: Of the normalisation, a value a channel; that of ImageNet.
+        std: Of the normalisation.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        resize: int | None = None,
+        mean: tuple[float, float, float] = MEAN,
+        std: tuple[float, float, float] = STD,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.resize = resize
+        self._normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+        self._data: dict[str, ByteImages] = {}
+
+    @abstractmethod
+    def read(self, part: str) -> ByteImages:
+        """The images of ``"train"`` or ``"test"``."""
+
+    def setup(self, stage: str) -> None:
+        if not self._data:
+            self._data = {part: self.read(part) for part in ("train", "test")}
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self._data["train"], self.batch_size, shuffle=True, drop_last=True, collate_fn=_as_it_is)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self._data["test"], 2 * self.batch_size, collate_fn=_as_it_is)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        if self.trainer is not None and self.trainer.training:
+            images = crop_and_flip(images)
+        if self.resize is not None:
+            images = v2.functional.resize(images, [self.resize, self.resize], antialias=True)
+        images = self._normalize(images)
+        if self.trainer is not None:  # the Trainer converted the batch when its images were bytes still
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, labels

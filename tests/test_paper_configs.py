@@ -1,0 +1,142 @@
+"""Every config of the paper's tables runs as it stands, on a little data of the same form and with random weights."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torchvision.io import write_jpeg
+
+from smartfrz_lightning.benchmark.command import benchmark_command
+from smartfrz_lightning.benchmark.results import read_results
+
+ROOT = Path(__file__).parents[1]
+PAPER = sorted((ROOT / "configs" / "paper").glob("table*.yaml"))
+
+
+def cifar(folder):
+    """The files that torchvision unpacks, with eight images each."""
+
+    def write(path, label_key, **more):
+        path.parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(0).integers(0, 255, (8, 3 * 32 * 32), dtype=np.uint8)
+        path.write_bytes(pickle.dumps({"data": pixels, label_key: list(range(8)), **more}))
+
+    for number in range(1, 6):
+        write(folder / "cifar-10-batches-py" / f"data_batch_{number}", "labels")
+    write(folder / "cifar-10-batches-py" / "test_batch", "labels")
+    write(folder / "cifar-10-batches-py" / "batches.meta", "labels", label_names=list("abcdefghij"))
+    for part in ("train", "test"):
+        write(folder / "cifar-100-python" / part, "fine_labels")
+    write(folder / "cifar-100-python" / "meta", "labels", fine_label_names=[str(n) for n in range(100)])
+
+
+def imagenet(folder):
+    for part, count in (("train", 32), ("val", 4)):
+        for name in ("n01440764", "n01443537"):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count // 2):
+                pixels = torch.randint(256, (3, 48, 40), dtype=torch.uint8)
+                write_jpeg(pixels, str(folder / part / name / f"{number}.JPEG"))
+
+
+def bert(folder):
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "bell", "rang", "ring", "##ed", "."]
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=len(words), **sizes)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+def glue(folder):
+    cola = "".join(f"gj04\t{n % 2}\t{'*' * (1 - n % 2)}\tThe bell rang.\n" for n in range(16))
+    mrpc = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+    mrpc += "".join(f'{n % 2}\t1\t2\tThe "bell rang.\tThe bell ringed.\n' for n in range(16))
+    for name in ("in_domain_train.tsv", "in_domain_dev.tsv", "out_of_domain_dev.tsv"):
+        (folder / name).write_text(cola)
+    for name in ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"):
+        (folder / name).write_text(mrpc, encoding="utf-8")
+
+
+def shrunk(config, folder, monkeypatch):
+    """Short runs, little data, small images; the convolutional networks are the real ones."""
+    small = {"trainer.max_epochs": 1, "trainer.accelerator": "cpu", "trainer.check_val_every_n_epoch": 1}
+    parts = " ".join(config["experiment"])
+    small |= {"trainer.limit_train_batches": 4, "trainer.limit_val_batches": 1, "data.init_args.batch_size": 4}
+    if "cifar" in parts:
+        cifar(folder)
+        monkeypatch.setattr(
+            "torchvision.datasets.cifar.check_integrity", lambda *_: True
+        )  # checksums of the real files
+        small |= {"data.init_args.root": str(folder), "data.init_args.download": False, "data.init_args.resize": 32}
+    if "imagenet" in parts:
+        imagenet(folder)
+        small |= {"data.init_args.root": str(folder), "data.init_args.image_size": 32, "data.init_args.num_workers": 1}
+    if "bert" in parts:
+        glue(folder)
+        files = {"cola": ("in_domain_train.tsv", ["in_domain_dev.tsv", "out_of_domain_dev.tsv"])}
+        files |= {"mrpc": ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")}
+        train, val = files["cola" if "cola" in parts else "mrpc"]
+        val = [str(folder / name) for name in val] if isinstance(val, list) else str(folder / val)
+        small |= {"data.init_args.train": str(folder / train), "data.init_args.validation": val}
+        small |= dict.fromkeys(("data.init_args.tokenizer", "model.init_args.model"), bert(folder / "bert"))
+    else:
+        small["model.init_args.network.init_args.pretrained"] = None
+    if "deit_tiny" in parts or "transformer" in parts:
+        small["model.init_args.network.init_args.arguments"] = {"img_size": 32, "depth": 2}
+    return {**config.get("overrides", {}), **small}
+
+
+@pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
+def test_paper_config(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load(path.read_text())
+    own = {"output": str(tmp_path / "out"), "seeds": [1], "overrides": shrunk(config, tmp_path, monkeypatch)}
+    own["published"] = {name: config["published"][name] for name in ("full", "linear")}
+    linear = {"callback": "LinearFreezeCallback", "overrides": {"model.init_args.schedule": "constant"}}
+    methods = {"full": {}, "linear": {**linear, "arguments": {"t_0": 0.1}}}
+    run = tmp_path / "benchmark.yaml"
+    run.write_text(yaml.safe_dump({**config, **own, "methods": methods}))
+    benchmark_command(["--config", str(run)])
+    results = {result["run"]: result for result in read_results(tmp_path / "out" / "results.jsonl")}
+    assert set(results) == {"full", "linear"} and results["full"]["steps"] == 4
+    assert results["linear"]["timeline"]["events"]
+    full = config["published"]["full"]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "published, %" in table and f"{full['value']:.2f} ± {full['sd']:.2f}" in table
+
+
+def test_every_row_of_the_paper_is_there():
+    known = {path.stem for path in PAPER}
+    fine_tuned = {
+        f"table2_{n}_{d}" for n in ("resnet50", "vgg11", "mobilenet_v2", "deit_tiny") for d in ("cifar10", "cifar100")
+    }
+    assert known == fine_tuned | {
+        "table3_resnet50_cifar10",
+        "table3_resnet50_imagenet",
+        "table6_bert_mrpc",
+        "table6_bert_cola",
+        "table7_deit_tiny_imagenet",
+    }
+
+
+@pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
+def test_paper_config_with_all_methods(path):
+    """As its first line says, without running it."""
+    from jsonargparse import ArgumentParser
+
+    from smartfrz_lightning.benchmark.spec import Benchmark
+
+    parser = ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Benchmark)
+    methods = f"--config={ROOT / 'configs' / 'benchmark' / 'methods.yaml'}"
+    parsed = parser.instantiate_classes(parser.parse_args([methods, f"--config={path}"]))
+    assert {"full", "smart", "linear", "auto", "random", "shortened_time"} <= set(parsed.methods)
