@@ -16,13 +16,12 @@ from torch import Tensor
 
 from smartfrz_lightning.callbacks.layer_callback import LayerCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.compiled import CompileClock, allow_recompiling, eager, is_compiled
-from smartfrz_lightning.cost import StepFlopCounter
+from smartfrz_lightning.compiled import CompileClock, allow_recompiling, is_compiled
 from smartfrz_lightning.freezing import freeze, hold_still, renew_statistics
 from smartfrz_lightning.layer_flops import layer_flops
 from smartfrz_lightning.layers import Layer, front
-from smartfrz_lightning.memory import SavedActivations
 from smartfrz_lightning.report import plot_timeline, timeline_table
+from smartfrz_lightning.step_meter import StepMeter
 from smartfrz_lightning.strategies import after_freeze, before_freeze, before_late_restore, check_strategy
 from smartfrz_lightning.timeline import Compilation, FreezeEvent, Timeline, TrainingState
 
@@ -151,29 +150,23 @@ class FreezingCallback(LayerCallback):
             hold_still(pl_module, self._frozen_layers())
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
             if not self._state_known:
-                self._counter, self._saved_activations = StepFlopCounter(pl_module), SavedActivations(pl_module)
-                self._counting = contextlib.ExitStack()
-                self._counting.enter_context(eager(pl_module))
-                self._counting.enter_context(self._saved_activations)
-                self._counting.enter_context(self._counter)
+                self._meter = StepMeter(pl_module)
+                self._meter.start()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._tracer is not None and self._counting is not None:
-            self._counting.close()  # modes end in the reverse of the order in which they began
-            super().on_before_backward(trainer, pl_module, loss)
-            self._counting.enter_context(self._counter)  # nothing is saved for backward any more
-        else:
+        measured = self._tracer is not None and self._measuring
+        with self._meter.interrupted_before_backward() if measured else contextlib.nullcontext():
             super().on_before_backward(trainer, pl_module, loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._counting is not None and pl_module.automatic_optimization:
-            self._stop_counting()
+        if pl_module.automatic_optimization:
+            self._stop_measuring()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         with self._timed():
-            self._stop_counting()
+            self._stop_measuring()
             self._book_compiling()
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             if not self.layers or _statistics_only(trainer):
@@ -230,15 +223,18 @@ class FreezingCallback(LayerCallback):
 
     # --- count and show
 
-    def _stop_counting(self) -> None:
-        if self._counting is None:
+    @property
+    def _measuring(self) -> bool:
+        return self._meter is not None and self._meter.running
+
+    def _stop_measuring(self) -> None:
+        if not self._measuring:
             return
-        self._counting.close()
-        self._counting = None
-        self.timeline.callback_seconds += self._counter.seconds
-        flops = self._counter.flops
+        self._meter.stop()
+        self.timeline.callback_seconds += self._meter.counter.seconds
+        flops = self._meter.flops
         if flops.total > flops.forward:  # a skipped step is no measure
-            self.timeline.states.append(TrainingState(self.timeline.steps, flops, self._saved_activations.bytes))
+            self.timeline.states.append(TrainingState(self.timeline.steps, flops, self._meter.saved_bytes))
 
     @property
     def _state_known(self) -> bool:
@@ -247,8 +243,8 @@ class FreezingCallback(LayerCallback):
 
     def _account(self) -> None:
         states, layers = self.timeline.states, self.timeline.layers
-        if layers and not self.timeline.costs and self._counter is not None:
-            self.timeline.costs = layer_flops(layers, self._counter)
+        if layers and not self.timeline.costs and self._meter is not None:
+            self.timeline.costs = layer_flops(layers, self._meter.counter)
         if states:
             self.timeline.spent.add(states[-1].flops)
             self.timeline.full.add(states[0].flops)
@@ -285,7 +281,7 @@ class FreezingCallback(LayerCallback):
         self._report(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop_counting()
+        self._stop_measuring()
         self._compile_clock.stop()
         super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, KeyboardInterrupt) and self.timeline.steps and self._folder is not None:
@@ -316,9 +312,7 @@ class FreezingCallback(LayerCallback):
     def _reset(self) -> None:
         self.layers = []
         self.timeline = Timeline()
-        self._counter: StepFlopCounter | None = None
-        self._counting: contextlib.ExitStack | None = None
-        self._saved_activations: SavedActivations | None = None
+        self._meter: StepMeter | None = None
         self._compile_clock = CompileClock()
         self._checked_epoch = -1
         self._begun = 0

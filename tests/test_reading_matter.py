@@ -1,0 +1,56 @@
+"""The Python code in README.md and CONTRIBUTING.md runs, with a little data in the place of the user's."""
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from test_paper_configs import bert
+from torchvision.io import write_png
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(file):
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with data by the names that the README uses; short, quiet runs; no downloads."""
+    for part in ("train", "test"):
+        for name in "ab":
+            (tmp_path / "data" / "cifar10" / part / name).mkdir(parents=True)
+            for number in range(64):
+                image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+                write_png(image, str(tmp_path / "data" / "cifar10" / part / name / f"{number}.png"))
+    rows = "".join(f"gj04\t{n % 2}\t\tThe {'bell rang' if n % 2 else 'ring'}.\n" for n in range(64))
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text(rows)
+    bert(tmp_path / "bert-base-uncased")
+    monkeypatch.chdir(tmp_path)
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained, num_classes: create(name, num_classes=num_classes)
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", blocks("README.md"), ids=["timm", "bert"])
+def test_readme(place, code, capsys):
+    settings = (
+        "logger=False, enable_progress_bar=False, limit_val_batches=0, limit_train_batches=4, accelerator='cpu', "
+    )
+    names = {}
+    exec(code.replace("Trainer(", f"Trainer({settings}").replace("resize=224", "resize=32, batch_size=32"), names)
+    assert names["trainer"].global_step >= 4
+    out = capsys.readouterr().out
+    assert "layers frozen" in out and "training FLOPs saved" in out
+
+
+def test_contributing(place):
+    names = {}
+    for code in blocks("CONTRIBUTING.md"):
+        exec(code, names)
+    assert names["OneByOneFreezeCallback"].__mro__[1].__name__ == "FreezingCallback"
