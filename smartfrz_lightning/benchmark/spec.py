@@ -24,6 +24,13 @@ class Run:
         by: The cost to match: ``"flops"`` or ``"seconds"``.
         experiment: Configs to use instead of the benchmark's.
         seed: Seed to use instead of the benchmark's.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.spec import Run
+        >>> Run("RandomFreezeCallback", {"timeline": "{smart}/freeze_timeline.csv"}).needs
+        {'smart'}
+        >>> Run(shorten_to="linear").needs
+        {'linear'}
     """
 
     callback: str | None = None
@@ -50,6 +57,14 @@ class Published:
         sd: Its spread.
         seconds: Time of training, on the publication's hardware.
         tflops: Computation of training.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Published, Run
+        >>> methods = {"full": Run(), "half": Run("StaticFreezeCallback")}
+        >>> published = {"full": Published(94.1, tflops=200), "half": Published(93.5, sd=0.2, tflops=150)}
+        >>> benchmark = Benchmark([], methods, seeds=[1], published=published)
+        >>> benchmark.published["half"].tflops / benchmark.published["full"].tflops  # what the table shows
+        0.75
     """
 
     value: float
@@ -72,7 +87,17 @@ class Benchmark:
         baseline: The method to which the others are compared.
         overrides: Settings of the experiment to replace in every method's runs; those of a method come on top.
         record: Method whose training is recorded once more, for the pictures of CKA and gradients; needs its model.
-        published: What a publication reports, by name of the method; stands beside the measured figures in the table.
+        published: What a publication reports, by name of the method; stands beside the measured figures in the table,
+            in a row of its own if the method is not run here.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
+        >>> methods = {"shorter": Run(shorten_to="half"), "half": Run("StaticFreezeCallback"), "full": Run()}
+        >>> benchmark = Benchmark(experiment=[], methods=methods, seeds=[1], output="runs/small")
+        >>> [name for name, run, seed in benchmark.schedule()]
+        ['full', 'half', 'shorter']
+        >>> benchmark.fill("{half}/last.ckpt", seed=1)
+        'runs/small/seed1/half/last.ckpt'
     """
 
     experiment: list[str]
@@ -92,8 +117,6 @@ class Benchmark:
         for option in ("baseline", "record"):
             if getattr(self, option) not in (*self.methods, None):
                 raise ValueError(f"{option}={getattr(self, option)!r} is not one of methods={sorted(self.methods)}")
-        if unknown := sorted(set(self.published) - set(self.methods)):
-            raise ValueError(f"published has figures of {unknown}, which is no method of this benchmark")
         if twice := set(self.methods) & set(self.prepare):
             raise ValueError(f"methods and prepare share the names {sorted(twice)}: rename one of them")
         for name, run in {**self.methods, **self.prepare}.items():

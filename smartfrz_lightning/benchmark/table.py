@@ -30,6 +30,14 @@ class Row:
         seconds_sd: Their sample standard deviation.
         memory: Bytes that autograd saves for the backward pass, mean over the steps, relative to the baseline.
         overhead: Seconds in the callback as a share of the seconds of training.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.table import Row
+        >>> costs = {"flops": 0.7, "seconds": 0.8, "seconds_sd": 0.1, "memory": 0.9, "overhead": 0.01}
+        >>> Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.01, **costs).verdict
+        'worse'
+        >>> Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.03, **costs).verdict
+        'within noise'
     """
 
     method: str
@@ -113,6 +121,14 @@ def _margin(differences: Sequence[float]) -> float:
     return float(t.ppf(0.975, len(differences) - 1)) * _sd(differences) / math.sqrt(len(differences))
 
 
+def _lines(rows: Sequence[Row], baseline: str, published: Mapping[str, Published]) -> list[list[str]]:
+    only_published = [name for name in published if name not in {row.method for row in rows}]
+    return [
+        *(_cells(row, baseline, published) for row in rows),
+        *([name, "0", *["–"] * 7, *_published_cells(name, baseline, published)] for name in only_published),
+    ]
+
+
 def _cells(row: Row, baseline: str, published: Mapping[str, Published]) -> list[str]:
     known = not math.isnan(row.margin)
     cells = [
@@ -164,17 +180,34 @@ def _heads(metric: str, baseline: str, published: Mapping[str, Published]) -> li
 
 
 def to_rich(rows: Sequence[Row], metric: str, baseline: str, published: Mapping[str, Published] = _NOTHING) -> Table:
-    """For the terminal; what a publication reports stands beside it, its costs relative to its own baseline."""
+    """For the terminal; what a publication reports stands beside it, its costs relative to its own baseline.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.table import Row, to_rich
+        >>> costs = {"flops": 0.7, "seconds": 0.8, "seconds_sd": 0.1, "memory": 0.9, "overhead": 0.01}
+        >>> row = Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.01, **costs)
+        >>> accuracy = to_rich([row], "val_accuracy", "full").columns[2]
+        >>> accuracy.header, list(accuracy.cells)
+        ('val_accuracy, % ± sd', ['90.00 ± 1.00'])
+    """
     table = Table(title=f"Relative to {baseline!r} at the same seed")
     for number, head in enumerate(_heads(metric, baseline, published)):
         table.add_column(head, justify="left" if number in (0, 4) else "right", no_wrap=not number)
-    for row in rows:
-        table.add_row(*_cells(row, baseline, published))
+    for line in _lines(rows, baseline, published):
+        table.add_row(*line)
     return table
 
 
 def to_markdown(rows: Sequence[Row], metric: str, baseline: str, published: Mapping[str, Published] = _NOTHING) -> str:
-    """For a README."""
+    """For a README.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.table import Row, to_markdown
+        >>> costs = {"flops": 0.7, "seconds": 0.8, "seconds_sd": 0.1, "memory": 0.9, "overhead": 0.01}
+        >>> row = Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.01, **costs)
+        >>> to_markdown([row], "val_accuracy", "full").splitlines()[-1]
+        '| smart | 3 | 90.00 ± 1.00 | -2.00 ± 1.00 | worse | 0.70 | 0.80 ± 0.10 | 0.90 | 1.0 |'
+    """
     heads = _heads(metric, baseline, published)
-    lines = [heads, ["---"] * len(heads), *(_cells(row, baseline, published) for row in rows)]
+    lines = [heads, ["---"] * len(heads), *_lines(rows, baseline, published)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
