@@ -16,6 +16,13 @@ def centered_gram(features: Tensor, unbiased: bool = False) -> Tensor:
 
     Returns:
         ``[examples, examples]`` in float64: the terms of CKA differ by many orders of magnitude.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.cka import centered_gram
+        >>> centered_gram(torch.tensor([[1.0], [3.0]]))
+        tensor([[ 1., -1.],
+                [-1.,  1.]], dtype=torch.float64)
     """
     flat = features.detach().flatten(1).double() if features.ndim > 1 else features.detach().double()[:, None]
     examples = len(flat)
@@ -33,7 +40,15 @@ def centered_gram(features: Tensor, unbiased: bool = False) -> Tensor:
 
 
 def gram_cka(gram_x: Tensor, gram_y: Tensor) -> Tensor:
-    """CKA of two representations, from their centred Gram matrices; a scalar, 0 where one of them is constant."""
+    """CKA of two representations, from their centred Gram matrices; a scalar, 0 where one of them is constant.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.cka import centered_gram, gram_cka
+        >>> x, y = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+        >>> float(gram_cka(centered_gram(x), centered_gram(3 * x))), float(gram_cka(centered_gram(x), centered_gram(y)))
+        (1.0, 0.0)
+    """
     scale = gram_x.norm() * gram_y.norm()
     return torch.where(scale > 0, (gram_x * gram_y).sum() / scale.clamp_min(1e-300), torch.zeros_like(scale))
 

@@ -13,6 +13,18 @@ def main(args: ArgsType = None) -> None:
 
     Args:
         args: Command-line arguments; those of the process by default.
+
+    Example:
+        >>> from contextlib import redirect_stdout
+        >>> from io import StringIO
+        >>> from tempfile import TemporaryDirectory
+        >>> from smartfrz_lightning.cli import main
+        >>> what = ["fit", "--model=lightning.pytorch.demos.boring_classes.BoringModel", "--trainer.max_steps=2"]
+        >>> how = ["--trainer.accelerator=cpu", "--trainer.callbacks=StaticFreezeCallback", "--trainer.logger=false"]
+        >>> with TemporaryDirectory() as folder, redirect_stdout(StringIO()) as out:
+        ...     main([*what, *how, f"--trainer.default_root_dir={folder}"])
+        >>> "0 of 1 layers frozen" in out.getvalue()  # the only one leads to the loss
+        True
     """
     if args is None and sys.argv[1:2] == ["benchmark"]:
         benchmark_command(sys.argv[2:])

@@ -29,6 +29,17 @@ def layer_grams(model: nn.Module, layers: Sequence[Layer], run: Callable[[], Any
 
     Raises:
         ValueError: A layer gave no feature map.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.cka import centered_gram
+        >>> from smartfrz_lightning.features import layer_grams
+        >>> from smartfrz_lightning.layer_tracer import find_layers
+        >>> net, probe = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(5, 6)
+        >>> grams = layer_grams(net, find_layers(net, probe), lambda: net(probe), examples=5)
+        >>> len(grams), torch.allclose(grams[0], centered_gram(net[0](probe)))
+        (2, True)
     """
     modules = dict(model.named_modules())
     of_module: dict[str, Tensor] = {}

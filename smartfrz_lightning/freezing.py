@@ -46,7 +46,17 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch
 
 
 def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
-    """Put the modules of frozen layers that move in training mode (BatchNorm, spectral norm) to eval mode."""
+    """Put the modules of frozen layers that move in training mode (BatchNorm, spectral norm) to eval mode.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing import hold_still
+        >>> from smartfrz_lightning.layers import Layer
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout())
+        >>> hold_still(net, [Layer("0", ("0.weight",), ("0.weight",), stateful=("1",), size=216)])
+        >>> [module.training for module in net]
+        [True, False, True]
+    """
     for layer in layers:
         for name in layer.stateful:
             module = model.get_submodule(name)
@@ -55,14 +65,40 @@ def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
 
 
 def renew_statistics(model: nn.Module, layers: Iterable[Layer]) -> None:
-    """Let the running statistics of frozen layers be measured again, without letting the layers train."""
+    """Let the running statistics of frozen layers be measured again, without letting the layers train.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing import freeze, renew_statistics
+        >>> from smartfrz_lightning.layer_tracer import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        >>> layers = find_layers(net, torch.rand(8, 4))[:1]
+        >>> freeze(net, layers)
+        >>> renew_statistics(net, layers)
+        >>> net[1].training, net[1].weight.requires_grad
+        (True, False)
+    """
     for layer in layers:
         for name in layer.stateful:
             model.get_submodule(name).train()
 
 
 def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:
-    """Let frozen layers train again; their modules go back to the mode of the model."""
+    """Let frozen layers train again; their modules go back to the mode of the model.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing import freeze, thaw
+        >>> from smartfrz_lightning.layer_tracer import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        >>> layers = find_layers(net, torch.rand(8, 4))[:1]
+        >>> freeze(net, layers)
+        >>> thaw(net, layers)
+        >>> net[1].training, all(parameter.requires_grad for parameter in net.parameters())
+        (True, True)
+    """
     for layer in layers:
         for name in layer.parameters:
             model.get_parameter(name).requires_grad_(True)

@@ -15,6 +15,18 @@ class LayerFlops:
         layer: Its name.
         own: Products with its weights.
         following: Products without weights (attention) between it and the next layer.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.cost import StepFlopCounter
+        >>> from smartfrz_lightning.layer_flops import layer_flops
+        >>> from smartfrz_lightning.layer_tracer import find_layers
+        >>> net, x = nn.Sequential(nn.Linear(4, 4)), torch.rand(2, 3, 4)
+        >>> with StepFlopCounter(net) as counter:
+        ...     scores = net(x) @ x.mT
+        >>> layer_flops(find_layers(net, x), counter)
+        [LayerFlops(layer='0', own=192, following=144)]
     """
 
     layer: str

@@ -15,7 +15,17 @@ _LIGHT_EMBEDDING = 0.05
 
 @dataclass
 class StepFacts:
-    """What one training step showed. Times count operations; parameters and buffers go by name."""
+    """What one training step showed. Times count operations; parameters and buffers go by name.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.layer_gathering import StepFacts, gather_layers
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> used = {"0.weight": 1, "2.weight": 2}
+        >>> facts = StepFacts(first_use=used, last_use=used, in_product=set(used), ends={"2.weight"})
+        >>> [(layer.name, layer.pinned) for layer in gather_layers(net, facts, exclude=[])]
+        [('0', ''), ('2', 'output'), ('1', 'unused')]
+    """
 
     first_use: dict[str, int] = field(default_factory=dict)
     last_use: dict[str, int] = field(default_factory=dict)
@@ -36,6 +46,15 @@ def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) ->
 
     Raises:
         ValueError: The model has no trainable parameter.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.layer_gathering import StepFacts, gather_layers
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+        >>> used = {"0.weight": 1, "1.weight": 2, "2.weight": 3}
+        >>> facts = StepFacts(used, used, {"0.weight", "2.weight"}, {"1.weight": frozenset({"0.weight"})})
+        >>> [layer.parameters for layer in gather_layers(net, facts, exclude=[])]
+        [('0.weight', '0.bias', '1.weight', '1.bias'), ('2.weight', '2.bias')]
     """
     modules = dict(model.named_modules())
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -19,6 +19,15 @@ class Layer:
         size: Number of parameter values.
         pinned: Why the layer always trains: ``"output"`` (it leads to the loss), ``"excluded"``, ``"unused"`` (it took
             no part in the forward pass); empty for a layer that may freeze.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.layer_tracer import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+        >>> layer = find_layers(net, torch.rand(8, 4))[0]
+        >>> layer.weights, layer.parameters, layer.stateful, layer.size
+        (('0.weight',), ('0.weight', '0.bias', '1.weight', '1.bias'), ('1',), 21)
     """
 
     name: str
@@ -30,13 +39,28 @@ class Layer:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern names this module or parameter, or something that contains it."""
+    """Whether a pattern names this module or parameter, or something that contains it.
+
+    Example:
+        >>> from smartfrz_lightning.layers import matches
+        >>> matches("blocks.0", "blocks.0.attn.qkv"), matches("*.attn", "blocks.0.attn.qkv")
+        (True, True)
+        >>> matches("attn", "blocks.0.attn.qkv"), matches("blocks.1", "blocks.10")
+        (False, False)
+    """
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 
 
 def front(layers: Sequence[Layer], frozen: Iterable[str]) -> list[Layer]:
-    """The layers before the first one that trains."""
+    """The layers before the first one that trains.
+
+    Example:
+        >>> from smartfrz_lightning.layers import Layer, front
+        >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
+        >>> [layer.name for layer in front(layers, frozen=["a", "b", "d"])]
+        ['a', 'b']
+    """
     frozen = set(frozen)
     prefix = []
     for layer in layers:

@@ -34,6 +34,18 @@ class Recording:
         layers: Names of the layers.
         sizes: Number of parameters of each layer.
         settings: Seed, spacing, versions and the like.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from smartfrz_lightning.recording import Recording
+        >>> checks, cka = [torch.tensor([0.5, 1.0]) for _ in range(5)], torch.tensor([[0.7], [0.9]])
+        >>> run = Recording(torch.rand(3, 1, 4), torch.arange(3), *checks, cka, "net", ["fc"], [8])
+        >>> with TemporaryDirectory() as folder:
+        ...     run.save(f"{folder}/run.safetensors")
+        ...     again = Recording.load(f"{folder}/run.safetensors")
+        >>> again.layers, again.cka.equal(cka)
+        (['fc'], True)
     """
 
     snapshots: Tensor
@@ -68,7 +80,7 @@ class Recording:
         """Write the file in one piece: it is there whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f.name: getattr(self, f.name).contiguous() for f in fields(self) if f.type is Tensor}
+        tensors = {f.name: getattr(self, f.name).clone().contiguous() for f in fields(self) if f.type is Tensor}
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -110,6 +122,18 @@ def check_recordings(recordings: dict[str, Recording]) -> int:
 
     Raises:
         ValueError: There is none, or their sample sizes differ.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.recording import Recording, check_recordings
+        >>> def run(size):
+        ...     return Recording(torch.zeros(0, 1, size), *[torch.zeros(0)] * 6, torch.zeros(0, 1), "net", ["fc"], [8])
+        >>> check_recordings({"a": run(16), "b": run(16)})
+        16
+        >>> check_recordings({"a": run(16), "b": run(32)})
+        Traceback (most recent call last):
+            ...
+        ValueError: recordings of different sample sizes cannot train one predictor: {'a': 16, 'b': 32}
     """
     sizes = {path: recording.snapshots.shape[-1] for path, recording in recordings.items()}
     if not sizes:

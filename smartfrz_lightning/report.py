@@ -57,7 +57,16 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
 
 
 def nothing_saved(timeline: Timeline) -> str:
-    """Why freezing saved nothing; empty if it saved something."""
+    """Why freezing saved nothing; empty if it saved something.
+
+    Example:
+        >>> from smartfrz_lightning.layers import Layer
+        >>> from smartfrz_lightning.report import nothing_saved
+        >>> from smartfrz_lightning.timeline import Timeline
+        >>> layers = [Layer("0", (), (), (), 8, "excluded"), Layer("1", (), (), (), 8, "output")]
+        >>> nothing_saved(Timeline(layers, steps=10))
+        'every layer is excluded, unused or leads to the loss.'
+    """
     if timeline.saved > 0:
         return ""
     if not timeline.layers:
@@ -74,7 +83,21 @@ def nothing_saved(timeline: Timeline) -> str:
 
 
 def plot_timeline(timeline: Timeline, path: str | Path) -> None:
-    """Draw layers against steps, each bar ending where the layer froze, as a picture file."""
+    """Draw layers against steps, each bar ending where the layer froze, as a picture file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from smartfrz_lightning.layers import Layer
+        >>> from smartfrz_lightning.report import plot_timeline
+        >>> from smartfrz_lightning.timeline import FreezeEvent, Timeline
+        >>> layers = [Layer("0", (), (), (), 8), Layer("1", (), (), (), 8)]
+        >>> timeline = Timeline(layers, [FreezeEvent("0", 4, 1, 0.9)], steps=10)
+        >>> with TemporaryDirectory() as folder:
+        ...     plot_timeline(timeline, f"{folder}/timeline.png")
+        ...     Path(folder, "timeline.png").read_bytes()[1:4]
+        b'PNG'
+    """
     from matplotlib.figure import Figure
 
     layers = timeline.layers

@@ -18,6 +18,17 @@ def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
         trainer: Its strategy is checked.
         method: Name of the freezing method.
         works_sharded: Whether the method can do with sharded parameters.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.strategies import ModelParallelStrategy
+        >>> from smartfrz_lightning.strategies import check_strategy
+        >>> trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), barebones=True)
+        >>> check_strategy(trainer, "SmartFreezeCallback", works_sharded=True)
+        >>> check_strategy(trainer, "AutoFreezeCallback", works_sharded=False)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        lightning...MisconfigurationException: strategy=ModelParallelStrategy shards parameters, and...
     """
     strategy = type(trainer.strategy).__name__
     if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
@@ -42,6 +53,21 @@ def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dic
         trainer: About to fit.
         state_key: The callback's.
         take_up: Called with its state, if the checkpoint has one.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.strategies import SingleDeviceStrategy
+        >>> from smartfrz_lightning.strategies import before_late_restore
+        >>> class Late(SingleDeviceStrategy):
+        ...     restore_checkpoint_after_setup = True
+        >>> trainer = Trainer(accelerator="cpu", strategy=Late("cpu"), barebones=True)
+        >>> before_late_restore(trainer, "Mine", print)
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save({"callbacks": {"Mine": {"frozen": ["0"]}}}, f"{folder}/last.ckpt")
+        ...     checkpoint = trainer.strategy.load_checkpoint(f"{folder}/last.ckpt")
+        {'frozen': ['0']}
     """
     strategy = trainer.strategy
     if not strategy.restore_checkpoint_after_setup:
@@ -61,7 +87,20 @@ def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dic
 
 
 def before_freeze(trainer: Trainer) -> None:
-    """Put FSDP2's modules back to their sharded parameters, which are those that freeze. Call it on every rank."""
+    """Put FSDP2's modules back to their sharded parameters, which are those that freeze. Call it on every rank.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from lightning.pytorch.strategies import ModelParallelStrategy
+        >>> from smartfrz_lightning.strategies import before_freeze
+        >>> class Sharded(LightningModule):
+        ...     def reshard(self):
+        ...         print("sharded again")
+        >>> trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), barebones=True)
+        >>> trainer.strategy.connect(Sharded())
+        >>> before_freeze(trainer)
+        sharded again
+    """
     if isinstance(trainer.strategy, ModelParallelStrategy):
         for module in trainer.strategy.lightning_module.modules():
             if hasattr(module, "reshard"):
@@ -72,6 +111,21 @@ def after_freeze(trainer: Trainer) -> None:
     """Rebuild the DDP wrapper, so that frozen parameters take no part in the all-reduce.
 
     Communication hooks are kept. Call it on every rank, outside of ``training_step``.
+
+    Example:
+        >>> from torch import distributed
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from smartfrz_lightning.strategies import after_freeze
+        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        >>> trainer = Trainer(accelerator="cpu", strategy="ddp", devices=1, barebones=True)
+        >>> trainer.strategy.connect(BoringModel())
+        >>> trainer.strategy.configure_ddp()
+        >>> wrapper = trainer.strategy.model
+        >>> after_freeze(trainer)
+        >>> trainer.strategy.model is wrapper, trainer.strategy.model.module is wrapper.module
+        (False, True)
+        >>> distributed.destroy_process_group()
     """
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy):

@@ -20,6 +20,12 @@ class FreezeEvent:
         step: Optimizer steps done before.
         epoch: Epochs done before, with fraction where the epoch's length is known.
         confidence: How sure the method was, 0 to 1.
+
+    Example:
+        >>> from smartfrz_lightning.timeline import FreezeEvent, Timeline
+        >>> timeline = Timeline(events=[FreezeEvent("stem", step=120, epoch=1.5, confidence=0.9)])
+        >>> timeline.event_of("stem").step, timeline.event_of("head")
+        (120, None)
     """
 
     layer: str
@@ -37,6 +43,14 @@ class TrainingState:
         flops: FLOPs of one batch.
         saved_bytes: What autograd keeps for the backward pass of one batch.
         device_bytes: Most memory that was allocated on the accelerator in this state; 0 on the CPU.
+
+    Example:
+        >>> from smartfrz_lightning.cost import StepFlops
+        >>> from smartfrz_lightning.timeline import TrainingState
+        >>> start = TrainingState(step=0, flops=StepFlops(60, 60, 50), saved_bytes=480)
+        >>> later = TrainingState(step=120, flops=StepFlops(60, 30, 20), saved_bytes=160)
+        >>> later.flops.total - start.flops.total, later.saved_bytes - start.saved_bytes
+        (-60, -320)
     """
 
     step: int
@@ -53,6 +67,12 @@ class Compilation:
         frozen: Number of layers that were frozen.
         count: Compilations, of validation too.
         seconds: Time they took.
+
+    Example:
+        >>> from smartfrz_lightning.timeline import Compilation, Timeline
+        >>> timeline = Timeline(compilations=[Compilation(frozen=0, count=2, seconds=8.0), Compilation(3, 2, 4.5)])
+        >>> sum(entry.seconds for entry in timeline.compilations if entry.frozen)  # what freezing made compile anew
+        4.5
     """
 
     frozen: int
@@ -75,6 +95,20 @@ class Timeline:
         full: FLOPs that training everything would have taken.
         callback_seconds: Time spent in the callback.
         fit_seconds: Time spent in ``fit``.
+
+    Example:
+        >>> from smartfrz_lightning.cost import StepFlops
+        >>> from smartfrz_lightning.layers import Layer
+        >>> from smartfrz_lightning.timeline import FreezeEvent, Timeline
+        >>> layers, events = [Layer("0", (), (), (), 66), Layer("1", (), (), (), 8)], [FreezeEvent("0", 4, 1.0, 0.9)]
+        >>> timeline = Timeline(layers, events, steps=10, spent=StepFlops(60, 40, 20), full=StepFlops(60, 60, 40))
+        >>> timeline.saved
+        0.25
+        >>> print(timeline.to_csv())
+        index,layer,parameters,step,epoch,confidence,pinned
+        0,0,66,4,1,0.9,
+        1,1,8,,,,
+        <BLANKLINE>
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -138,6 +172,18 @@ def read_freeze_steps(path: str | Path) -> dict[str, int | None]:
 
     Raises:
         ValueError: It is no such CSV.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from smartfrz_lightning.layers import Layer
+        >>> from smartfrz_lightning.timeline import FreezeEvent, Timeline, read_freeze_steps
+        >>> layers = [Layer("0", (), (), (), 66), Layer("1", (), (), (), 8)]
+        >>> timeline = Timeline(layers, [FreezeEvent("0", step=4, epoch=1.0, confidence=0.9)])
+        >>> with TemporaryDirectory() as folder:
+        ...     size = Path(folder, "timeline.csv").write_text(timeline.to_csv())
+        ...     read_freeze_steps(f"{folder}/timeline.csv")
+        {'0': 4, '1': None}
     """
     rows = list(csv.DictReader(io.StringIO(Path(path).read_text())))
     try:

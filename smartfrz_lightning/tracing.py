@@ -20,6 +20,19 @@ class ParameterTracer(TorchDispatchMode):
     bare ``nn.Parameter`` and tied weights, which module hooks miss.
 
     Subclasses implement :meth:`on_operation`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.tracing import ParameterTracer
+        >>> class ShowUses(ParameterTracer):
+        ...     def on_operation(self, func, inputs, out, sources):
+        ...         if None in sources and any(sources):
+        ...             print(func.overloadpacket.__name__, sorted(set().union(*filter(None, sources))))
+        >>> net = nn.Linear(4, 2)
+        >>> with ShowUses(net):
+        ...     out = net(torch.rand(3, 4)).relu()
+        addmm ['bias', 'weight']
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -82,18 +95,42 @@ _PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attenti
 
 
 def is_product(func: torch._ops.OpOverload) -> bool:
-    """Whether an operation multiplies matrices, convolves or looks up: the work that layers are made of."""
+    """Whether an operation multiplies matrices, convolves or looks up: the work that layers are made of.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.tracing import is_product
+        >>> is_product(torch.ops.aten.addmm.default), is_product(torch.ops.aten.relu.default)
+        (True, False)
+    """
     name = func.overloadpacket.__name__
     return any(part in name for part in _PRODUCTS)
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """All tensors in a nest of tuples, lists and dicts."""
+    """All tensors in a nest of tuples, lists and dicts.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.tracing import tensors_in
+        >>> tensors_in({"logits": torch.tensor(1), "hidden": [torch.tensor(2), (None, torch.tensor(3))], "name": "x"})
+        [tensor(1), tensor(2), tensor(3)]
+    """
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def parameters_reaching(losses: Iterable[Tensor]) -> set[int]:
-    """``id`` of every leaf tensor with a path to one of ``losses`` in the autograd graph."""
+    """``id`` of every leaf tensor with a path to one of ``losses`` in the autograd graph.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.tracing import parameters_reaching
+        >>> used, unused = nn.Linear(4, 2), nn.Linear(4, 2)
+        >>> reaching = parameters_reaching([used(torch.rand(1, 4)).sum()])
+        >>> id(used.weight) in reaching, id(unused.weight) in reaching
+        (True, False)
+    """
     found: set[int] = set()
     seen = set()
     stack = [loss.grad_fn for loss in losses if loss.grad_fn is not None]

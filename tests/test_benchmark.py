@@ -181,12 +181,12 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path):
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_are_whole(path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    if path.parent.name == "experiments":
-        used = [other for other in CONFIGS.rglob("*.yaml") if f"experiments/{path.name}" in other.read_text()]
+    if path.is_relative_to(CONFIGS / "experiments"):
+        used = [other for other in CONFIGS.rglob("*.yaml") if str(path.relative_to(CONFIGS)) in other.read_text()]
         assert used, "no benchmark uses it"
         return
-    configs = [CONFIGS / "methods.yaml"] if path.parent == CONFIGS else []
-    configs += [path] if path.stem != "methods" else [CONFIGS / "quick.yaml"]
+    configs = [CONFIGS / "methods.yaml"] if path.parent == CONFIGS and "methods" not in path.stem else []
+    configs += [path] if "methods" not in path.stem else [CONFIGS / "quick.yaml"]
     with pytest.raises(SystemExit) as end:
         benchmark_command([*(f"--config={config}" for config in configs), "--print_config"])
     assert end.value.code == 0 and "methods" in capsys.readouterr().out

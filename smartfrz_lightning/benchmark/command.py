@@ -15,6 +15,13 @@ def benchmark_command(args: Sequence[str] | None = None) -> None:
 
     Args:
         args: Command-line arguments after ``smartfrz benchmark``.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.command import benchmark_command
+        >>> benchmark_command(["--experiment=[]", "--methods={half: {callback: StaticFreezeCallback}}", "--seeds=[1]"])
+        Traceback (most recent call last):
+            ...
+        ValueError: baseline='full' is not one of methods=['half']
     """
     parser = ArgumentParser(
         prog="smartfrz benchmark",

@@ -32,7 +32,17 @@ SETTLE = 3  # steps of a state that are not timed: the wrapper is new, buckets a
 
 
 class FrontInTurn(FreezingCallback):
-    """Freezes the shares of :data:`STATES` from the front, each after ``steps`` optimizer steps."""
+    """Freezes the shares of :data:`STATES` from the front, each after ``steps`` optimizer steps.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.ddp_step import FrontInTurn
+        >>> from smartfrz_lightning.layers import Layer
+        >>> turn = FrontInTurn(steps=5)
+        >>> turn.layers = [Layer(name, (), (), (), 1) for name in "abcd"]
+        >>> turn.timeline.steps = 5
+        >>> list(turn.select(None, None, turn.active))
+        ['a', 'b']
+    """
 
     def __init__(self, steps: int) -> None:
         super().__init__(every_n_train_steps=steps)
@@ -48,7 +58,17 @@ class FrontInTurn(FreezingCallback):
 
 
 class StepMeter(Callback):
-    """Bytes that every step all-reduces, by a communication hook, and its seconds."""
+    """Bytes that every step all-reduces, by a communication hook, and its seconds.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule
+        >>> from smartfrz_lightning.benchmark.ddp_step import StepMeter
+        >>> meter = StepMeter()
+        >>> meter.on_train_batch_start(None, LightningModule(), None, 0)
+        >>> meter.on_train_batch_end(None, LightningModule(), None, None, 0)
+        >>> meter.bytes, len(meter.seconds)  # one step, in which nothing was all-reduced
+        ([0], 1)
+    """
 
     def __init__(self) -> None:
         self.bytes: list[int] = []

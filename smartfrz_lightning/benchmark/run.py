@@ -52,6 +52,20 @@ def run_once(
 
     Raises:
         ValueError: Validation does not log the benchmark's metric.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from smartfrz_lightning.benchmark.run import run_once
+        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
+        >>> package = "smartfrz_lightning.experiments"
+        >>> network = {"class_path": f"{package}.networks.vgg8", "init_args": {"in_channels": 1, "width": 2}}
+        >>> model = {"class_path": f"{package}.classifier.ImageClassifier", "init_args": {"network": network}}
+        >>> settings = {"model": model, "data": f"{package}.images.DigitsDataModule", "trainer.accelerator": "cpu"}
+        >>> with TemporaryDirectory() as folder:
+        ...     benchmark = Benchmark([], {"full": Run()}, seeds=[1], output=folder, overrides=settings)
+        ...     result = run_once(benchmark, "full", benchmark.methods["full"], seed=1, max_steps=2)
+        >>> result["steps"], sorted(result["metrics"]), sorted(result["seconds"])
+        (2, ['val_accuracy', 'val_loss'], ['startup', 'train', 'validation'])
     """
     folder = benchmark.folder(name, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +103,17 @@ def run_once(
 
 
 def digest(benchmark: Benchmark, run: Run) -> str:
-    """Fingerprint of all settings that a run depends on."""
+    """Fingerprint of all settings that a run depends on.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.run import digest
+        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
+        >>> benchmark = Benchmark(experiment=[], methods={"full": Run()}, seeds=[1])
+        >>> digest(benchmark, Run()) == digest(benchmark, benchmark.methods["full"])
+        True
+        >>> digest(benchmark, Run()) == digest(benchmark, Run("StaticFreezeCallback"))
+        False
+    """
     experiment = [Path(path).read_text() for path in run.experiment or benchmark.experiment]
     settings = [experiment, run.callback, run.arguments, run.overrides, run.shorten_to, run.by, benchmark.metric]
     return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]

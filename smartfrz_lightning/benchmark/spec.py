@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
@@ -119,17 +119,19 @@ class Benchmark:
                 raise ValueError(f"{option}={getattr(self, option)!r} is not one of methods={sorted(self.methods)}")
         if twice := set(self.methods) & set(self.prepare):
             raise ValueError(f"methods and prepare share the names {sorted(twice)}: rename one of them")
-        for name, run in {**self.methods, **self.prepare}.items():
-            if unknown := run.needs - set(self.methods) - set(self.prepare):
-                raise ValueError(f"methods.{name} refers to {sorted(unknown)}, which is no method of this benchmark")
+        for kind, runs in (("methods", self.methods), ("prepare", self.prepare)):
+            for name, run in runs.items():
+                if unknown := run.needs - set(self.methods) - set(self.prepare):
+                    raise ValueError(f"{kind}.{name} refers to {sorted(unknown)}, which is no method of this benchmark")
         for name, run in self.prepare.items():
             if run.seed is None:
                 raise ValueError(f"prepare.{name} needs a seed: it runs once for all seeds")
         for path in [*self.experiment, *(p for run in self.prepare.values() for p in run.experiment or [])]:
             if not Path(path).is_file():
                 raise FileNotFoundError(f"experiment={path!r}: no such file; paths start at the working directory")
-        for run in self.methods.values():
-            run.overrides = {**self.overrides, **run.overrides}
+        self.methods = {
+            name: replace(run, overrides={**self.overrides, **run.overrides}) for name, run in self.methods.items()
+        }
         self.order(self.methods)
 
     def order(self, runs: dict[str, Run]) -> list[str]:

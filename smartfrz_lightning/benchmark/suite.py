@@ -29,6 +29,15 @@ def run_benchmark(benchmark: Benchmark) -> bool:
 
     Raises:
         ValueError: The output folder holds results of other settings.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
+        >>> from smartfrz_lightning.benchmark.suite import run_benchmark
+        >>> with TemporaryDirectory() as folder:
+        ...     benchmark = Benchmark(experiment=[], methods={"full": Run()}, seeds=[1], output=folder)
+        ...     run_benchmark(benchmark)  # there is no model in the config: the run fails, as the screen says
+        False
     """
     console = Console(stderr=True)
     path = Path(benchmark.output) / "results.jsonl"

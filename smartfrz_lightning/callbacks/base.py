@@ -3,7 +3,7 @@
 import contextlib
 import time
 import weakref
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from smartfrz_lightning.timeline import Compilation, FreezeEvent, Timeline, Trai
 STATE_VERSION = 1
 
 
-class FreezingCallback(LayerCallback):
+class FreezingCallback(LayerCallback, ABC):
     """Base of all freezing methods; a method says in :meth:`select` which active layers should stop now.
 
     Args:
@@ -39,6 +39,17 @@ class FreezingCallback(LayerCallback):
     Raises:
         MisconfigurationException: Both intervals are given, or one is below 1; on ``fit``: the strategy is not
             supported, or the Trainer has another callback of this kind.
+
+    Example:
+        >>> from smartfrz_lightning import FreezingCallback
+        >>> from smartfrz_lightning.layers import Layer
+        >>> class FreezeNext(FreezingCallback):
+        ...     def select(self, trainer, pl_module, active):
+        ...         return {active[0].name: 1.0}
+        >>> method = FreezeNext(every_n_epochs=2, exclude=["embed"])
+        >>> method.layers = [Layer("embed", (), (), (), 8, "excluded"), Layer("block", (), (), (), 8)]
+        >>> method.select(None, None, method.active)
+        {'block': 1.0}
     """
 
     works_sharded = True

@@ -22,6 +22,16 @@ class LayerCallback(Callback):
 
     Raises:
         ValueError: On ``fit``: the model has no trainable parameter, or a pattern matches nothing in it.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from smartfrz_lightning.callbacks.layer_callback import LayerCallback
+        >>> class ShowLayers(LayerCallback):
+        ...     def on_layers_found(self, trainer, pl_module):
+        ...         print([(layer.name, layer.size) for layer in self.layers])
+        >>> Trainer(max_steps=1, accelerator="cpu", barebones=True, callbacks=[ShowLayers()]).fit(BoringModel())
+        [('layer', 66)]
     """
 
     def __init__(self, exclude: Sequence[str] = ()) -> None:

@@ -31,6 +31,16 @@ class WindowedFreezingCallback(FreezingCallback):
 
     Raises:
         MisconfigurationException: An argument is below 1, or both intervals are given.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
+        >>> class FreezeStill(WindowedFreezingCallback):
+        ...     def ready(self, windows, names, steps):
+        ...         return {name: 1.0 for name, window in zip(names, windows) if (window[0] == window[-1]).all()}
+        >>> method = FreezeStill(False, None, None, None, window=2, sample_size=1, seed=0, exclude=())
+        >>> method.ready(torch.tensor([[[3.0], [4.0]], [[5.0], [5.0]]]), ["moving", "still"], [10, 20])
+        {'still': 1.0}
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Small images kept in memory as bytes; augmentation and normalisation happen on the device of training."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -20,7 +20,16 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ByteImages(Dataset):
-    """Images ``[n, channels, height, width]`` as bytes, handed out in whole batches: one by one takes far longer."""
+    """Images ``[n, channels, height, width]`` as bytes, handed out in whole batches: one by one takes far longer.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.experiments.byte_images import ByteImages
+        >>> data = ByteImages(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), torch.arange(10))
+        >>> images, labels = data.__getitems__([7, 2])
+        >>> images.shape, labels
+        (torch.Size([2, 3, 4, 4]), tensor([7, 2]))
+    """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -39,7 +48,7 @@ def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch
 
 
-class ByteImagesDataModule(LightningDataModule):
+class ByteImagesDataModule(LightningDataModule, ABC):
     """Base of data modules whose images fit in memory; a subclass says in :meth:`read` what they are.
 
     Training images are cropped and flipped; then all are resized, if asked for, and normalised. This is done batch by
@@ -50,6 +59,18 @@ class ByteImagesDataModule(LightningDataModule):
         resize: Height and width that the network gets; those of the stored images if ``None``.
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.experiments.byte_images import ByteImages, ByteImagesDataModule
+        >>> class White(ByteImagesDataModule):
+        ...     def read(self, part):
+        ...         return ByteImages(torch.full((8, 1, 4, 4), 255, dtype=torch.uint8), torch.arange(8))
+        >>> data = White(batch_size=2, resize=6, mean=(0.5,), std=(0.25,))
+        >>> data.setup("fit")
+        >>> images, labels = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+        >>> images.shape, images.unique(), labels
+        (torch.Size([4, 1, 6, 6]), tensor([2.]), tensor([0, 1, 2, 3]))
     """
 
     def __init__(

@@ -13,6 +13,12 @@ class GlueFormat:
         columns: Names of all columns.
         label: Number of the column with the label, 0 or 1.
         sentences: Numbers of the columns with one sentence, or two that are compared.
+
+    Example:
+        >>> from smartfrz_lightning.experiments.glue_files import FORMATS
+        >>> form = FORMATS["mrpc"]
+        >>> form.columns[form.label], [form.columns[number] for number in form.sentences]
+        ('quality', ['#1 string', '#2 string'])
     """
 
     columns: tuple[str, ...]
@@ -33,6 +39,12 @@ class Example:
     Attributes:
         sentences: One sentence, or two.
         label: 0 or 1.
+
+    Example:
+        >>> from smartfrz_lightning.experiments.glue_files import Example
+        >>> pair = Example(("The bell rang.", "There was a ring."), label=1)
+        >>> len(pair.sentences), pair.label
+        (2, 1)
     """
 
     sentences: tuple[str, ...]

@@ -43,6 +43,19 @@ class ImageFolderDataModule(ByteImagesDataModule):
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: A class of ``classes`` has no folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from smartfrz_lightning.experiments.images import ImageFolderDataModule
+        >>> with TemporaryDirectory() as root:
+        ...     for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        ...         Path(root, name).mkdir(parents=True)
+        ...         Image.new("RGB", (40, 30)).save(Path(root, name, "1.png"))
+        ...     data = ImageFolderDataModule(root, image_size=8, classes=["dog", "cat"]).read("train")
+        >>> data.images.shape, data.labels
+        (torch.Size([2, 3, 8, 8]), tensor([0, 1]))
     """
 
     def __init__(
@@ -91,6 +104,14 @@ class DigitsDataModule(LightningDataModule):
 
     Args:
         batch_size: Images a batch.
+
+    Example:
+        >>> from smartfrz_lightning.experiments.images import DigitsDataModule
+        >>> data = DigitsDataModule(batch_size=16)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, len(data.val_dataloader().dataset)
+        (torch.Size([16, 1, 32, 32]), 359)
     """
 
     def __init__(self, batch_size: int = 32) -> None:

@@ -16,6 +16,16 @@ class FreezeConfidence:
 
     Args:
         predictor: The predictor.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.predictor.inference import FreezeConfidence
+        >>> from smartfrz_lightning.predictor.weights import load_predictor
+        >>> confidence = FreezeConfidence(load_predictor())
+        >>> start, way = torch.randn(1, 1024), torch.linspace(0, 1, 30)[:, None]
+        >>> windows = torch.stack([start + 1e-4 * way, start + way * torch.randn(1, 1024)])
+        >>> (confidence(windows, ["still", "moving"], range(30)) > 0.5).tolist()
+        [True, False]
     """
 
     def __init__(self, predictor: AttentionPredictor) -> None:

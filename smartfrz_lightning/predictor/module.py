@@ -32,6 +32,13 @@ class PredictorModule(LightningModule):
         sample_size: Sampled weights a snapshot; that of the recordings.
         optimizer: Makes the optimizer; SGD with momentum as in the paper.
         balance: Weigh the two labels so that they count the same in total.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.predictor.module import PredictorModule
+        >>> module = PredictorModule("mine.safetensors", sample_size=16, representation="raw")
+        >>> module.predictor(torch.randn(5, 30, 16)).shape  # scores of training on and of freezing
+        torch.Size([5, 2])
     """
 
     def __init__(

@@ -23,7 +23,19 @@ SHIPPED = (
 
 
 def save_predictor(predictor: AttentionPredictor, path: str | Path, **about: Any) -> None:
-    """Write a predictor to one safetensors file, with its construction and ``about`` as JSON in the metadata."""
+    """Write a predictor to one safetensors file, with its construction and ``about`` as JSON in the metadata.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from smartfrz_lightning.predictor.network import AttentionPredictor
+        >>> from smartfrz_lightning.predictor.weights import load_predictor, save_predictor
+        >>> predictor = AttentionPredictor(sample_size=16, representation="raw")
+        >>> with TemporaryDirectory() as folder:
+        ...     save_predictor(predictor, f"{folder}/mine.safetensors", trained_on=["resnet20"])
+        ...     again = load_predictor(f"{folder}/mine.safetensors")
+        >>> again.sample_size, again.representation, again.key[0].weight.equal(predictor.key[0].weight)
+        (16, 'raw', True)
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {

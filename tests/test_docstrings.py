@@ -1,0 +1,26 @@
+"""Every public class and function shows an example, which the doctests run."""
+
+import importlib
+import inspect
+import pkgutil
+
+import smartfrz_lightning
+
+# It needs processes that torchrun started, and takes minutes.
+EXEMPT = {"smartfrz_lightning.benchmark.ddp_step.main"}
+
+
+def public():
+    """Qualified name and docstring of what the package's modules define themselves."""
+    for found in pkgutil.walk_packages(smartfrz_lightning.__path__, "smartfrz_lightning."):
+        for name, entry in vars(importlib.import_module(found.name)).items():
+            own = getattr(entry, "__module__", None) == found.name
+            if own and not name.startswith("_") and (inspect.isclass(entry) or inspect.isfunction(entry)):
+                yield f"{found.name}.{name}", entry.__doc__ or ""
+
+
+def test_every_public_name_has_an_example():
+    docstrings = dict(public())
+    assert set(docstrings) >= EXEMPT
+    missing = sorted(name for name, text in docstrings.items() if ">>>" not in text and name not in EXEMPT)
+    assert not missing, f"no example (>>>) in the docstring of {', '.join(missing)}"
