@@ -39,6 +39,13 @@ def test_a_model_that_moves_fast_freezes_nothing_and_says_why(make_trainer, caps
     assert "Freezing saved nothing" in capsys.readouterr().out
 
 
+def test_an_early_sweep_is_warned_of(make_trainer):
+    freezer = SmartFreezeCallback(snapshot_every_n_steps=1, every_n_train_steps=6)
+    with pytest.warns(UserWarning, match="froze 3 of 3 layers at once, after 25% of the run.* raise threshold=0.5"):
+        make_trainer(freezer).fit(Classifier(mlp(norm=False), still))
+    assert freezer.frozen
+
+
 def test_front_only_waits_for_the_layers_before(make_trainer):
     freezer = SmartFreezeCallback(front_only=True, snapshot_every_n_steps=1, exclude=["net.4"])
     make_trainer(freezer).fit(Classifier(mlp(norm=False), still))

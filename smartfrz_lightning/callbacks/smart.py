@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from smartfrz_lightning.callbacks.run_length import steps_total
 from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.predictor.inference import FreezeConfidence
 from smartfrz_lightning.predictor.weights import load_predictor
@@ -68,6 +70,17 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._confidence = FreezeConfidence(self._network.to(pl_module.device))
+        self._length = steps_total(trainer)
+
+    def on_freeze(self, names: list[str]) -> None:
+        super().on_freeze(names)
+        free, done = sum(not layer.pinned for layer in self.layers), self.steps_in_run / self._length
+        if len(names) > free / 2 and 0 < done < 0.5:
+            rank_zero_warn(
+                f"SmartFreezeCallback froze {len(names)} of {free} layers at once, after {done:.0%} of the run. The "
+                "predictor's confidence is not calibrated on kinds of networks and training that it has not seen: if "
+                f"the model ends worse than without freezing, raise threshold={self.threshold}"
+            )
 
     def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
         confidences = self._confidence(windows, names, steps).tolist()
