@@ -5,60 +5,47 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
 from torch._dynamo.callback import callback_handler
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether a module or a part of it was compiled, in place, as a wrapper or as a whole ``LightningModule``.
+def eager() -> contextlib.AbstractContextManager:
+    """Run what is compiled without its compiled code, in which no operation can be seen.
 
     Example:
         >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.compiled import is_compiled
-        >>> compiled = torch.compile(nn.Linear(2, 2), backend="eager")
-        >>> is_compiled(nn.Linear(2, 2)), is_compiled(nn.Sequential(compiled, nn.ReLU()))
-        (False, True)
-    """
-    whole = getattr(model, "_compiler_ctx", None) is not None
-    return whole or any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules())
-
-
-def eager(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Run compiled modules without their compiled code, in which no operation can be seen.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
         >>> from smartfrz_lightning.compiled import eager
-        >>> from smartfrz_lightning.cost import StepFlopCounter
-        >>> net = torch.compile(nn.Linear(2, 3), backend="eager")
-        >>> with eager(net), StepFlopCounter(net) as counter:
-        ...     out = net(torch.zeros(4, 2))
-        >>> counter.flops.forward
-        48
+        >>> twice = torch.compile(lambda x: 2 * x, backend=lambda graph, inputs: 1 / 0)
+        >>> with eager():
+        ...     twice(torch.ones(1))
+        tensor([2.])
     """
-    return torch.compiler.set_stance("force_eager") if is_compiled(model) else contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
-def allow_recompiling(layers: int) -> None:
-    """Make room for the graphs that freezing so many layers brings, as past its limit PyTorch runs eager.
+_DEFAULT_LIMITS: dict[str, int] = {}
 
-    A compiled function is traced anew for every pattern of what trains in it. Blocks may share one function: each
-    frozen layer changes the pattern of its block, and the block behind the last one gets an input without gradient;
-    all that once for training and once for validation.
+
+def allow_recompiling(patterns: int) -> None:
+    """Make room for the graphs that freezing brings, as past its limit PyTorch runs eager without a word.
+
+    A compiled function is traced anew for every pattern of what trains in it, once for training and once for
+    validation. The limits stay: after the fit, the graphs are still there.
+
+    Args:
+        patterns: How many patterns freezing has brought to one function at most.
 
     Example:
         >>> import torch
         >>> from smartfrz_lightning.compiled import allow_recompiling
-        >>> with torch._dynamo.config.patch(cache_size_limit=8, accumulated_cache_size_limit=256):
-        ...     allow_recompiling(layers=3)
-        ...     torch._dynamo.config.cache_size_limit, torch._dynamo.config.accumulated_cache_size_limit
-        (16, 264)
+        >>> with torch._dynamo.config.patch(recompile_limit=8):
+        ...     allow_recompiling(10)
+        ...     torch._dynamo.config.recompile_limit
+        28
     """
     config: Any = torch._dynamo.config
-    for name in ("cache_size_limit", "accumulated_cache_size_limit"):  # the names that all versions know
-        setattr(config, name, getattr(config, name) + 2 * (layers + 1))
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        default = _DEFAULT_LIMITS.setdefault(name, getattr(config, name))
+        setattr(config, name, max(getattr(config, name), default + 2 * patterns))
 
 
 class CompileClock:
@@ -102,6 +89,7 @@ class CompileClock:
     def _begin(self, *_: Any) -> None:
         self._began = time.perf_counter()
 
-    def _end(self, *_: Any) -> None:
-        self._count += 1
+    def _end(self, *about: Any) -> None:
+        # A backward graph that is compiled later belongs to its forward. Older versions of PyTorch say nothing here.
+        self._count += not about or about[0].callback_trigger.name == "DYNAMO"
         self._seconds += time.perf_counter() - self._began

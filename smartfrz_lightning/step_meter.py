@@ -36,7 +36,6 @@ class StepMeter:
     def __init__(self, model: nn.Module) -> None:
         self.counter = StepFlopCounter(model)
         self.running = False
-        self._model = model
         self._saved = SavedActivations(model)
         self._modes = contextlib.ExitStack()
 
@@ -52,7 +51,7 @@ class StepMeter:
 
     def start(self) -> None:
         """Begin, before the forward pass."""
-        for mode in (eager(self._model), self._saved, self.counter):
+        for mode in (eager(), self._saved, self.counter):
             self._modes.enter_context(mode)
         self.running = True
 

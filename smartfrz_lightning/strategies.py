@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.strategies.fsdp import _METADATA_FILENAME
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -72,18 +71,34 @@ def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dic
     strategy = trainer.strategy
     if not strategy.restore_checkpoint_after_setup:
         return
-    load = type(strategy).load_checkpoint
+    load = strategy.load_checkpoint
 
     def load_checkpoint(checkpoint_path: str | Path, **kwargs: Any) -> dict[str, Any]:
-        del strategy.load_checkpoint
+        from lightning.fabric.strategies.fsdp import _METADATA_FILENAME
+
+        forget_late_restore(trainer)
         path = Path(strategy.broadcast(checkpoint_path))
         file = path / _METADATA_FILENAME if path.is_dir() else path
-        saved = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=True)
+        saved = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=kwargs.get("weights_only"))
         if state_key in saved.get("callbacks", {}):
             take_up(saved["callbacks"][state_key])
-        return load(strategy, checkpoint_path, **kwargs)
+        return load(checkpoint_path, **kwargs)
 
+    load_checkpoint.instead_of = load
     strategy.load_checkpoint = load_checkpoint
+
+
+def forget_late_restore(trainer: Trainer) -> None:
+    """Take back :func:`before_late_restore`; does nothing if there is nothing to take back.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from smartfrz_lightning.strategies import forget_late_restore
+        >>> forget_late_restore(Trainer(accelerator="cpu", barebones=True))
+    """
+    own = vars(trainer.strategy).get("load_checkpoint")
+    if hasattr(own, "instead_of"):
+        trainer.strategy.load_checkpoint = own.instead_of
 
 
 def before_freeze(trainer: Trainer) -> None:

@@ -190,3 +190,13 @@ def test_configs_are_whole(path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         benchmark_command([*(f"--config={config}" for config in configs), "--print_config"])
     assert end.value.code == 0 and "methods" in capsys.readouterr().out
+
+
+def test_overrides_of_a_class_and_of_its_settings():
+    from smartfrz_lightning.benchmark.run import _nested
+
+    whole = {"data": {"class_path": "pkg.Data", "init_args": {"batch_size": 4}}, "model": {"a": None}}
+    one = {"data": "pkg.Data", "data.init_args.batch_size": 4, "model.a": None}
+    assert _nested(one) == _nested(dict(reversed(one.items()))) == whole
+    with pytest.raises(ValueError, match="'model.lr.max' and another one contradict each other at 'lr'"):
+        _nested({"model.lr": 0.1, "model.lr.max": 1})

@@ -105,3 +105,13 @@ def test_nothing_falls_back_to_eager(make_trainer, how):
     again = make_trainer(ScriptedFreeze({}), max_epochs=1, limit_val_batches=0)
     again.fit(Classifier(mlp()))
     assert not again.callbacks[0].timeline.compilations
+
+
+def test_what_is_compiled_is_booked_to_its_side_of_a_freeze(make_trainer):
+    net, spy = chain(3), Spy()
+    net.compile(backend=spy.backend)
+    freezer = ScriptedFreeze({12: [0]})  # in the second epoch of eight steps
+    make_trainer(freezer, max_epochs=2).fit(Classifier(net))
+    booked = [(entry.frozen, entry.count) for entry in freezer.timeline.compilations]
+    assert booked == [(0, 2), (1, 2)]  # training and validation, before and after
+    assert all(entry.seconds > 0 for entry in freezer.timeline.compilations)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torchvision
+from conftest import Classifier, mlp
+from scripted import ScriptedFreeze
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -172,3 +174,28 @@ def test_saved_activations_vanish_with_the_front():
         saved.append(activations.bytes)
     # Inputs of the linear layers (8, 16 and 32 wide) and the outputs of the ReLUs, which are the same tensors.
     assert saved == [4 * 5 * (8 + 16 + 32), 4 * 5 * (16 + 32), 4 * 5 * 32]
+
+
+def test_manual_optimization_with_two_passes_a_step(make_trainer):
+    class Twice(Classifier):
+        def __init__(self):
+            super().__init__(mlp(norm=False))
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            for _ in range(2):
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, batch_idx))
+                optimizer.step()
+
+    def run(model):
+        freezer = ScriptedFreeze({4: [0]})
+        make_trainer(freezer, max_epochs=1).fit(model)
+        return freezer.timeline.states
+
+    once, twice = run(Classifier(mlp(norm=False))), run(Twice())
+    assert len(once) == len(twice) == 2
+    for one, two in zip(once, twice, strict=True):
+        assert two.flops.total == 2 * one.flops.total
+        assert two.saved_bytes == pytest.approx(2 * one.saved_bytes, rel=0.25)  # freed memory may be used again

@@ -108,9 +108,10 @@ def test_fsdp2_with_the_shipped_predictor(tmp_path):
     assert torch.equal(first["windows"], second["windows"])
 
 
-@pytest.mark.parametrize("form", ["sharded", "one file"])
-def test_fsdp2_resumes(tmp_path, form):
-    settings = {"script": {"3": [0], "9": [1]}, "folder": str(tmp_path / "saved"), "sharded": form == "sharded"}
+@pytest.mark.parametrize(("form", "when"), [("sharded", 3), ("one file", 3), ("sharded", 9)])
+def test_fsdp2_resumes(tmp_path, form, when):
+    """From a checkpoint after eight steps, with one layer frozen or none."""
+    settings = {"script": {str(when): [0], "10": [1]}, "folder": str(tmp_path / "saved"), "sharded": form == "sharded"}
     whole, _ = two_processes(tmp_path, settings, "fsdp2_worker.py")
     resumed = {**settings, "resume": str(tmp_path / "saved" / "epoch=1.ckpt"), "folder": str(tmp_path / "again")}
     first, second = two_processes(tmp_path, resumed, "fsdp2_worker.py")

@@ -107,6 +107,12 @@ def test_weights_that_do_not_fit(tmp_path):
         load_weights(nn.Linear(3, 2), path, fresh=["head.*"])
 
 
+def test_train_and_test_of_different_classes_are_refused(folder):
+    (folder / "test" / "dark").rename(folder / "test" / "murky")
+    with pytest.raises(ValueError, match="only one of train and test has the classes .'dark', 'murky'."):
+        ImageFolderDataModule(str(folder)).setup("fit")
+
+
 def test_imagenet_folder(folder, tmp_path):
     (tmp_path / "test").rename(tmp_path / "val")
     data = ImageNetDataModule(str(tmp_path), batch_size=3, image_size=28, num_workers=2)
@@ -136,6 +142,8 @@ def test_networks_by_name(name):
 def test_networks_by_unknown_names():
     with pytest.raises(ValueError, match="name='resnet5O': no such network .* close names: .*'resnet50'"):
         named_network("resnet5O")
+    with pytest.raises(ValueError, match="googlenet' returns auxiliary logits"):
+        named_network("googlenet")
     with pytest.raises(ValueError, match="before the slash stands torchvision or timm"):
         named_network("hub/resnet50")
     with pytest.raises(ValueError, match="resnet18 has the weights .'DEFAULT', 'IMAGENET1K_V1'."):
@@ -152,6 +160,14 @@ def test_torchvision_weights_with_another_head(monkeypatch):
     network = named_network("resnet18", num_classes=5, pretrained="IMAGENET1K_V1")
     assert torch.equal(network.layer4[1].conv2.weight, finished.layer4[1].conv2.weight)
     assert network.fc.weight.shape == (5, 512)
+
+    with pytest.raises(
+        ValueError, match="does not fit resnet18 with arguments=.'width_per_group': 128.|entries differ"
+    ):
+        smaller = models.resnet18(num_classes=1000)
+        del smaller.layer4
+        monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_, **__: smaller.state_dict())
+        named_network("resnet18", num_classes=5, pretrained="IMAGENET1K_V1")
 
     def offline(*_, **__):
         raise OSError("no route to host")

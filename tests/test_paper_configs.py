@@ -1,11 +1,14 @@
-"""Every config of the paper's tables runs as it stands, on a little data of the same form and with random weights."""
+"""Every config of the paper's tables runs, shortened, on a little data of the same form and with random weights."""
 
 import pickle
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
 import yaml
 from torchvision.io import write_jpeg
 
@@ -99,7 +102,7 @@ def test_paper_config(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(path.read_text())
     own = {"output": str(tmp_path / "out"), "seeds": [1], "overrides": shrunk(config, tmp_path, monkeypatch)}
-    own["published"] = {name: config["published"][name] for name in ("full", "linear", "smart")}
+    own["published"] = {name: config["published"][name] for name in ("full", "linear", "smart_any_order")}
     linear = {"callback": "LinearFreezeCallback", "overrides": {"model.init_args.schedule": "constant"}}
     methods = {"full": {}, "linear": {**linear, "arguments": {"t_0": 0.1}}}
     run = tmp_path / "benchmark.yaml"
@@ -111,7 +114,7 @@ def test_paper_config(path, tmp_path, monkeypatch, capsys):
     full = config["published"]["full"]
     table = (tmp_path / "out" / "table.md").read_text()
     assert "published, %" in table and f"{full['value']:.2f} ± {full['sd']:.2f}" in table
-    assert table.splitlines()[-1].startswith("| smart | 0 | – |")  # not run here, published all the same
+    assert table.splitlines()[-1].startswith("| smart_any_order | 0 | – |")  # not run here, published all the same
 
 
 def test_every_row_of_the_paper_is_there():
@@ -129,8 +132,9 @@ def test_every_row_of_the_paper_is_there():
 
 
 @pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
-def test_paper_config_with_all_methods(path):
+def test_paper_config_with_all_methods(path, monkeypatch):
     """As its first line says, without running it."""
+    monkeypatch.chdir(ROOT)
     from jsonargparse import ArgumentParser
 
     from smartfrz_lightning.benchmark.spec import Benchmark
@@ -140,4 +144,15 @@ def test_paper_config_with_all_methods(path):
     parser.add_class_arguments(Benchmark)
     methods = f"--config={ROOT / 'configs' / 'benchmark' / 'methods.yaml'}"
     parsed = parser.instantiate_classes(parser.parse_args([methods, f"--config={path}"]))
-    assert {"full", "smart", "linear", "auto", "random", "shortened_time"} <= set(parsed.methods)
+    benchmark = Benchmark(**{field.name: parsed[field.name] for field in fields(Benchmark)})
+    assert {"full", "linear", "auto", "smart_any_order"} <= set(benchmark.published) <= set(benchmark.methods)
+    assert len(benchmark.schedule()) == 13 * 5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "paper" / "networks").glob("*.yaml")), ids=lambda p: p.stem)
+def test_pretrained_weights_have_their_names(path):
+    network = yaml.safe_load(path.read_text())["model"]["init_args"]["network"]["init_args"]
+    if "deit" in network["name"]:
+        assert f"{network['name']}.{network['pretrained']}" in timm.list_pretrained()
+    else:
+        assert network["pretrained"] in torchvision.models.get_model_weights(network["name"]).__members__

@@ -21,10 +21,10 @@ def place(tmp_path, monkeypatch):
     """A folder with data by the names that the README uses; short, quiet runs; no downloads."""
     for part in ("train", "test"):
         for name in "ab":
-            (tmp_path / "data" / "cifar10" / part / name).mkdir(parents=True)
+            (tmp_path / "data" / "photos" / part / name).mkdir(parents=True)
             for number in range(64):
                 image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
-                write_png(image, str(tmp_path / "data" / "cifar10" / part / name / f"{number}.png"))
+                write_png(image, str(tmp_path / "data" / "photos" / part / name / f"{number}.png"))
     rows = "".join(f"gj04\t{n % 2}\t\tThe {'bell rang' if n % 2 else 'ring'}.\n" for n in range(64))
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / name).write_text(rows)
@@ -43,7 +43,9 @@ def test_readme(place, code, capsys):
         "logger=False, enable_progress_bar=False, limit_val_batches=0, limit_train_batches=4, accelerator='cpu', "
     )
     names = {}
-    exec(code.replace("Trainer(", f"Trainer({settings}").replace("resize=224", "resize=32, batch_size=32"), names)
+    exec(
+        code.replace("Trainer(", f"Trainer({settings}").replace("image_size=224", "image_size=32, batch_size=32"), names
+    )
     assert names["trainer"].global_step >= 4
     out = capsys.readouterr().out
     assert "layers frozen" in out and "training FLOPs saved" in out

@@ -232,3 +232,32 @@ def test_validation_test_and_prediction_alone_leave_the_model_alone(make_trainer
     assert all(parameter.requires_grad for parameter in model.parameters()) and not freezer.layers
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_a_checkpoint_that_was_validated_is_none_to_resume_from(make_trainer, tmp_path):
+    freezer = ScriptedFreeze({2: [0]})
+    trainer = make_trainer(freezer, max_epochs=1)
+    trainer.fit(Classifier(mlp()))
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    again, model = ScriptedFreeze({}), Classifier(mlp(seed=1))
+    make_trainer(again).validate(model, ckpt_path=tmp_path / "end.ckpt", verbose=False)
+    make_trainer(again, max_epochs=1).fit(Classifier(mlp(seed=2)))
+    assert not again.frozen and again.timeline.steps == 8
+
+
+def test_an_earlier_checkpoint_thaws_what_froze_later_in_the_same_model(make_trainer, tmp_path):
+    script = {2: [0], 12: [1]}
+    whole, other = Classifier(mlp()), Classifier(mlp())
+    for parameter in (*whole.net[7].parameters(), *other.net[7].parameters()):
+        parameter.requires_grad = False  # the user's own
+    saved = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    make_trainer(ScriptedFreeze(script), saved, max_epochs=3, enable_checkpointing=True).fit(whole)
+    again = ScriptedFreeze({})
+    torch.manual_seed(0)
+    make_trainer(again, max_epochs=3).fit(whole, ckpt_path=tmp_path / "epoch=0.ckpt")
+    trains = [index for index in (0, 4, 7, 9) if whole.net[index].weight.requires_grad]
+    assert again.frozen == ["net.0"] and trains == [4, 9] and whole.net[5].training
+    torch.manual_seed(0)
+    make_trainer(ScriptedFreeze({}), max_epochs=3).fit(other, ckpt_path=tmp_path / "epoch=0.ckpt")
+    for one, two in zip(whole.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, two)

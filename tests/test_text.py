@@ -14,7 +14,7 @@ from smartfrz_lightning.experiments.glue_files import read_glue
 from smartfrz_lightning.experiments.text import GlueDataModule
 from smartfrz_lightning.experiments.text_classifier import TextClassifier
 
-COLA = Path(__file__).parents[2] / "shared" / "data" / "cola"
+COLA = Path(__file__).parents[1] / "data" / "cola"
 
 
 def write(path, text):
@@ -76,11 +76,12 @@ def test_a_missing_extra_is_named():
 def test_fine_tuning_with_freezing_and_the_measures(tmp_path, make_trainer):
     rows = "".join(f"gj04\t{n % 2}\t\tThe {'bell rang' if n % 2 else 'ring'}.\n" for n in range(64))
     file = str(write(tmp_path / "a.tsv", rows))
+    torch.manual_seed(0)
     folder = bert(tmp_path / "bert")
     data = GlueDataModule(file, [file, file], "cola", folder, batch_size=8, train_rows=48)
     model = TextClassifier(folder, optimizer=lambda p: torch.optim.AdamW(p, lr=0.01))
     assert model.model.bert.embeddings.word_embeddings.weight.shape == (11, 16)
-    freezer = SmartFreezeCallback(threshold=0.01, snapshot_every_n_steps=1, every_n_epochs=2)
+    freezer = SmartFreezeCallback(threshold=0.01, snapshot_every_n_steps=1, every_n_epochs=3)
     trainer = make_trainer(freezer, max_epochs=4)
     trainer.fit(model, datamodule=data)
     assert freezer.frozen[0].startswith("model.bert.embeddings.") and freezer.timeline.saved > 0
@@ -103,7 +104,22 @@ def test_pairs_are_told_apart_by_token_types(tmp_path):
     assert batch["input_ids"].shape == (4, 16) and batch["token_type_ids"].max() == 1
 
 
-@pytest.mark.skipif(not COLA.is_dir(), reason="the real CoLA is not here")
+def test_a_decoder_and_a_head_of_another_size(tmp_path, make_trainer):
+    from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
+
+    tokens = PreTrainedTokenizerFast.from_pretrained(bert(tmp_path / "bert"), pad_token=None, eos_token="[SEP]")
+    tokens.pad_token = None
+    tokens.save_pretrained(tmp_path / "gpt")
+    config = GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2, eos_token_id=3, bos_token_id=3, num_labels=5)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "gpt")
+    file = str(write(tmp_path / "a.tsv", "gj04\t1\t\tThe bell rang.\ngj04\t0\t*\tThe ring.\n" * 4))
+    data = GlueDataModule(file, file, "cola", str(tmp_path / "gpt"), batch_size=4)
+    model = TextClassifier(str(tmp_path / "gpt"))
+    make_trainer(max_epochs=1).fit(model, datamodule=data)
+    assert model(input_ids=torch.tensor([[5, 6], [5, 3]])).shape == (2, 2)
+
+
+@pytest.mark.skipif(not COLA.is_dir(), reason="data/cola is not there")
 def test_the_real_cola():
     sizes = {"in_domain_train": 8551, "in_domain_dev": 527, "out_of_domain_dev": 516}
     assert {name: len(read_glue(COLA / f"{name}.tsv", "cola")) for name in sizes} == sizes

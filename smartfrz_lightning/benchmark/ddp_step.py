@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.experiments.classifier import ImageClassifier
@@ -57,13 +57,13 @@ class FrontInTurn(FreezingCallback):
         """No report: the table below is the result."""
 
 
-class StepMeter(Callback):
+class CommunicationMeter(Callback):
     """Bytes that every step all-reduces, by a communication hook, and its seconds.
 
     Example:
         >>> from lightning.pytorch import LightningModule
-        >>> from smartfrz_lightning.benchmark.ddp_step import StepMeter
-        >>> meter = StepMeter()
+        >>> from smartfrz_lightning.benchmark.ddp_step import CommunicationMeter
+        >>> meter = CommunicationMeter()
         >>> meter.on_train_batch_start(None, LightningModule(), None, 0)
         >>> meter.on_train_batch_end(None, LightningModule(), None, None, 0)
         >>> meter.bytes, len(meter.seconds)  # one step, in which nothing was all-reduced
@@ -105,18 +105,22 @@ def main(model: str = "resnet50", image_size: int = 64, batch_size: int = 8, ste
     """
     if "WORLD_SIZE" not in os.environ:
         sys.exit("start it with torchrun --standalone --nproc_per_node 2 -m smartfrz_lightning.benchmark.ddp_step")
-    processes = int(os.environ["WORLD_SIZE"])
+    if steps <= SETTLE or seeds < 1:
+        sys.exit(f"steps={steps} and seeds={seeds}: give more than {SETTLE} steps and at least one seed")
+    processes, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     measured: dict[str, list[tuple[float, float]]] = {state: [] for state in STATES}
     total = len(STATES) * steps
     with Progress(transient=True, disable=None) as progress:
         for seed in progress.track(range(seeds), description=f"{model}, {seeds} repetitions"):
             torch.manual_seed(seed)
-            images = torch.rand(processes * total * batch_size, 3, image_size, image_size)
-            data = TensorDataset(images, torch.randint(10, (len(images),)))
-            meter = StepMeter()
+            images = torch.rand(batch_size, 3, image_size, image_size)
+            once = TensorDataset(images, torch.randint(10, (batch_size,)))
+            data = ConcatDataset([once] * processes * total)
+            meter = CommunicationMeter()
             trainer = Trainer(
                 strategy=DDPStrategy(),
-                devices=processes,
+                devices=here,
+                num_nodes=processes // here,
                 max_steps=total,
                 callbacks=[meter, FrontInTurn(steps)],
                 logger=False,

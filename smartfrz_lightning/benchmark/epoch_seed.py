@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class EpochSeed(Callback):
     """Runs of one seed see the same batches, whatever they draw in between, and so does a run that was interrupted.
 
+    That holds for data loaded in the process that trains; with workers, an interrupted run goes on with other batches.
+
     Args:
         seed: Of the run.
 

@@ -134,15 +134,32 @@ def _arguments(
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name as a tree."""
+    """Settings by dotted name as a tree; a class by its path alone may have settings as well.
+
+    Raises:
+        ValueError: One setting is a value, and another one wants to be inside of it.
+    """
     tree: dict[str, Any] = {}
     for name, value in settings.items():
         *path, last = name.split(".")
-        branch = tree
-        for key in path:
-            branch = branch.setdefault(key, {})
-        branch[last] = value
+        for key in reversed([*path, last]):
+            value = {key: value}
+        _merge(tree, value, name)
     return tree
+
+
+def _merge(tree: dict[str, Any], other: dict[str, Any], name: str) -> None:
+    for key, value in other.items():
+        one = tree.get(key)
+        if isinstance(one, dict) != isinstance(value, dict) and one is not None:
+            one, value = ({"class_path": v} if isinstance(v, str) else v for v in (one, value))
+            if not (isinstance(one, dict) and isinstance(value, dict)):
+                raise ValueError(f"overrides: {name!r} and another one contradict each other at {key!r}")
+            tree[key] = one
+        if isinstance(one, dict) and isinstance(value, dict):
+            _merge(one, value, name)
+        else:
+            tree[key] = value
 
 
 def _text(value: Any) -> str:

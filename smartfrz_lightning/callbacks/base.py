@@ -16,13 +16,19 @@ from torch import Tensor
 
 from smartfrz_lightning.callbacks.layer_callback import LayerCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.compiled import CompileClock, allow_recompiling, is_compiled
-from smartfrz_lightning.freezing import freeze, hold_still, renew_statistics
+from smartfrz_lightning.compiled import CompileClock, allow_recompiling
+from smartfrz_lightning.freezing import freeze, hold_still, renew_statistics, thaw
 from smartfrz_lightning.layer_flops import layer_flops
 from smartfrz_lightning.layers import Layer, front
 from smartfrz_lightning.report import plot_timeline, timeline_table
 from smartfrz_lightning.step_meter import StepMeter
-from smartfrz_lightning.strategies import after_freeze, before_freeze, before_late_restore, check_strategy
+from smartfrz_lightning.strategies import (
+    after_freeze,
+    before_freeze,
+    before_late_restore,
+    check_strategy,
+    forget_late_restore,
+)
 from smartfrz_lightning.timeline import Compilation, FreezeEvent, Timeline, TrainingState
 
 STATE_VERSION = 1
@@ -124,6 +130,10 @@ class FreezingCallback(LayerCallback, ABC):
                 "keep one of them"
             )
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            self._loaded = None  # a checkpoint that was validated is none to resume from
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fit_started, self._folder = time.perf_counter(), None
         same_model = self._model is not None and self._model() is pl_module
@@ -135,7 +145,7 @@ class FreezingCallback(LayerCallback, ABC):
         self._take_up(trainer, pl_module, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.strategy.__dict__.pop("load_checkpoint", None)  # nothing was resumed
+        forget_late_restore(trainer)
         self._loaded = None  # taken up before
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._checked_epoch = min(self._checked_epoch, trainer.current_epoch - 1)
@@ -143,9 +153,8 @@ class FreezingCallback(LayerCallback, ABC):
             self._begun = self.timeline.steps
         freeze(pl_module, self._frozen_layers(), trainer.optimizers)
         self._global_step = trainer.global_step
-        if is_compiled(pl_module):
-            allow_recompiling(len(self.frozen))
-            self._compile_clock.start()
+        allow_recompiling(self._patterns)
+        self._compile_clock.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A checkpoint of the validation at an epoch's end was saved before that epoch's check.
@@ -165,8 +174,8 @@ class FreezingCallback(LayerCallback, ABC):
                 self._meter.start()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        measured = self._tracer is not None and self._measuring
-        with self._meter.interrupted_before_backward() if measured else contextlib.nullcontext():
+        ends_tracing = self._tracer is not None and self._measuring and pl_module.automatic_optimization
+        with self._meter.interrupted_before_backward() if ends_tracing else contextlib.nullcontext():
             super().on_before_backward(trainer, pl_module, loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -206,6 +215,7 @@ class FreezingCallback(LayerCallback, ABC):
     # --- decide and apply
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, epoch: int | None) -> None:
+        self._book_compiling()
         if epoch is not None:
             self._checked_epoch = epoch
         if not self.active:
@@ -219,14 +229,23 @@ class FreezingCallback(LayerCallback, ABC):
         before_freeze(trainer)
         freeze(pl_module, layers, trainer.optimizers)
         after_freeze(trainer)
-        if is_compiled(pl_module):
-            allow_recompiling(len(layers))
+        _frozen_by_us(pl_module).update(layer.name for layer in layers)
         per_epoch = steps_per_epoch(trainer)
         done = self.timeline.steps / per_epoch if per_epoch < float("inf") else float(trainer.current_epoch)
         self.timeline.events += [
             FreezeEvent(layer.name, self.timeline.steps, done, float(chosen[layer.name])) for layer in layers
         ]
+        allow_recompiling(self._patterns)
         self.on_freeze([layer.name for layer in layers])
+
+    @property
+    def _patterns(self) -> int:
+        """At most so many patterns of what trains has freezing brought to a function that blocks share.
+
+        A frozen layer changes the pattern of its block, and the block behind the last one gets an input without
+        gradient.
+        """
+        return len(self.frozen) + len({event.step for event in self.timeline.events})
 
     def _frozen_layers(self) -> list[Layer]:
         frozen = set(self.frozen)
@@ -289,11 +308,15 @@ class FreezingCallback(LayerCallback, ABC):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._note_device_peak(pl_module)
         self._compile_clock.stop()
+        self._book_compiling()
         self._report(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop_measuring()
         self._compile_clock.stop()
+        self._book_compiling()
+        forget_late_restore(trainer)
+        self._loaded = None
         super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, KeyboardInterrupt) and self.timeline.steps and self._folder is not None:
             self._report(trainer)
@@ -360,6 +383,7 @@ class FreezingCallback(LayerCallback, ABC):
             before_freeze(trainer)
             freeze(pl_module, self._frozen_layers())
             after_freeze(trainer)
+            _frozen_by_us(pl_module).update(self.frozen)
 
     def _resume(self, pl_module: LightningModule) -> None:
         state, self._loaded = self._loaded, None
@@ -374,8 +398,16 @@ class FreezingCallback(LayerCallback, ABC):
         self._reset()
         self.timeline, self.layers = timeline, timeline.layers
         self._checked_epoch, self._begun = state["checked_epoch"], state["begun"]
+        later = [layer for layer in self.layers if layer.name in _frozen_by_us(pl_module) - set(self.frozen)]
+        thaw(pl_module, later)  # frozen in this very model, after the checkpoint was saved
+        _frozen_by_us(pl_module).difference_update(layer.name for layer in later)
         if self.layers:
             self.load_method_state(state["method"], pl_module)
+
+
+def _frozen_by_us(model: LightningModule) -> set[str]:
+    """Layers of a model object that callbacks of this package froze, over all its fits; the user's own are not in."""
+    return model.__dict__.setdefault("_layers_frozen_in_training", set())
 
 
 def _statistics_only(trainer: Trainer) -> bool:

@@ -58,7 +58,7 @@ class LayerCallback(Callback):
         if not self.layers:
             self._tracer = LayerTracer(pl_module, self.exclude)
             self._tracing = contextlib.ExitStack()
-            self._tracing.enter_context(eager(pl_module))
+            self._tracing.enter_context(eager())
             self._tracing.enter_context(self._tracer)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

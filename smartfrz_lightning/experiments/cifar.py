@@ -25,14 +25,14 @@ class CifarDataModule(ByteImagesDataModule):
         std: Of the normalisation.
 
     Raises:
-        FileNotFoundError: On ``fit``: the data are not there, and ``download`` is off.
+        FileNotFoundError: On ``fit``: the data are not there or damaged, and ``download`` is off.
 
     Example:
         >>> from smartfrz_lightning.experiments.cifar import CifarDataModule
         >>> CifarDataModule("nowhere", "CIFAR100").prepare_data()
         Traceback (most recent call last):
             ...
-        FileNotFoundError: root='nowhere' has no CIFAR100: give the folder of torchvision's files, or download=True
+        FileNotFoundError: root='nowhere' has no complete CIFAR100: give the folder of its files, or download=True
     """
 
     def __init__(
@@ -66,5 +66,5 @@ class CifarDataModule(ByteImagesDataModule):
             if download:
                 raise
             raise FileNotFoundError(
-                f"root={self.root!r} has no {self.dataset}: give the folder of torchvision's files, or download=True"
+                f"root={self.root!r} has no complete {self.dataset}: give the folder of its files, or download=True"
             ) from error

@@ -31,18 +31,20 @@ class ImageFolderDataModule(ByteImagesDataModule):
     Args:
         root: The folder.
         batch_size: Images a batch.
-        image_size: Height and width that images are stored at, and padded-and-cropped to in training.
+        image_size: Height and width that images are stored at, and padded-and-cropped to in training. Photographs
+            want the size of the network, such as 224.
         train_per_class: Take only so many training images of each class, the first by file name; all if ``None``.
         test_per_class: The same for test images.
         classes: Take only these classes, numbered in this order; all if ``None``.
-        resize: Height and width that the network gets, such as 224 for ImageNet's models; ``image_size`` if ``None``.
+        resize: Height and width that the network gets, where small images are to be enlarged for a network of larger
+            ones; ``image_size`` if ``None``.
         shift: Change all images: ``"invert"`` their brightness or turn their ``"hue"`` by half the colour circle.
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: A class of ``classes`` has no folder.
+        ValueError: On ``fit``: a class of ``classes`` has no folder, or train and test have different classes.
 
     Example:
         >>> from pathlib import Path
@@ -85,7 +87,10 @@ class ImageFolderDataModule(ByteImagesDataModule):
 
     def read(self, part: str) -> ByteImages:
         folder = ImageFolder(self.root / part)
-        names = self.classes or folder.classes
+        names = self.classes or ImageFolder(self.root / "train").classes
+        if self.classes is None and names != folder.classes:
+            different = sorted(set(names) ^ set(folder.classes))
+            raise ValueError(f"root={str(self.root)!r}: only one of train and test has the classes {different}")
         unknown = set(names) - set(folder.classes)
         if unknown:
             raise ValueError(f"classes={self.classes}: no folder {sorted(unknown)} in {self.root / part}")

@@ -3,7 +3,8 @@
 import difflib
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from smartfrz_lightning.extras import require
@@ -49,12 +50,18 @@ def named_network(
         require("timm", "vision")
         import timm
 
-        if timm.is_model(short.partition(".")[0]):
-            return _timm(short, num_classes, pretrained, arguments)
+        short, _, tag = short.partition(".")
+        if timm.is_model(short):
+            return _timm(short, num_classes, pretrained if pretrained in (None, "") else tag or pretrained, arguments)
     raise ValueError(f"name={name!r}: no such network in torchvision or timm; close names: {_close(short)}")
 
 
 def _torchvision(name: str, num_classes: int, pretrained: str | None, arguments: dict[str, Any]) -> nn.Module:
+    if name in ("googlenet", "inception_v3") and arguments.get("aux_logits") is not False:
+        raise ValueError(
+            f"name={name!r} returns auxiliary logits while it trains: give arguments={{'aux_logits': False}}, or take "
+            "timm/inception_v3"
+        )
     network = models.get_model(name, num_classes=num_classes, **arguments)
     if pretrained is None:
         return network
@@ -65,13 +72,31 @@ def _torchvision(name: str, num_classes: int, pretrained: str | None, arguments:
         state = known[pretrained].get_state_dict(check_hash=True)
     except OSError as error:
         raise ConnectionError(_offline(name, pretrained, error)) from error
-    own = network.state_dict()
-    # same network, so a shape that differs is one that depends on the number of classes
-    fresh = [key for key, tensor in own.items() if key in state and state[key].shape != tensor.shape]
-    network.load_state_dict({key: own[key] if key in fresh or key not in state else state[key] for key in own})
+    own, head = network.state_dict(), _head(name, network, len(known[pretrained].meta["categories"]), arguments)
+    state = {key: tensor for key, tensor in state.items() if key in own or not key.lower().startswith("aux")}
+    wrong = [key for key in own.keys() | state.keys() if key not in head and _shape(own, key) != _shape(state, key)]
+    if wrong:
+        raise ValueError(
+            f"pretrained={pretrained!r} does not fit {name} with arguments={arguments}: {len(wrong)} entries differ, "
+            f"{sorted(wrong)[:3]}. Leave arguments out that change shapes, or give those that the weights were made "
+            "with, such as image_size"
+        )
+    fresh = sorted(key for key in head if _shape(own, key) != _shape(state, key))
+    network.load_state_dict({key: own[key] if key in fresh else state[key] for key in own})
     if fresh:
-        rank_zero_info(f"{name}: {', '.join(fresh)} start afresh, for {num_classes} classes")
+        rank_zero_warn(f"{name}: {', '.join(fresh)} start afresh, for {num_classes} classes")
     return network
+
+
+def _head(name: str, network: nn.Module, categories: int, arguments: dict[str, Any]) -> set[str]:
+    """Entries whose shape depends on the number of classes."""
+    with torch.device("meta"):
+        more, other = (models.get_model(name, num_classes=categories + n, **arguments).state_dict() for n in (1, 2))
+    return {key for key in more if more[key].shape != other[key].shape}
+
+
+def _shape(state: dict[str, Any], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
 
 
 def _timm(name: str, num_classes: int, pretrained: str | None, arguments: dict[str, Any]) -> nn.Module:

@@ -71,6 +71,8 @@ class GlueDataModule(LightningDataModule):
             self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         except OSError as error:
             raise OSError(f"tokenizer={tokenizer!r} is no local folder and cannot be downloaded: {error}") from error
+        if self._tokenizer.pad_token is None:  # decoders have none
+            self._tokenizer.pad_token = self._tokenizer.eos_token
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self._train, self.batch_size, shuffle=True, drop_last=True)

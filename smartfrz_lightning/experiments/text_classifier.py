@@ -28,7 +28,7 @@ class TextClassifier(LightningModule):
 
     Args:
         model: Name on the Hugging Face hub, or a local folder with ``config.json`` and weights.
-        num_classes: Number of classes.
+        num_classes: Number of classes. Where pretrained weights have a head for another number, it starts afresh.
         pretrained: ``False`` starts from random weights and needs the configuration only.
         optimizer: Makes the optimizer from the parameters; AdamW with a learning rate of 2e-5 by default.
         schedule: ``"linear"`` or ``"cosine"`` anneals the learning rate to zero over the run, ``"constant"`` leaves it.
@@ -63,9 +63,11 @@ class TextClassifier(LightningModule):
         settings = {**(arguments or {}), "num_labels": num_classes}
         try:
             config = AutoConfig.from_pretrained(model, **settings)
+            if config.pad_token_id is None:  # decoders have none
+                config.pad_token_id = config.eos_token_id
             if pretrained:
                 self.model = AutoModelForSequenceClassification.from_pretrained(
-                    model, config=config, dtype=torch.float32
+                    model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
                 )
             else:
                 self.model = AutoModelForSequenceClassification.from_config(config)
