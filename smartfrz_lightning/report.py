@@ -77,7 +77,7 @@ def nothing_saved(timeline: Timeline) -> str:
     if not timeline.events:
         return (
             f"no check found one of the {len(free)} layers ready in {timeline.steps} steps. Train longer, check more "
-            "often (every_n_train_steps) or lower the threshold."
+            "often (every_n_train_steps), or let the method freeze more readily."
         )
     return "the layers froze too late: no training step came after."
 

@@ -175,3 +175,25 @@ def test_torchvision_weights_with_another_head(monkeypatch):
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", offline)
     with pytest.raises(ConnectionError, match="cannot be downloaded .no route to host.: leave pretrained out"):
         named_network("resnet18", pretrained="IMAGENET1K_V1")
+
+
+def test_fewer_images_than_a_batch_and_wrong_numbers_of_classes(folder, make_trainer):
+    data = ImageFolderDataModule(str(folder), batch_size=128)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), num_classes=2), data)
+    assert trainer.global_step == 1
+    with pytest.raises(ValueError, match="num_classes=10, but the network has 2 outputs"):
+        make_trainer(max_epochs=1).fit(ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))), data)
+    with pytest.raises(ValueError, match="schedule='cos': give 'cosine' or 'constant'"):
+        ImageClassifier(nn.Linear(2, 2), schedule="cos")
+
+
+def test_a_download_that_fails(tmp_path, monkeypatch):
+    from smartfrz_lightning.experiments.cifar import CifarDataModule
+
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(ConnectionError, match="CIFAR100 cannot be downloaded to root=.*put its files there"):
+        CifarDataModule(str(tmp_path), "CIFAR100", download=True).prepare_data()

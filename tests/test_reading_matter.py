@@ -43,9 +43,7 @@ def test_readme(place, code, capsys):
         "logger=False, enable_progress_bar=False, limit_val_batches=0, limit_train_batches=4, accelerator='cpu', "
     )
     names = {}
-    exec(
-        code.replace("Trainer(", f"Trainer({settings}").replace("image_size=224", "image_size=32, batch_size=32"), names
-    )
+    exec(code.replace("Trainer(", f"Trainer({settings}").replace("image_size=224", "image_size=32"), names)
     assert names["trainer"].global_step >= 4
     out = capsys.readouterr().out
     assert "layers frozen" in out and "training FLOPs saved" in out

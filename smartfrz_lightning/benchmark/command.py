@@ -32,5 +32,9 @@ def benchmark_command(args: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(Benchmark)
     parsed = parser.instantiate_classes(parser.parse_args(args))
     benchmark = Benchmark(**{field.name: parsed[field.name] for field in fields(Benchmark)})
-    if not run_benchmark(benchmark):
+    try:
+        done = run_benchmark(benchmark)
+    except SystemExit as stop:  # Lightning's answer to SIGTERM, which would pass for success
+        sys.exit(stop.code or f"stopped; the same command goes on with {benchmark.output}")
+    if not done:
         sys.exit(1)

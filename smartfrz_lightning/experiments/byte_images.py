@@ -95,7 +95,9 @@ class ByteImagesDataModule(LightningDataModule, ABC):
             self._data = {part: self.read(part) for part in ("train", "test")}
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self._data["train"], self.batch_size, shuffle=True, drop_last=True, collate_fn=_as_it_is)
+        data = self._data["train"]
+        whole = len(data) >= self.batch_size  # fewer images are one short batch
+        return DataLoader(data, self.batch_size, shuffle=True, drop_last=whole, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self._data["test"], 2 * self.batch_size, collate_fn=_as_it_is)

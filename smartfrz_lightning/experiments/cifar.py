@@ -25,6 +25,7 @@ class CifarDataModule(ByteImagesDataModule):
         std: Of the normalisation.
 
     Raises:
+        ConnectionError: On ``fit``: the data cannot be downloaded.
         FileNotFoundError: On ``fit``: the data are not there or damaged, and ``download`` is off.
 
     Example:
@@ -51,7 +52,15 @@ class CifarDataModule(ByteImagesDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        self._open("train", self.download)
+        try:
+            self._open("train", self.download)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ConnectionError(
+                f"{self.dataset} cannot be downloaded to root={self.root!r} ({error}): put its files there, and give "
+                "download=False"
+            ) from error
 
     def read(self, part: str) -> ByteImages:
         data = self._open(part, download=False)

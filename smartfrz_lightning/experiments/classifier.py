@@ -30,7 +30,8 @@ class ImageClassifier(LightningModule):
 
     Raises:
         FileNotFoundError: There is no such file of weights.
-        ValueError: The weights do not fit the network.
+        ValueError: The weights do not fit the network, ``schedule`` is unknown; in the first step: the network has
+            another number of outputs.
 
     Example:
         >>> import torch
@@ -51,11 +52,14 @@ class ImageClassifier(LightningModule):
         fresh: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule={schedule!r}: give 'cosine' or 'constant'")
         if weights is not None:
             load_weights(network, weights, fresh)
         self.network = network
         self.optimizer = optimizer
         self.schedule = schedule
+        self.num_classes = num_classes
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -64,16 +68,22 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels)
+        loss = F.cross_entropy(self._logits(images), labels)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits = self(images)
+        logits = self._logits(images)
         self.accuracy(logits, labels)
         self.log("val_loss", F.cross_entropy(logits, labels))
         self.log("val_accuracy", self.accuracy, prog_bar=True)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits = self(images)
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(f"num_classes={self.num_classes}, but the network has {logits.shape[-1]} outputs")
+        return logits
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

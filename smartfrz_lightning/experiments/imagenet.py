@@ -72,7 +72,8 @@ class ImageNetDataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", shuffle=True, drop_last=True)
+        whole = len(self._data["train"]) >= self.batch_size  # fewer images are one short batch
+        return self._loader("train", shuffle=True, drop_last=whole)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("val")

@@ -75,7 +75,8 @@ class GlueDataModule(LightningDataModule):
             self._tokenizer.pad_token = self._tokenizer.eos_token
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self._train, self.batch_size, shuffle=True, drop_last=True)
+        whole = len(self._train) >= self.batch_size  # fewer rows are one short batch
+        return self._loader(self._train, self.batch_size, shuffle=True, drop_last=whole)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self._validation, 4 * self.batch_size)

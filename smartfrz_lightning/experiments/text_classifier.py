@@ -37,7 +37,7 @@ class TextClassifier(LightningModule):
 
     Raises:
         OSError: There is no such model.
-        ValueError: ``warmup`` is not a share.
+        ValueError: ``warmup`` is not a share, or ``schedule`` is unknown.
 
     Example:
         >>> from smartfrz_lightning.experiments.text_classifier import TextClassifier
@@ -60,6 +60,8 @@ class TextClassifier(LightningModule):
         super().__init__()
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup={warmup}: give a share of the steps, 0 to 1")
+        if schedule not in ("linear", "cosine", "constant"):
+            raise ValueError(f"schedule={schedule!r}: give 'linear', 'cosine' or 'constant'")
         settings = {**(arguments or {}), "num_labels": num_classes}
         try:
             config = AutoConfig.from_pretrained(model, **settings)
