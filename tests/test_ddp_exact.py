@@ -108,7 +108,14 @@ def test_fsdp2_with_the_shipped_predictor(tmp_path):
     assert torch.equal(first["windows"], second["windows"])
 
 
-@pytest.mark.parametrize(("form", "when"), [("sharded", 3), ("one file", 3), ("sharded", 9)])
+@pytest.mark.parametrize(
+    ("form", "when"),
+    [
+        ("sharded", 3),
+        pytest.param("one file", 3, marks=pytest.mark.slow),
+        pytest.param("sharded", 9, marks=pytest.mark.slow),
+    ],
+)
 def test_fsdp2_resumes(tmp_path, form, when):
     """From a checkpoint after eight steps, with one layer frozen or none."""
     settings = {"script": {str(when): [0], "10": [1]}, "folder": str(tmp_path / "saved"), "sharded": form == "sharded"}
