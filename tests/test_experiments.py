@@ -148,6 +148,8 @@ def test_networks_by_unknown_names():
         named_network("hub/resnet50")
     with pytest.raises(ValueError, match="resnet18 has the weights .'DEFAULT', 'IMAGENET1K_V1'."):
         named_network("resnet18", pretrained="imagenet")
+    with pytest.raises(ValueError, match="name different weights: give one of them"):
+        named_network("deit_tiny_patch16_224.fb_in1k", pretrained="in21k")
     with pytest.raises(ValueError, match="deit_tiny_patch16_224 has the weights .'fb_in1k'."):
         named_network("deit_tiny_patch16_224", pretrained="imagenet")
 

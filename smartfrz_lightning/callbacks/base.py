@@ -377,15 +377,15 @@ class FreezingCallback(LayerCallback, ABC):
     def _take_up(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any] | None) -> None:
         if state is not None:
             self.load_state_dict(state)
-        if self._loaded is not None:
-            self._resume(pl_module)
-        if self.frozen:  # the strategy has wrapped a model in which they still trained
+        thawed = self._loaded is not None and self._resume(pl_module)
+        if self.frozen or thawed:  # the strategy has wrapped a model in which others trained
             before_freeze(trainer)
             freeze(pl_module, self._frozen_layers())
             after_freeze(trainer)
             _frozen_by_us(pl_module).update(self.frozen)
 
-    def _resume(self, pl_module: LightningModule) -> None:
+    def _resume(self, pl_module: LightningModule) -> list[Layer]:
+        """Take the loaded state up; returns the layers that thawed."""
         state, self._loaded = self._loaded, None
         timeline = Timeline.from_state_dict(state["timeline"])
         known = dict(pl_module.named_parameters())
@@ -403,6 +403,7 @@ class FreezingCallback(LayerCallback, ABC):
         _frozen_by_us(pl_module).difference_update(layer.name for layer in later)
         if self.layers:
             self.load_method_state(state["method"], pl_module)
+        return later
 
 
 def _frozen_by_us(model: LightningModule) -> set[str]:

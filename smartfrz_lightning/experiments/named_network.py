@@ -52,7 +52,11 @@ def named_network(
 
         short, _, tag = short.partition(".")
         if timm.is_model(short):
-            return _timm(short, num_classes, pretrained if pretrained in (None, "") else tag or pretrained, arguments)
+            if tag and pretrained not in (None, "DEFAULT", tag):
+                raise ValueError(
+                    f"name={name!r} and pretrained={pretrained!r} name different weights: give one of them"
+                )
+            return _timm(short, num_classes, tag if tag and pretrained else pretrained, arguments)
     raise ValueError(f"name={name!r}: no such network in torchvision or timm; close names: {_close(short)}")
 
 
@@ -72,7 +76,7 @@ def _torchvision(name: str, num_classes: int, pretrained: str | None, arguments:
         state = known[pretrained].get_state_dict(check_hash=True)
     except OSError as error:
         raise ConnectionError(_offline(name, pretrained, error)) from error
-    own, head = network.state_dict(), _head(name, network, len(known[pretrained].meta["categories"]), arguments)
+    own, head = network.state_dict(), _head(name, len(known[pretrained].meta["categories"]), arguments)
     state = {key: tensor for key, tensor in state.items() if key in own or not key.lower().startswith("aux")}
     wrong = [key for key in own.keys() | state.keys() if key not in head and _shape(own, key) != _shape(state, key)]
     if wrong:
@@ -88,7 +92,7 @@ def _torchvision(name: str, num_classes: int, pretrained: str | None, arguments:
     return network
 
 
-def _head(name: str, network: nn.Module, categories: int, arguments: dict[str, Any]) -> set[str]:
+def _head(name: str, categories: int, arguments: dict[str, Any]) -> set[str]:
     """Entries whose shape depends on the number of classes."""
     with torch.device("meta"):
         more, other = (models.get_model(name, num_classes=categories + n, **arguments).state_dict() for n in (1, 2))
