@@ -128,6 +128,7 @@ def test_fsdp2_resumes(tmp_path, form, when):
         assert torch.equal(tensor, first["weights"][name]) and torch.equal(tensor, second["weights"][name]), name
 
 
+@pytest.mark.slow
 def test_fsdp2_resumes_the_history(tmp_path):
     settings = {"script": {}, "folder": str(tmp_path / "saved"), "threshold": 0.999}
     whole, _ = two_processes(tmp_path, settings, "fsdp2_worker.py")
