@@ -46,7 +46,7 @@ class StepMeter:
 
     @property
     def saved_bytes(self) -> int:
-        """What autograd kept for the backward pass."""
+        """The most that autograd kept at once for the backward pass."""
         return self._saved.bytes
 
     def start(self) -> None:

@@ -41,7 +41,7 @@ class TrainingState:
     Attributes:
         step: Optimizer steps done before.
         flops: FLOPs of one batch.
-        saved_bytes: What autograd keeps for the backward pass of one batch.
+        saved_bytes: The most that autograd keeps at once for the backward pass of one batch.
         device_bytes: Most memory that was allocated on the accelerator in this state; 0 on the CPU.
 
     Example:
