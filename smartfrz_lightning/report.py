@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from smartfrz_lightning.timeline import Timeline
 
-_PINNED = {"output": "always trains: leads to the loss", "excluded": "excluded", "unused": "not used in the forward"}
+_PINNED = {
+    "output": "output: leads to the loss, always trains",
+    "excluded": "excluded: always trains",
+    "unused": "unused: not seen in the forward pass",
+}
 
 
 def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
@@ -22,18 +27,8 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         callback: 0.00 s of 0.0 s in fit (0.0%)
         Freezing saved nothing: no training step was completed, so no layer was found.
     """
-    layers = Table(title=title)
-    for column in ("#", "layer", "parameters", "frozen at step", "epoch", "confidence"):
-        layers.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
-    for index, layer in enumerate(timeline.layers):
-        event = timeline.event_of(layer.name)
-        when = (
-            (str(event.step), f"{event.epoch:.2f}", f"{event.confidence:.2f}")
-            if event
-            else ("–", "–", _PINNED.get(layer.pinned, ""))
-        )
-        layers.add_row(str(index), layer.name, f"{layer.size:,}", *when)
-    flops = Table(title="Training FLOPs")
+    layers = _layer_table(timeline, title)
+    flops = Table(title="Training FLOPs", box=SIMPLE_HEAD)
     for column in ("", "done", "training everything", "saved"):
         flops.add_column(column, justify="left" if not column else "right")
     for name in ("forward", "weight_gradient", "activation_gradient", "total"):
@@ -54,6 +49,26 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
     if why := nothing_saved(timeline):
         lines.append(f"Freezing saved nothing: {why}")
     return Group(layers, flops, Text("\n".join(lines)))
+
+
+def _layer_table(timeline: Timeline, title: str) -> Table:
+    """As narrow as can be: names of layers are long."""
+    pinned = {layer.pinned for layer in timeline.layers}
+    with_confidence = any(event.confidence is not None for event in timeline.events)
+    about = "\n".join(text for reason, text in _PINNED.items() if reason in pinned)
+    table = Table(
+        title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=about, caption_justify="left"
+    )
+    columns = ["#", "layer", "parameters", "frozen at\nstep", "epoch", *["confi-\ndence"] * with_confidence]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
+    for index, layer in enumerate(timeline.layers):
+        when = [layer.pinned or "–", "–", ""]
+        if event := timeline.event_of(layer.name):
+            sure = "" if event.confidence is None else f"{event.confidence:.2f}"
+            when = [str(event.step), f"{event.epoch:.2f}", sure]
+        table.add_row(str(index), layer.name, f"{layer.size:,}", *when[: len(columns) - 3])
+    return table
 
 
 def nothing_saved(timeline: Timeline) -> str:

@@ -19,7 +19,7 @@ class FreezeEvent:
         layer: Its name.
         step: Optimizer steps done before.
         epoch: Epochs done before, with fraction where the epoch's length is known.
-        confidence: How sure the method was, 0 to 1.
+        confidence: How sure the method was, 0 to 1; ``None`` if it has no such number.
 
     Example:
         >>> from smartfrz_lightning.timeline import FreezeEvent, Timeline
@@ -31,7 +31,7 @@ class FreezeEvent:
     layer: str
     step: int
     epoch: float
-    confidence: float
+    confidence: float | None
 
 
 @dataclass
@@ -143,7 +143,8 @@ class Timeline:
         writer.writerow(["index", "layer", "parameters", "step", "epoch", "confidence", "pinned"])
         for index, layer in enumerate(self.layers):
             event = self.event_of(layer.name)
-            when = [event.step, f"{event.epoch:.4g}", f"{event.confidence:.4g}"] if event else ["", "", ""]
+            sure = "" if event is None or event.confidence is None else f"{event.confidence:.4g}"
+            when = [event.step, f"{event.epoch:.4g}", sure] if event else ["", "", ""]
             writer.writerow([index, layer.name, layer.size, *when, layer.pinned])
         return out.getvalue()
 

@@ -18,7 +18,7 @@ class ScriptedFreeze(FreezingCallback):
     def select(self, trainer, pl_module, active):
         numbers = self.script.get(self.timeline.steps, ())
         chosen = {self.layers[number].name for number in numbers}
-        return {layer.name: 1.0 for layer in active if layer.name in chosen}
+        return [layer.name for layer in active if layer.name in chosen]
 
 
 class SaveEnd(Callback):

@@ -40,6 +40,11 @@ def test_unknown_pattern(make_trainer):
         make_trainer(SmartFreezeCallback(exclude=["net.11"])).fit(NeverSteps(mlp()))
 
 
+def test_unknown_pattern_like_nothing(make_trainer):
+    with pytest.raises(ValueError, match=r"exclude='\?\?' matches no.*of NeverSteps; its names begin with \['net'"):
+        make_trainer(SmartFreezeCallback(exclude=["??"])).fit(NeverSteps(mlp()))
+
+
 def test_no_trainable_parameter(make_trainer):
     with pytest.raises(ValueError, match="no trainable parameter"):
         make_trainer(SmartFreezeCallback()).fit(NeverSteps(mlp().requires_grad_(False)))

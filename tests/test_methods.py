@@ -170,6 +170,11 @@ def test_static_front_never_moves(make_trainer, layers, count):
         assert torch.equal(tensor, start[name]) == (int(name.split(".")[1]) < ends), name
 
 
+def test_static_share_of_everything():
+    with pytest.raises(MisconfigurationException, match=r"layers=1.0: give a whole number of layers"):
+        StaticFreezeCallback(layers=1.0)
+
+
 def test_static_too_many(make_trainer):
     with pytest.raises(MisconfigurationException, match="layers=4: Classifier has 3 layers"):
         make_trainer(StaticFreezeCallback(layers=4)).fit(Classifier(mlp()))

@@ -137,10 +137,14 @@ class Benchmark:
     def order(self, runs: dict[str, Run]) -> list[str]:
         """Names so that each comes after those it needs, otherwise as given."""
         try:
-            needs = {n: run.needs | ({self.baseline} if run.shorten_to else set()) for n, run in runs.items()}
-            return list(TopologicalSorter({n: sorted(names & set(runs)) for n, names in needs.items()}).static_order())
+            needs = {name: sorted(self.needs(run) & set(runs)) for name, run in runs.items()}
+            return list(TopologicalSorter(needs).static_order())
         except CycleError as error:
             raise ValueError(f"methods wait for each other: {' -> '.join(error.args[1])}") from error
+
+    def needs(self, run: Run) -> set[str]:
+        """Names of the runs that must be done before; for a shortened one the baseline too."""
+        return run.needs | ({self.baseline} if run.shorten_to else set())
 
     def schedule(self) -> list[tuple[str, Run, int]]:
         """All runs in their order: name, run, seed. Methods alternate, so that a drifting machine hits all alike."""

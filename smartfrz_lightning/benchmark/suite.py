@@ -45,22 +45,25 @@ def run_benchmark(benchmark: Benchmark) -> bool:
     _check_digests(benchmark, results)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    schedule, failed = benchmark.schedule(), []
+    schedule, failed, waiting = benchmark.schedule(), [], {}
+    to_do = [(name, run, seed) for name, run, seed in schedule if find_result(results, name, seed) is None]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        overall, epochs = progress.add_task("runs", total=len(schedule)), progress.add_task("epochs")
+        overall = progress.add_task("runs", total=len(schedule), completed=len(schedule) - len(to_do))
+        epochs = progress.add_task("epochs")
 
         def show(trainer: Trainer) -> None:
             progress.update(epochs, completed=trainer.current_epoch + 1, total=trainer.max_epochs)
 
-        for name, run, seed in schedule:
-            if find_result(results, name, seed) is None:
+        for name, run, seed in to_do:
+            if missing := _missing(benchmark, results, run, seed):
+                waiting.setdefault(missing, []).append(f"{name}, seed {seed}")
+            else:
                 progress.update(overall, description=f"{name}, seed {seed}")
                 progress.reset(epochs, description="epochs")
                 folder = benchmark.folder(name, seed)
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    _check_needs(benchmark, results, run, seed)
                     result = run_once(benchmark, name, run, seed, None, _length(benchmark, results, run, seed), show)
                     append_result(path, result)
                     results.append(result)
@@ -69,7 +72,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
                         traceback.print_exc(file=log)
                     failed.append(f"{name}, seed {seed}: {error} (see {folder / 'log.txt'})")
             progress.advance(overall)
-        if benchmark.record and not failed:
+        if benchmark.record and not failed and not waiting:
             progress.update(overall, description="recording")
             _record(benchmark, show)
     wanted = set(benchmark.methods)
@@ -83,7 +86,9 @@ def run_benchmark(benchmark: Benchmark) -> bool:
         Console().print(f"results, table and pictures: {benchmark.output}")
     for line in failed:
         console.print(f"failed: {line}", style="red")
-    return not failed
+    for missing, names in waiting.items():
+        console.print(f"not run, as {missing} is missing: {'; '.join(names)}", style="red")
+    return not failed and not waiting
 
 
 def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:
@@ -96,11 +101,11 @@ def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:
             )
 
 
-def _check_needs(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> None:
-    for name in sorted(run.needs):
-        at = benchmark.prepare[name].seed if name in benchmark.prepare else seed
-        if find_result(results, name, at) is None:
-            raise ValueError(f"it needs a finished run of {name!r}")
+def _missing(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> str:
+    """The runs that this one needs and that have no result."""
+    at = {name: prepared.seed for name, prepared in benchmark.prepare.items()}
+    needed = [(name, at.get(name, seed)) for name in sorted(benchmark.needs(run))]
+    return " and ".join(f"{name} (seed {n})" for name, n in needed if find_result(results, name, n) is None)
 
 
 def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> int | None:
@@ -108,8 +113,6 @@ def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) ->
     if run.shorten_to is None:
         return None
     other, full = (find_result(results, name, seed) for name in (run.shorten_to, benchmark.baseline))
-    if other is None or full is None:
-        raise ValueError(f"shorten_to={run.shorten_to!r} needs finished runs of it and of {benchmark.baseline!r}")
     return max(1, min(full["steps"], round(full["steps"] * cost(other, run.by) / cost(full, run.by))))
 
 

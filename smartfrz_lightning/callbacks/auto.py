@@ -77,10 +77,10 @@ class AutoFreezeCallback(FreezingCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if trainer.is_global_zero and self.layers:
-            with self._timed():
+            with self._ledger.timed():
                 self._gradients.add(pl_module, self.active, optimizer)
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
         now, before = self._gradients.norms(active, {"l2": 2, "l1": 1}[self.norm]), self._norms
         self._gradients.clear()
         self._norms = now
@@ -88,7 +88,7 @@ class AutoFreezeCallback(FreezingCallback):
             return {}
         rates = change_rates({name: before[name] for name in now}, now)
         converged = below_percentile(rates, self.percentile)
-        return dict.fromkeys(connected(self.layers, self.frozen, converged), 1.0)
+        return connected(self.layers, self.frozen, converged)
 
     def method_state(self) -> dict[str, Any]:
         return {"gradients": self._gradients.state_dict(), "norms": self._norms}

@@ -1,14 +1,12 @@
-"""FreezingCallback: when to ask, agree across processes, apply, count, log, save and resume."""
+"""FreezingCallback: when to ask, agree across processes, apply, log, save and resume."""
 
 import contextlib
-import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -16,12 +14,11 @@ from torch import Tensor
 
 from smartfrz_lightning.callbacks.layer_callback import LayerCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.compiled import CompileClock, allow_recompiling
+from smartfrz_lightning.compiled import allow_recompiling
 from smartfrz_lightning.freezing import freeze, hold_still, renew_statistics, thaw
-from smartfrz_lightning.layer_flops import layer_flops
 from smartfrz_lightning.layers import Layer, front
+from smartfrz_lightning.ledger import Ledger
 from smartfrz_lightning.report import plot_timeline, timeline_table
-from smartfrz_lightning.step_meter import StepMeter
 from smartfrz_lightning.strategies import (
     after_freeze,
     before_freeze,
@@ -29,7 +26,7 @@ from smartfrz_lightning.strategies import (
     check_strategy,
     forget_late_restore,
 )
-from smartfrz_lightning.timeline import Compilation, FreezeEvent, Timeline, TrainingState
+from smartfrz_lightning.timeline import Timeline
 
 STATE_VERSION = 1
 
@@ -51,11 +48,11 @@ class FreezingCallback(LayerCallback, ABC):
         >>> from smartfrz_lightning.layers import Layer
         >>> class FreezeNext(FreezingCallback):
         ...     def select(self, trainer, pl_module, active):
-        ...         return {active[0].name: 1.0}
+        ...         return [active[0].name]
         >>> method = FreezeNext(every_n_epochs=2, exclude=["embed"])
         >>> method.layers = [Layer("embed", (), (), (), 8, "excluded"), Layer("block", (), (), (), 8)]
         >>> method.select(None, None, method.active)
-        {'block': 1.0}
+        ['block']
     """
 
     works_sharded = True
@@ -80,8 +77,11 @@ class FreezingCallback(LayerCallback, ABC):
         self._reset()
 
     @abstractmethod
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
-        """Which of the active layers should freeze now: names with a confidence. Called on rank 0 alone."""
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> Collection[str]:
+        """Names of the active layers that should freeze now. Called on rank 0 alone.
+
+        A method that is more or less sure of a layer returns a dict, with its confidence in each, 0 to 1.
+        """
 
     def on_optimizer_step_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called on every rank after a training batch whose optimizer stepped."""
@@ -99,6 +99,11 @@ class FreezingCallback(LayerCallback, ABC):
 
     def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
         """Take up what :meth:`method_state` saved."""
+
+    @property
+    def timeline(self) -> Timeline:
+        """What froze when, and what it saved."""
+        return self._ledger.timeline
 
     @property
     def frozen(self) -> list[str]:
@@ -135,11 +140,12 @@ class FreezingCallback(LayerCallback, ABC):
             self._loaded = None  # a checkpoint that was validated is none to resume from
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fit_started, self._folder = time.perf_counter(), None
+        self._folder = None
         same_model = self._model is not None and self._model() is pl_module
         if self._loaded is None and not same_model:
             self._reset()
         self._model = weakref.ref(pl_module)
+        self._ledger.start_fit()
         super().on_fit_start(trainer, pl_module)
         before_late_restore(trainer, self.state_key, lambda state: self._take_up(trainer, pl_module, state))
         self._take_up(trainer, pl_module, None)
@@ -154,45 +160,41 @@ class FreezingCallback(LayerCallback, ABC):
         freeze(pl_module, self._frozen_layers(), trainer.optimizers)
         self._global_step = trainer.global_step
         allow_recompiling(self._patterns)
-        self._compile_clock.start()
+        self._ledger.start_training()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A checkpoint of the validation at an epoch's end was saved before that epoch's check.
         if self._due(trainer.current_epoch - 1):
-            with self._timed():
+            with self._ledger.timed():
                 self._check(trainer, pl_module, trainer.current_epoch - 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        with self._timed():
+        with self._ledger.timed():
             if _statistics_only(trainer):
                 renew_statistics(pl_module, self._frozen_layers())
                 return
             hold_still(pl_module, self._frozen_layers())
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-            if not self._state_known:
-                self._meter = StepMeter(pl_module)
-                self._meter.start()
+            self._ledger.before_batch(pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        ends_tracing = self._tracer is not None and self._measuring and pl_module.automatic_optimization
-        with self._meter.interrupted_before_backward() if ends_tracing else contextlib.nullcontext():
+        ends_tracing = self._tracer is not None and self._ledger.measuring and pl_module.automatic_optimization
+        with self._ledger.interrupted_before_backward() if ends_tracing else contextlib.nullcontext():
             super().on_before_backward(trainer, pl_module, loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.automatic_optimization:
-            self._stop_measuring()
+            self._ledger.after_backward()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        with self._timed():
-            self._stop_measuring()
-            self._book_compiling()
+        with self._ledger.timed():
+            self._ledger.after_backward()
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             if not self.layers or _statistics_only(trainer):
                 return
-            self.timeline.layers = self.layers
-            self._account()
+            self._ledger.after_batch(self.layers)
             if trainer.global_step != self._global_step:
                 self._global_step = trainer.global_step
                 self.timeline.steps += 1
@@ -204,7 +206,7 @@ class FreezingCallback(LayerCallback, ABC):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
         if self._due(trainer.current_epoch) and not last:
-            with self._timed():
+            with self._ledger.timed():
                 self._check(trainer, pl_module, trainer.current_epoch)
 
     def _due(self, epoch: int) -> bool:
@@ -215,28 +217,33 @@ class FreezingCallback(LayerCallback, ABC):
     # --- decide and apply
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, epoch: int | None) -> None:
-        self._book_compiling()
         if epoch is not None:
             self._checked_epoch = epoch
         if not self.active:
             return
-        chosen = self.select(trainer, pl_module, self.active) if trainer.is_global_zero else {}
+        chosen = self._select(trainer, pl_module) if trainer.is_global_zero else {}
         chosen = trainer.strategy.broadcast(chosen)
         layers = _leave_one_training([layer for layer in self.active if layer.name in chosen], pl_module, trainer)
         if not layers:
             return
-        self._note_device_peak(pl_module)
+        self._ledger.note_device_peak(pl_module.device)
         before_freeze(trainer)
         freeze(pl_module, layers, trainer.optimizers)
         after_freeze(trainer)
         _frozen_by_us(pl_module).update(layer.name for layer in layers)
         per_epoch = steps_per_epoch(trainer)
         done = self.timeline.steps / per_epoch if per_epoch < float("inf") else float(trainer.current_epoch)
-        self.timeline.events += [
-            FreezeEvent(layer.name, self.timeline.steps, done, float(chosen[layer.name])) for layer in layers
-        ]
+        self._ledger.freeze({layer.name: chosen[layer.name] for layer in layers}, done)
         allow_recompiling(self._patterns)
         self.on_freeze([layer.name for layer in layers])
+
+    def _select(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float | None]:
+        chosen = self.select(trainer, pl_module, self.active)
+        if unknown := set(chosen) - {layer.name for layer in self.layers}:
+            raise ValueError(f"{type(self).__name__}.select returned {sorted(unknown)}, which are no layers' names")
+        if isinstance(chosen, Mapping):
+            return {name: float(confidence) for name, confidence in chosen.items()}
+        return dict.fromkeys(chosen)
 
     @property
     def _patterns(self) -> int:
@@ -251,38 +258,7 @@ class FreezingCallback(LayerCallback, ABC):
         frozen = set(self.frozen)
         return [layer for layer in self.layers if layer.name in frozen]
 
-    # --- count and show
-
-    @property
-    def _measuring(self) -> bool:
-        return self._meter is not None and self._meter.running
-
-    def _stop_measuring(self) -> None:
-        if not self._measuring:
-            return
-        self._meter.stop()
-        self.timeline.callback_seconds += self._meter.counter.seconds
-        flops = self._meter.flops
-        if flops.total > flops.forward:  # a skipped step is no measure
-            self.timeline.states.append(TrainingState(self.timeline.steps, flops, self._meter.saved_bytes))
-
-    @property
-    def _state_known(self) -> bool:
-        states, events = self.timeline.states, self.timeline.events
-        return bool(states) and (not events or states[-1].step >= events[-1].step)
-
-    def _account(self) -> None:
-        states, layers = self.timeline.states, self.timeline.layers
-        if layers and not self.timeline.costs and self._meter is not None:
-            self.timeline.costs = layer_flops(layers, self._meter.counter)
-        if states:
-            self.timeline.spent.add(states[-1].flops)
-            self.timeline.full.add(states[0].flops)
-
-    def _note_device_peak(self, pl_module: LightningModule) -> None:
-        if pl_module.device.type == "cuda" and self.timeline.states:
-            self.timeline.states[-1].device_bytes = torch.cuda.max_memory_allocated(pl_module.device)
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+    # --- show
 
     def _log(self, pl_module: LightningModule) -> None:
         frozen, states = float(len(self.timeline.events)), self.timeline.states
@@ -296,25 +272,13 @@ class FreezingCallback(LayerCallback, ABC):
             }
         )
 
-    def _book_compiling(self) -> None:
-        count, seconds = self._compile_clock.take()
-        if count:
-            frozen, booked = len(self.frozen), self.timeline.compilations
-            if not booked or booked[-1].frozen != frozen:
-                booked.append(Compilation(frozen))
-            booked[-1].count += count
-            booked[-1].seconds += seconds
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._note_device_peak(pl_module)
-        self._compile_clock.stop()
-        self._book_compiling()
+        self._ledger.note_device_peak(pl_module.device)
+        self._ledger.stop()
         self._report(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop_measuring()
-        self._compile_clock.stop()
-        self._book_compiling()
+        self._ledger.stop()
         forget_late_restore(trainer)
         self._loaded = None
         super().on_exception(trainer, pl_module, exception)
@@ -322,44 +286,31 @@ class FreezingCallback(LayerCallback, ABC):
             self._report(trainer)
 
     def _report(self, trainer: Trainer) -> None:
-        self.timeline.fit_seconds += time.perf_counter() - self._fit_started
-        self._fit_started = time.perf_counter()
-        folder = self._folder
+        self._ledger.end_fit()
         if not trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "freeze_timeline.csv").write_text(self.timeline.to_csv())
-        plot_timeline(self.timeline, folder / "freeze_timeline.png")
         Console().print(timeline_table(self.timeline, type(self).__name__))
-        Console().print(f"timeline: {folder / 'freeze_timeline.csv'} and .png")
-
-    @contextlib.contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timeline.callback_seconds += time.perf_counter() - start
+        if trainer.fast_dev_run:  # leaves no files
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "freeze_timeline.csv").write_text(self.timeline.to_csv())
+        plot_timeline(self.timeline, self._folder / "freeze_timeline.png")
+        Console().print(f"timeline: {self._folder / 'freeze_timeline.csv'} and .png")
 
     # --- save and resume
 
     def _reset(self) -> None:
         self.layers = []
-        self.timeline = Timeline()
-        self._meter: StepMeter | None = None
-        self._compile_clock = CompileClock()
+        self._ledger = Ledger()
         self._checked_epoch = -1
         self._begun = 0
         self._global_step = 0
-        self._fit_started = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """The timeline, the counters and the method's own state; tensors and plain values only."""
-        timeline = self.timeline.state_dict()
-        timeline["fit_seconds"] += time.perf_counter() - self._fit_started
         return {
             "version": STATE_VERSION,
-            "timeline": timeline,
+            "timeline": self._ledger.state_dict(),
             "checked_epoch": self._checked_epoch,
             "begun": self._begun,
             "method": self.method_state(),
@@ -396,7 +347,7 @@ class FreezingCallback(LayerCallback, ABC):
                 "Resume with the model that was saved, or without ckpt_path"
             )
         self._reset()
-        self.timeline, self.layers = timeline, timeline.layers
+        self._ledger, self.layers = Ledger(timeline), timeline.layers
         self._checked_epoch, self._begun = state["checked_epoch"], state["begun"]
         later = [layer for layer in self.layers if layer.name in _frozen_by_us(pl_module) - set(self.frozen)]
         thaw(pl_module, later)  # frozen in this very model, after the checkpoint was saved

@@ -51,10 +51,10 @@ class GradientNormFreezeCallback(FreezingCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if trainer.is_global_zero and self.layers:
-            with self._timed():
+            with self._ledger.timed():
                 self._gradients.add(pl_module, self.layers, optimizer)
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
         used = [layer for layer in self.layers if layer.pinned != "unused"]
         norms = list(self._gradients.norms(used, 2).values())
         self._gradients.clear()
@@ -63,7 +63,7 @@ class GradientNormFreezeCallback(FreezingCallback):
             return {}
         size = front_size(norms, len(front(used, self.frozen)), self.alpha)
         ready = {layer.name for layer in used[:size] if layer in active}
-        return dict.fromkeys(connected(self.layers, self.frozen, ready), 1.0)
+        return connected(self.layers, self.frozen, ready)
 
     def method_state(self) -> dict[str, Any]:
         return {"gradients": self._gradients.state_dict(), "checks": self._checks}

@@ -93,4 +93,5 @@ def _check_patterns(patterns: Sequence[str], model: nn.Module) -> None:
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
-            raise ValueError(f"exclude={pattern!r} matches no module or parameter of the model; close names: {close}")
+            what = f"close names: {close}" if close else f"its names begin with {names[:5]}"
+            raise ValueError(f"exclude={pattern!r} matches no module or parameter of {type(model).__name__}; {what}")

@@ -97,8 +97,8 @@ class LinearFreezeCallback(FreezingCallback):
     def check_due(self, trainer: Trainer) -> bool:
         return bool(self._over())
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
-        return dict.fromkeys(self._over(), 1.0)
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
+        return self._over()
 
     def _over(self) -> list[str]:
         done, ends = self.steps_in_run / self._total, self._ends()

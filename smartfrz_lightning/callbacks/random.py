@@ -57,7 +57,7 @@ class RandomFreezeCallback(FreezingCallback):
     def check_due(self, trainer: Trainer) -> bool:
         return bool(self.timeline.states) and self.steps_in_run in self.freeze_steps.values()
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
         costs, full = self.timeline.costs, self.timeline.states[0].flops
         steps = self.steps_in_run
         there = {name for name, step in self.freeze_steps.items() if step is not None and step <= steps}
@@ -67,7 +67,7 @@ class RandomFreezeCallback(FreezingCallback):
 
         lot = random.Random(f"{self.seed}/{steps}")
         names = [layer.name for layer in active]
-        return dict.fromkeys(draw_to_cost(names, self.frozen, cost(there), cost, lot), 1.0)
+        return draw_to_cost(names, self.frozen, cost(there), cost, lot)
 
 
 def draw_to_cost(

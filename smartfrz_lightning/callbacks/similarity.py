@@ -87,10 +87,10 @@ class SimilarityFreezeCallback(FreezingCallback):
             for layer, cka in zip(self.active, self._probe.cka(self.active), strict=True):
                 self._cka.setdefault(layer.name, []).append(cka)
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
         ready = stable_layers({layer.name: self._cka.get(layer.name, []) for layer in active}, self.epsilon)
         self._cka.clear()
-        return {name: 1.0 for name in (connected(self.layers, self.frozen, ready) if self.front_only else ready)}
+        return connected(self.layers, self.frozen, ready) if self.front_only else ready
 
     def method_state(self) -> dict[str, Any]:
         return {"cka": dict(self._cka), "probe": self._probe.state_dict()} if self._probe else {}

@@ -22,7 +22,8 @@ class StaticFreezeCallback(FreezingCallback):
         exclude: Patterns of what always trains.
 
     Raises:
-        MisconfigurationException: ``layers`` is negative; in the first step: more than may freeze.
+        MisconfigurationException: ``layers`` is negative, or a share of 1 or more; in the first step: it is
+            more than may freeze.
 
     Example:
         >>> from smartfrz_lightning import StaticFreezeCallback
@@ -34,8 +35,10 @@ class StaticFreezeCallback(FreezingCallback):
 
     def __init__(self, layers: int | float = 0.5, exclude: Sequence[str] = ()) -> None:
         super().__init__(every_n_train_steps=1, exclude=exclude)
-        if layers < 0 or (layers >= 1 and layers != int(layers)):
-            raise MisconfigurationException(f"layers={layers}: give a number of layers, or a share below 1")
+        if layers < 0 or (layers >= 1 and not isinstance(layers, int)):
+            raise MisconfigurationException(
+                f"layers={layers}: give a whole number of layers, such as 3, or a share below 1, such as 0.5"
+            )
         self.layers_to_freeze = layers
         self._start: dict[str, torch.Tensor] = {}
 
@@ -59,8 +62,8 @@ class StaticFreezeCallback(FreezingCallback):
         share = self.layers_to_freeze
         return int(share) if share >= 1 else int(share * len(self.layers))
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
-        return {layer.name: 1.0 for layer in active[: self._count]}
+    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
+        return [layer.name for layer in active[: self._count]]
 
     @torch.no_grad()
     def on_train_batch_end(
