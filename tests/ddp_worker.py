@@ -1,10 +1,7 @@
-"""Run by torchrun in the tests: one fit under DDP, its outcome saved by every rank."""
+"""Run by torchrun in the tests: fits under DDP."""
 
-import json
 import os
 import signal
-import sys
-from pathlib import Path
 
 import torch
 from conftest import Classifier, Vectors
@@ -15,6 +12,7 @@ from scripted import ScriptedFreeze
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import DataLoader, DistributedSampler
+from two_processes import run_cases
 
 
 def plain_net():
@@ -80,15 +78,14 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(path):
-    settings = json.loads(Path(path).read_text())
+def fit(settings, folder):
     kind = ManualSized if settings.get("manual") else Sized
     model = kind(plain_net().double(), settings.get("size", 64), 8)
     freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
     count = CountBytes()
     callbacks = [freezer, count]
     if "kill" in settings:
-        saved = ModelCheckpoint(settings["folder"], "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+        saved = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
         callbacks += [Kill(settings["kill"]), saved]
     trainer = Trainer(
         callbacks=callbacks,
@@ -102,15 +99,12 @@ def main(path):
         enable_checkpointing="kill" in settings,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=str(Path(path).parent),
+        default_root_dir=folder,
         **settings.get("trainer", {}),
     )
     trainer.fit(model, ckpt_path=settings.get("resume"))
-    outcome = {"weights": model.state_dict(), "frozen": freezer.frozen, "losses": model.losses, "bytes": count.steps}
-    torch.save(outcome, Path(path).with_name(f"rank{trainer.global_rank}.pt"))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return {"weights": model.state_dict(), "frozen": freezer.frozen, "losses": model.losses, "bytes": count.steps}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run_cases(fit)

@@ -1,10 +1,5 @@
-"""Run by torchrun in the tests: one fit under FSDP2, its outcome saved by every rank."""
+"""Run by torchrun in the tests: fits under FSDP2."""
 
-import json
-import sys
-from pathlib import Path
-
-import torch
 from ddp_worker import Sized, plain_net
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,6 +7,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from two_processes import run_cases
 
 from smartfrz_lightning import SmartFreezeCallback
 
@@ -24,15 +20,14 @@ class Sharded(Sized):
         fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
-def main(path):
-    settings = json.loads(Path(path).read_text())
+def fit(settings, folder):
     model = Sharded(plain_net(), 64, 8)
     script = {int(step): layers for step, layers in settings["script"].items()}
     threshold = settings.get("threshold", 0.01)
     freezer = ScriptedFreeze(script) if script else SmartFreezeCallback(threshold=threshold, snapshot_every_n_steps=1)
-    saved = ModelCheckpoint(settings.get("folder"), "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    saved = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     trainer = Trainer(
-        callbacks=[freezer, saved] if "folder" in settings else [freezer],
+        callbacks=[freezer, saved] if "sharded" in settings else [freezer],
         strategy=ModelParallelStrategy(
             data_parallel_size=2,
             tensor_parallel_size=1,
@@ -44,15 +39,15 @@ def main(path):
         max_epochs=3,
         use_distributed_sampler=False,
         logger=False,
-        enable_checkpointing="folder" in settings,
+        enable_checkpointing="sharded" in settings,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=str(Path(path).parent),
+        default_root_dir=folder,
     )
     trainer.fit(model, ckpt_path=settings.get("resume"))
     weights = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in model.state_dict().items()}
     history = getattr(freezer, "_history", None)
-    outcome = {
+    return {
         "weights": weights,
         "frozen": freezer.frozen,
         "layers": [layer.name for layer in freezer.layers],
@@ -60,10 +55,7 @@ def main(path):
         "saved": freezer.timeline.saved,
         "windows": history.windows() if history else None,
     }
-    torch.save(outcome, Path(path).with_name(f"rank{trainer.global_rank}.pt"))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run_cases(fit)

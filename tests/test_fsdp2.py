@@ -1,0 +1,69 @@
+"""Two gloo processes under FSDP2 (``ModelParallelStrategy``): as one process does it, and resumed bitwise."""
+
+import pytest
+import torch
+from ddp_worker import Sized, plain_net
+from scripted import ScriptedFreeze
+from two_processes import two_processes
+
+SCRIPT = {"script": {"3": [0], "8": [1]}}
+# Resumed after eight steps, with one layer frozen or none; the last one with the shipped predictor, after four.
+RESUMED = {
+    "sharded": {"script": {"3": [0], "10": [1]}, "sharded": True},
+    "one file": {"script": {"3": [0], "10": [1]}, "sharded": False},
+    "freezes later": {"script": {"9": [0], "10": [1]}, "sharded": True},
+}
+HISTORY = {"script": {}, "sharded": True, "threshold": 0.999}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fsdp2")
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder):
+    cases = {"script": SCRIPT, "predictor": {"script": {}}, **RESUMED, "history": HISTORY}
+    return two_processes("fsdp2_worker.py", cases, folder)
+
+
+@pytest.fixture(scope="module")
+def resumed(outcomes, folder):
+    cases = {name: {**settings, "resume": str(folder / name / "epoch=1.ckpt")} for name, settings in RESUMED.items()}
+    cases["history"] = {**HISTORY, "resume": str(folder / "history" / "epoch=0.ckpt")}
+    return two_processes("fsdp2_worker.py", cases, folder / "resumed")
+
+
+def test_as_one_process(make_trainer, outcomes):
+    first, second = outcomes["script"]
+    single = Sized(plain_net(), 64, 16)
+    freezer = ScriptedFreeze({int(step): layers for step, layers in SCRIPT["script"].items()})
+    make_trainer(freezer).fit(single)
+    assert first["layers"] == second["layers"] == [layer.name for layer in freezer.layers]
+    assert first["frozen"] == second["frozen"] == freezer.frozen == ["net.0", "net.3"]
+    assert first["saved"] == pytest.approx(freezer.timeline.saved, abs=0.01)
+    for alone, *both in zip(single.losses, first["losses"], second["losses"], strict=True):
+        assert alone == pytest.approx(sum(both) / 2, rel=1e-5)
+    for name, tensor in single.state_dict().items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_with_the_shipped_predictor(outcomes):
+    first, second = outcomes["predictor"]
+    assert first["frozen"] == second["frozen"] != []
+    assert torch.equal(first["windows"], second["windows"])
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_resumes(outcomes, resumed, case):
+    whole, _ = outcomes[case]
+    first, second = resumed[case]
+    assert first["frozen"] == second["frozen"] == whole["frozen"] == ["net.0", "net.3"]
+    assert first["losses"] == whole["losses"][8:] and first["saved"] == whole["saved"]
+    for name, tensor in whole["weights"].items():
+        assert torch.equal(tensor, first["weights"][name]) and torch.equal(tensor, second["weights"][name]), name
+
+
+def test_resumes_the_history(outcomes, resumed):
+    assert torch.equal(resumed["history"][0]["windows"], outcomes["history"][0]["windows"])
