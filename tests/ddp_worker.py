@@ -14,6 +14,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
+from smartfrz_lightning import SmartFreezeCallback
+
 
 def plain_net():
     torch.manual_seed(0)
@@ -78,10 +80,16 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def freezing(settings):
+    if "smart" in settings:
+        return SmartFreezeCallback(**settings["smart"])
+    return ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
+
+
 def fit(settings, folder):
     kind = ManualSized if settings.get("manual") else Sized
     model = kind(plain_net().double(), settings.get("size", 64), 8)
-    freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
+    freezer = freezing(settings)
     count = CountBytes()
     callbacks = [freezer, count]
     if "kill" in settings:
@@ -103,7 +111,13 @@ def fit(settings, folder):
         **settings.get("trainer", {}),
     )
     trainer.fit(model, ckpt_path=settings.get("resume"))
-    return {"weights": model.state_dict(), "frozen": freezer.frozen, "losses": model.losses, "bytes": count.steps}
+    return {
+        "weights": model.state_dict(),
+        "frozen": freezer.frozen,
+        "confidences": [event.confidence for event in freezer.timeline.events],
+        "losses": model.losses,
+        "bytes": count.steps,
+    }
 
 
 if __name__ == "__main__":

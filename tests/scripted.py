@@ -24,9 +24,10 @@ class ScriptedFreeze(FreezingCallback):
 class SaveEnd(Callback):
     """Every process writes its weights and what froze."""
 
-    def __init__(self, folder, freezer):
-        self.folder, self.freezer = Path(folder), freezer
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
 
     def on_train_end(self, trainer, pl_module):
-        outcome = {"weights": pl_module.state_dict(), "frozen": self.freezer.frozen}
+        freezer = next(callback for callback in trainer.callbacks if isinstance(callback, FreezingCallback))
+        outcome = {"weights": pl_module.state_dict(), "frozen": freezer.frozen, "world": trainer.world_size}
         torch.save(outcome, self.folder / f"rank{trainer.global_rank}.pt")

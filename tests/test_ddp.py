@@ -17,7 +17,7 @@ from scripted import SaveEnd, ScriptedFreeze
 
 if __name__ == "__main__":
     freezer = ScriptedFreeze({{3: [0, 1]}})
-    trainer = Trainer(callbacks=[freezer, SaveEnd({root!r}, freezer)], max_epochs=2, accelerator="cpu", devices=2,
+    trainer = Trainer(callbacks=[freezer, SaveEnd({root!r})], max_epochs=2, accelerator="cpu", devices=2,
                       strategy={strategy!r}, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                       enable_model_summary=False, default_root_dir={root!r})
     trainer.fit(Classifier(mlp()))

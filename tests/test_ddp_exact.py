@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from ddp_worker import ManualSized, Sized, plain_net
-from scripted import ScriptedFreeze
+from ddp_worker import ManualSized, Sized, freezing, plain_net
+from lightning.pytorch.callbacks import ModelCheckpoint
 from two_processes import two_processes
 
 LAYERS = {"net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.3": 8 * (16 * 16 + 16), "net.5": 8 * (16 * 3 + 3)}  # bytes
@@ -15,6 +15,7 @@ CASES = {
     "static graph, manual": {"script": {"2": [0], "5": [1]}, "ddp": {"static_graph": True}, "manual": True},
     "accumulation": {"script": {"1": [0], "3": [1]}, "trainer": {"accumulate_grad_batches": 2}},
     "uneven": {"script": {"2": [0]}, "size": 72},  # the last batch is half as long
+    "shipped predictor": {"smart": {"threshold": 0.2, "snapshot_every_n_steps": 1}},
 }
 BYTES = {
     f"bytes {ddp}": {"script": {"3": [0], "7": [1]}, "ddp": ddp}
@@ -29,12 +30,13 @@ def outcomes(tmp_path_factory):
     return two_processes("ddp_worker.py", cases, tmp_path_factory.mktemp("ddp"))
 
 
-def alone(make_trainer, settings, **fit):
+def alone(make_trainer, settings, *callbacks, ckpt_path=None, **trainer):
     """The same run in one process, on the same batches."""
     kind = ManualSized if settings.get("manual") else Sized
     model = kind(plain_net().double(), settings.get("size", 64), 16)
-    freezer = ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
-    make_trainer(freezer, precision="64-true", **settings.get("trainer", {})).fit(model, **fit)
+    freezer = freezing(settings)
+    trainer = {**settings.get("trainer", {}), **trainer}
+    make_trainer(freezer, *callbacks, precision="64-true", **trainer).fit(model, ckpt_path=ckpt_path)
     return model, freezer
 
 
@@ -50,6 +52,9 @@ def test_as_one_process(make_trainer, outcomes, case):
     check_ranks_equal(first, second)
     single, freezer = alone(make_trainer, CASES[case])
     assert freezer.frozen == first["frozen"]
+    assert first["confidences"] == second["confidences"]
+    sure = [event.confidence or 0 for event in freezer.timeline.events]
+    assert sure == pytest.approx([confidence or 0 for confidence in first["confidences"]], rel=1e-5)
     for one, *both in zip(single.losses, first["losses"], second["losses"], strict=True):
         assert one == pytest.approx(sum(both) / 2, rel=1e-12)
     for name, tensor in single.state_dict().items():
@@ -64,12 +69,22 @@ def test_bytes_fall_by_the_frozen_share_and_the_users_hook_survives(outcomes, ca
     assert first["bytes"][:12] == expected
 
 
-def test_killed_and_resumed_by_two_processes_and_by_one(make_trainer, outcomes, tmp_path):
+def test_killed_and_resumed_by_as_many_processes_by_fewer_and_by_more(make_trainer, outcomes, tmp_path):
     whole, _ = outcomes["whole"]
     two_processes("ddp_worker.py", {"dies": {**WHOLE, "kill": 10}}, tmp_path, survives=False)
     last = str(tmp_path / "dies" / "epoch=1.ckpt")
-    first, second = two_processes("ddp_worker.py", {"resumed": {**WHOLE, "resume": last}}, tmp_path)["resumed"]
-    check_ranks_equal(first, second)
+    saved = ModelCheckpoint(tmp_path, "alone")
+    alone(make_trainer, WHOLE, saved, max_epochs=2, enable_checkpointing=True)
+    cases = {
+        name: {**WHOLE, "resume": path} for name, path in {"two": last, "one": str(tmp_path / "alone.ckpt")}.items()
+    }
+    resumed = two_processes("ddp_worker.py", cases, tmp_path)
+    for first, second in resumed.values():
+        check_ranks_equal(first, second)
+        assert first["frozen"] == whole["frozen"] and len(first["losses"]) == 4
+        for name, tensor in whole["weights"].items():
+            assert torch.allclose(tensor, first["weights"][name], rtol=1e-11, atol=1e-13), name
+    first, _ = resumed["two"]
     assert first["losses"] == whole["losses"][8:] and first["frozen"] == whole["frozen"]
     for name, tensor in whole["weights"].items():
         assert torch.equal(tensor, first["weights"][name]), name
