@@ -1,6 +1,7 @@
 """The benchmark command, from configs to table and pictures, also when it is killed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -201,3 +202,30 @@ def test_overrides_of_a_class_and_of_its_settings():
     assert _nested(one) == _nested(dict(reversed(one.items()))) == whole
     with pytest.raises(ValueError, match="'model.lr.max' and another one contradict each other at 'lr'"):
         _nested({"model.lr": 0.1, "model.lr.max": 1})
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.mark.parametrize(
+    "launcher", [[], pytest.param(TORCHRUN, marks=pytest.mark.slow)], ids=["lightning", "torchrun"]
+)
+def test_two_processes(tmp_path, launcher):
+    """Started by Lightning after the command, or by torchrun before it."""
+    methods = {"full": {}, "static": {"callback": "StaticFreezeCallback"}, "odd": {"overrides": {"trainer.nope": 1}}}
+    methods |= {"shortened": {"shorten_to": "static", "by": "seconds"}, "waits": {"shorten_to": "odd"}}
+    config = small(tmp_path, methods, seeds=[1])
+    command = [sys.executable, *launcher, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
+    command.append(f"--experiment+={tmp_path / 'ddp.yaml'}")
+    (tmp_path / "ddp.yaml").write_text("trainer: {strategy: ddp, devices: 2}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.count("failed: odd, seed 1: its config cannot be parsed") == 1, done.stderr[-3000:]
+    assert done.stderr.count("not run, as odd (seed 1) is missing: waits, seed 1") == 1
+    assert done.stdout.count("results, table and pictures:") == 1
+    results = {result["run"]: result for result in read_results(tmp_path / "out" / "results.jsonl")}
+    assert list(results) == ["full", "static", "shortened"]
+    assert all(result["processes"] == 2 for result in results.values())
+    assert results["full"]["steps"] == 32 > results["shortened"]["steps"] > 0
+    assert "| static |" in (tmp_path / "out" / "table.md").read_text()

@@ -117,6 +117,28 @@ def test_paper_config(path, tmp_path, monkeypatch, capsys):
     assert table.splitlines()[-1].startswith("| smart_any_order | 0 | – |")  # not run here, published all the same
 
 
+@pytest.mark.parametrize(
+    ("table", "settings", "rate"),
+    [
+        ("table3_resnet50_imagenet", "from_scratch_eight_gpus", 0.1),
+        ("table7_deit_tiny_imagenet", "transformer_from_scratch_eight_gpus", 0.00025),
+    ],
+)
+def test_settings_for_eight_gpus(table, settings, rate, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "configs" / "paper" / f"{table}.yaml"
+    config = yaml.safe_load(path.read_text())
+    one_cpu = {"trainer.devices": 1, "trainer.strategy": "auto"}
+    own = {"output": str(tmp_path / "out"), "seeds": [1], "methods": {"full": {}}}
+    own["overrides"] = {**shrunk(config, tmp_path, monkeypatch), **one_cpu}
+    run = tmp_path / "benchmark.yaml"
+    run.write_text(yaml.safe_dump({**config, **own}))
+    benchmark_command(["--config", str(run), f"--experiment+=configs/paper/settings/{settings}.yaml"])
+    used = yaml.safe_load((tmp_path / "out" / "seed1" / "full" / "config.yaml").read_text())
+    assert used["model"]["init_args"]["optimizer"]["init_args"]["lr"] == rate
+    assert read_results(tmp_path / "out" / "results.jsonl")[0]["steps"] == 4
+
+
 def test_every_row_of_the_paper_is_there():
     known = {path.stem for path in PAPER}
     fine_tuned = {

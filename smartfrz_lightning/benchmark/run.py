@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import os
 import platform
 import subprocess
 import time
@@ -16,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import smartfrz_lightning
 from smartfrz_lightning.benchmark.clock import TrainingClock
@@ -69,7 +71,7 @@ def run_once(
     """
     folder = benchmark.folder(name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with log_file(folder).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         freezing = {"class_path": run.callback, "init_args": run.arguments} if run.callback else MEASURE
         callbacks = extra_callbacks or [freezing]
         arguments = _arguments(benchmark, run, seed, folder, callbacks, max_steps)
@@ -78,6 +80,7 @@ def run_once(
         except SystemExit as error:  # what is wrong stands in the log
             raise ValueError("its config cannot be parsed") from error
         trainer, clock = cli.trainer, TrainingClock()
+        _check_processes(trainer)
         trainer.callbacks = [clock, EpochSeed(seed), *trainer.callbacks]
         if on_epoch is not None:
             trainer.callbacks.append(_AfterEpoch(on_epoch))
@@ -89,7 +92,7 @@ def run_once(
     if benchmark.metric not in metrics:
         raise ValueError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
     freezer = next((c for c in trainer.callbacks if isinstance(c, FreezingCallback)), None)
-    return {
+    result = {
         "run": name,
         "seed": seed,
         "digest": digest(benchmark, run),
@@ -98,8 +101,30 @@ def run_once(
         "steps": trainer.global_step,
         "seconds": clock.seconds,
         "timeline": freezer.timeline.state_dict() if freezer else Timeline().state_dict(),
-        **_circumstances(),
+        **_circumstances(trainer.world_size),
     }
+    return trainer.strategy.broadcast(result)  # all processes go on alike
+
+
+def log_file(folder: Path) -> Path:
+    """Where this process writes what a run says.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from smartfrz_lightning.benchmark.run import log_file
+        >>> log_file(Path("runs", "seed1", "full")).as_posix()
+        'runs/seed1/full/log.txt'
+    """
+    return folder / ("log.txt" if rank_zero_only.rank == 0 else f"log_{rank_zero_only.rank}.txt")
+
+
+def _check_processes(trainer: Trainer) -> None:
+    started = int(os.environ.get("WORLD_SIZE", 1))  # torchrun or an earlier run of this benchmark has set it
+    if started > 1 and trainer.world_size != started:
+        raise ValueError(
+            f"devices x num_nodes = {trainer.world_size}, but {started} processes run this benchmark: all of its runs "
+            "must use as many, those of prepare too"
+        )
 
 
 def digest(benchmark: Benchmark, run: Run) -> str:
@@ -170,14 +195,14 @@ def _interrupted(folder: Path, settings: str) -> Path | None:
     """The checkpoint that a killed run of the same settings left, if it can be read."""
     path, mark = folder / "last.ckpt", folder / "digest.txt"
     if path.exists() and (not mark.exists() or mark.read_text() != settings):
-        path.unlink()
+        path.unlink(missing_ok=True)  # every process does this
     mark.write_text(settings)
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except Exception:  # cut short while it was written
-        path.unlink()
+        path.unlink(missing_ok=True)
         return None
     return path
 
@@ -190,7 +215,7 @@ class _AfterEpoch(Callback):
         self.call(trainer)
 
 
-def _circumstances() -> dict[str, Any]:
+def _circumstances(processes: int) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     here = Path(smartfrz_lightning.__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
@@ -209,4 +234,5 @@ def _circumstances() -> dict[str, Any]:
         "hardware": torch.cuda.get_device_name()
         if cuda
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "processes": processes,
     }

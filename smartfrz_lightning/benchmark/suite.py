@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from smartfrz_lightning.benchmark.pictures import draw_pictures
 from smartfrz_lightning.benchmark.results import Result, append_result, cost, find_result, read_results
-from smartfrz_lightning.benchmark.run import digest, run_once
+from smartfrz_lightning.benchmark.run import digest, log_file, run_once
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.benchmark.table import compare, to_markdown, to_rich
 
@@ -39,7 +40,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
         ...     run_benchmark(benchmark)  # there is no model in the config: the run fails, as the screen says
         False
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=rank_zero_only.rank > 0)
     path = Path(benchmark.output) / "results.jsonl"
     results = read_results(path)
     _check_digests(benchmark, results)
@@ -65,30 +66,38 @@ def run_benchmark(benchmark: Benchmark) -> bool:
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
                     result = run_once(benchmark, name, run, seed, None, _length(benchmark, results, run, seed), show)
-                    append_result(path, result)
+                    if rank_zero_only.rank == 0:
+                        append_result(path, result)
                     results.append(result)
                 except Exception as error:
-                    with (folder / "log.txt").open("a") as log:
+                    with log_file(folder).open("a") as log:
                         traceback.print_exc(file=log)
-                    failed.append(f"{name}, seed {seed}: {error} (see {folder / 'log.txt'})")
+                    failed.append(f"{name}, seed {seed}: {error} (see {log_file(folder)})")
             progress.advance(overall)
         if benchmark.record and not failed and not waiting:
             progress.update(overall, description="recording")
-            _record(benchmark, show)
-    wanted = set(benchmark.methods)
-    rows = compare([r for r in results if r["run"] in wanted], list(benchmark.methods), benchmark.baseline)
-    if rows:
-        shown = benchmark.metric, benchmark.baseline, benchmark.published
-        table = Path(benchmark.output) / "table.md"
-        table.write_text(to_markdown(rows, *shown))
-        draw_pictures(benchmark, [r for r in results if r["run"] in wanted], rows)
-        Console().print(to_rich(rows, *shown))
-        Console().print(f"results, table and pictures: {benchmark.output}")
+            try:
+                _record(benchmark, show)
+            except Exception as error:
+                failed.append(f"recording of {benchmark.record}: {error}")
+    if rank_zero_only.rank == 0:
+        _show(benchmark, [result for result in results if result["run"] in benchmark.methods])
     for line in failed:
         console.print(f"failed: {line}", style="red")
     for missing, names in waiting.items():
         console.print(f"not run, as {missing} is missing: {'; '.join(names)}", style="red")
     return not failed and not waiting
+
+
+def _show(benchmark: Benchmark, results: list[Result]) -> None:
+    rows = compare(results, list(benchmark.methods), benchmark.baseline)
+    if not rows:
+        return
+    shown = benchmark.metric, benchmark.baseline, benchmark.published
+    (Path(benchmark.output) / "table.md").write_text(to_markdown(rows, *shown))
+    draw_pictures(benchmark, results, rows)
+    Console().print(to_rich(rows, *shown))
+    Console().print(f"results, table and pictures: {benchmark.output}")
 
 
 def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:

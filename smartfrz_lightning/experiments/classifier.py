@@ -76,7 +76,7 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self._logits(images)
         self.accuracy(logits, labels)
-        self.log("val_loss", F.cross_entropy(logits, labels))
+        self.log("val_loss", F.cross_entropy(logits, labels), sync_dist=True)
         self.log("val_accuracy", self.accuracy, prog_bar=True)
 
     def _logits(self, images: Tensor) -> Tensor:

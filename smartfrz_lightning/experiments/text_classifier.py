@@ -97,7 +97,7 @@ class TextClassifier(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         loss, logits = self._loss(batch)
         self.metrics.update(logits.argmax(-1), batch["labels"])
-        self.log("val_loss", loss, batch_size=len(logits))
+        self.log("val_loss", loss, batch_size=len(logits), sync_dist=True)
         self.log_dict(self.metrics, prog_bar=True, batch_size=len(logits))
 
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
