@@ -12,6 +12,14 @@ from smartfrz_lightning.tracing import ParameterTracer
 
 aten = torch.ops.aten
 
+_FORMULAS = {  # fused attention on the CPU is missing in the table of older versions of PyTorch
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
+    **flop_registry,
+}
+
 
 @dataclass
 class StepFlops:
@@ -81,7 +89,7 @@ class StepFlopCounter(ParameterTracer):
 
     def on_operation(self, func: Any, inputs: list[Tensor], out: Any, sources: list[frozenset[str] | None]) -> None:
         packet = func.overloadpacket
-        if packet not in flop_registry:
+        if packet not in _FORMULAS:
             return
         args, kwargs = self._args
         if packet is aten.convolution_backward:
@@ -89,7 +97,7 @@ class StepFlopCounter(ParameterTracer):
             once = conv_flop_count(x.shape, weight.shape, grad_out.shape, transposed=transposed)
             self._backward += once * (mask[0] + mask[1])
             return
-        flops = flop_registry[packet](*args, **kwargs, out_val=out)
+        flops = _FORMULAS[packet](*args, **kwargs, out_val=out)
         if torch._C._current_autograd_node() is not None:
             self._backward += flops
             return
