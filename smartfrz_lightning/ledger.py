@@ -97,7 +97,7 @@ class Ledger:
             self._meter.start()
 
     def interrupted_before_backward(self) -> contextlib.AbstractContextManager:
-        """Let another mode that began before the measuring end in here."""
+        """The backward pass is about to begin; another mode that began before the measuring may end in here."""
         return self._meter.interrupted_before_backward()
 
     def after_backward(self) -> None:

@@ -57,10 +57,14 @@ class StepMeter:
 
     @contextlib.contextmanager
     def interrupted_before_backward(self) -> Iterator[None]:
-        """Let another mode end in between, as modes end in the reverse of the order in which they began."""
+        """Count no more of what is saved: only checkpointed blocks that run again save now, one at a time.
+
+        Another mode may end in between, as modes end in the reverse of the order in which they began.
+        """
         self._modes.close()
         yield
-        self._modes.enter_context(self.counter)  # nothing is saved for the backward pass any more
+        for mode in (eager(), self.counter):
+            self._modes.enter_context(mode)
 
     def stop(self) -> None:
         """End; does nothing if no step is being measured."""

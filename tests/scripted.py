@@ -31,3 +31,19 @@ class SaveEnd(Callback):
         freezer = next(callback for callback in trainer.callbacks if isinstance(callback, FreezingCallback))
         outcome = {"weights": pl_module.state_dict(), "frozen": freezer.frozen, "world": trainer.world_size}
         torch.save(outcome, self.folder / f"rank{trainer.global_rank}.pt")
+
+
+class BreaksOnce(Callback):
+    """One process fails in the second epoch, the first time, and writes down in which epochs it began."""
+
+    def __init__(self, rank: int, mark: str):
+        self.rank, self.mark = rank, Path(mark)
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.global_rank == self.rank:
+            with self.mark.open("a") as mark:
+                mark.write(str(trainer.current_epoch))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 1 and trainer.global_rank == self.rank and self.mark.read_text() == "0":
+            raise RuntimeError("this machine broke")

@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from smartfrz_lightning.benchmark.command import benchmark_command
 from smartfrz_lightning.benchmark.results import append_result, read_results
+from smartfrz_lightning.benchmark.run import _interrupted
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 
 ROOT = Path(__file__).parents[1]
@@ -213,7 +215,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 def test_two_processes(tmp_path, launcher):
     """Started by Lightning after the command, or by torchrun before it."""
     methods = {"full": {}, "static": {"callback": "StaticFreezeCallback"}, "odd": {"overrides": {"trainer.nope": 1}}}
-    methods |= {"shortened": {"shorten_to": "static", "by": "seconds"}, "waits": {"shorten_to": "odd"}}
+    methods |= {"shortened": {"shorten_to": "static", "by": "flops"}, "waits": {"shorten_to": "odd"}}
     config = small(tmp_path, methods, seeds=[1])
     command = [sys.executable, *launcher, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
     command.append(f"--experiment+={tmp_path / 'ddp.yaml'}")
@@ -229,3 +231,43 @@ def test_two_processes(tmp_path, launcher):
     assert all(result["processes"] == 2 for result in results.values())
     assert results["full"]["steps"] == 32 > results["shortened"]["steps"] > 0
     assert "| static |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_checkpoint_of_the_same_settings_is_left_to_all_processes(tmp_path):
+    torch.save({}, tmp_path / "last.ckpt")
+    (tmp_path / "digest.txt").write_text("same")
+    (tmp_path / "digest.txt").chmod(0o444)
+    before = (tmp_path / "digest.txt").stat()
+    assert _interrupted(tmp_path, "same") == tmp_path / "last.ckpt"
+    assert (tmp_path / "digest.txt").stat().st_mtime_ns == before.st_mtime_ns  # another process may be reading it
+    (tmp_path / "digest.txt").chmod(0o644)
+    assert _interrupted(tmp_path, "other") is None and not (tmp_path / "last.ckpt").exists()
+
+
+def torchrun(config, *arguments):
+    command = [sys.executable, *TORCHRUN, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
+    path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    (config.parent / "ddp.yaml").write_text("trainer: {strategy: ddp, devices: 2}")
+    command.append(f"--experiment+={config.parent / 'ddp.yaml'}")
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_in_one_process_ends_all_and_the_command_goes_on(tmp_path, rank):
+    """The process fails once, after the first epoch."""
+    breaks = {"class_path": "scripted.BreaksOnce", "init_args": {"rank": rank, "mark": str(tmp_path / "broke")}}
+    extra = {"callback": breaks["class_path"], "arguments": breaks["init_args"]}
+    config = small(
+        tmp_path, {"full": {}, "one_breaks": extra, "static": {"callback": "StaticFreezeCallback"}}, seeds=[1]
+    )
+    done = torchrun(config)
+    assert done.returncode != 0 and "this machine broke" in done.stderr, done.stderr[-3000:]
+    assert [result["run"] for result in read_results(tmp_path / "out" / "results.jsonl")] == ["full"]
+    done = torchrun(config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = read_results(tmp_path / "out" / "results.jsonl")
+    assert [result["run"] for result in results] == ["full", "one_breaks", "static"]
+    assert (tmp_path / "broke").read_text() == "01"  # taken up in the second epoch
+    assert results[0]["value"] == results[1]["value"]

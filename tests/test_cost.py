@@ -6,6 +6,7 @@ import torchvision
 from conftest import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification
 
 from smartfrz_lightning.cost import StepFlopCounter
@@ -189,6 +190,19 @@ def test_saved_activations_are_counted_while_they_are_kept():
         sum(model(x).sum() for _ in range(3)).backward()
     one = 4 * 5 * 8
     assert (one_after_the_other.bytes, together.bytes, the_same_input.bytes) == (one, 3 * one, one)
+
+
+def test_blocks_that_run_again_in_the_backward_pass(make_trainer):
+    class Checkpointed(Classifier):
+        def forward(self, x):
+            x = x.requires_grad_()  # reentrant checkpointing wants it
+            first, rest = self.net[:4], self.net[4:]
+            return checkpoint(rest, checkpoint(first, x, use_reentrant=True), use_reentrant=True)
+
+    freezer = ScriptedFreeze({4: [0]})
+    make_trainer(freezer, max_epochs=1).fit(Checkpointed(mlp(norm=False)))
+    before, after = (state.saved_bytes for state in freezer.timeline.states)
+    assert before >= after > 0
 
 
 def test_manual_optimization_with_two_passes_a_step(make_trainer):

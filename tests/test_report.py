@@ -35,6 +35,16 @@ def test_a_trial_run_leaves_no_files(make_trainer, tmp_path, capsys):
     assert not list(tmp_path.rglob("freeze_timeline*"))
 
 
+def test_the_timeline_is_kept_when_it_cannot_be_shown(make_trainer, tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Console, "print", closed)
+    with pytest.raises(BrokenPipeError):
+        make_trainer(ScriptedFreeze({4: [0]}), max_epochs=1).fit(Classifier(mlp()))
+    assert (tmp_path / "freeze_timeline.csv").exists()
+
+
 def test_a_method_that_names_no_layer(make_trainer):
     class Lost(FreezingCallback):
         def select(self, trainer, pl_module, active):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from jsonargparse import ActionConfigFile, ArgumentParser
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smartfrz_lightning.benchmark.spec import Benchmark
 from smartfrz_lightning.benchmark.suite import run_benchmark
@@ -36,5 +37,5 @@ def benchmark_command(args: Sequence[str] | None = None) -> None:
         done = run_benchmark(benchmark)
     except SystemExit as stop:  # Lightning's answer to SIGTERM, which would pass for success
         sys.exit(stop.code or f"stopped; the same command goes on with {benchmark.output}")
-    if not done:
+    if not done and rank_zero_only.rank == 0:  # a launcher kills all once one of them fails, the first is not done yet
         sys.exit(1)

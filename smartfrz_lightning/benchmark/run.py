@@ -29,6 +29,16 @@ from smartfrz_lightning.timeline import Timeline
 MEASURE = {"class_path": "StaticFreezeCallback", "init_args": {"layers": 0}}
 
 
+class SettingsError(ValueError):
+    """A run cannot be done as it is set; every process finds so alike.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.run import SettingsError
+        >>> issubclass(SettingsError, ValueError)
+        True
+    """
+
+
 def run_once(
     benchmark: Benchmark,
     name: str,
@@ -53,7 +63,8 @@ def run_once(
         Everything that the table and the pictures are made of, as plain values.
 
     Raises:
-        ValueError: Validation does not log the benchmark's metric.
+        SettingsError: The config cannot be parsed, validation does not log the benchmark's metric, or the number of
+            processes is another than that of the runs before.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -78,7 +89,7 @@ def run_once(
         try:
             cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
         except SystemExit as error:  # what is wrong stands in the log
-            raise ValueError("its config cannot be parsed") from error
+            raise SettingsError("its config cannot be parsed") from error
         trainer, clock = cli.trainer, TrainingClock()
         _check_processes(trainer)
         trainer.callbacks = [clock, EpochSeed(seed), *trainer.callbacks]
@@ -90,7 +101,7 @@ def run_once(
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=_interrupted(folder, digest(benchmark, run)))
         metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     if benchmark.metric not in metrics:
-        raise ValueError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
+        raise SettingsError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
     freezer = next((c for c in trainer.callbacks if isinstance(c, FreezingCallback)), None)
     result = {
         "run": name,
@@ -119,11 +130,13 @@ def log_file(folder: Path) -> Path:
 
 
 def _check_processes(trainer: Trainer) -> None:
-    started = int(os.environ.get("WORLD_SIZE", 1))  # torchrun or an earlier run of this benchmark has set it
-    if started > 1 and trainer.world_size != started:
-        raise ValueError(
-            f"devices x num_nodes = {trainer.world_size}, but {started} processes run this benchmark: all of its runs "
-            "must use as many, those of prepare too"
+    """Those that an earlier run left, or that torchrun started, would all do a run that is meant for fewer."""
+    group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    there = torch.distributed.get_world_size() if group else int(os.environ.get("WORLD_SIZE", trainer.world_size))
+    if trainer.world_size != there:
+        raise SettingsError(
+            f"devices x num_nodes = {trainer.world_size}, but {there} processes run this benchmark: all of its runs "
+            "must use as many"
         )
 
 
@@ -194,9 +207,9 @@ def _text(value: Any) -> str:
 def _interrupted(folder: Path, settings: str) -> Path | None:
     """The checkpoint that a killed run of the same settings left, if it can be read."""
     path, mark = folder / "last.ckpt", folder / "digest.txt"
-    if path.exists() and (not mark.exists() or mark.read_text() != settings):
-        path.unlink(missing_ok=True)  # every process does this
-    mark.write_text(settings)
+    if not mark.exists() or mark.read_text() != settings:  # under DDP others read it now: an equal one stays as it is
+        path.unlink(missing_ok=True)
+        mark.write_text(settings)
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -178,8 +178,8 @@ class FreezingCallback(LayerCallback, ABC):
             self._ledger.before_batch(pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        ends_tracing = self._tracer is not None and self._ledger.measuring and pl_module.automatic_optimization
-        with self._ledger.interrupted_before_backward() if ends_tracing else contextlib.nullcontext():
+        knows_backward = self._ledger.measuring and pl_module.automatic_optimization
+        with self._ledger.interrupted_before_backward() if knows_backward else contextlib.nullcontext():
             super().on_before_backward(trainer, pl_module, loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -223,6 +223,8 @@ class FreezingCallback(LayerCallback, ABC):
             return
         chosen = self._select(trainer, pl_module) if trainer.is_global_zero else {}
         chosen = trainer.strategy.broadcast(chosen)
+        if unknown := set(chosen) - {layer.name for layer in self.layers}:
+            raise ValueError(f"{type(self).__name__}.select returned {sorted(unknown)}, which are no layers' names")
         layers = _leave_one_training([layer for layer in self.active if layer.name in chosen], pl_module, trainer)
         if not layers:
             return
@@ -239,8 +241,6 @@ class FreezingCallback(LayerCallback, ABC):
 
     def _select(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float | None]:
         chosen = self.select(trainer, pl_module, self.active)
-        if unknown := set(chosen) - {layer.name for layer in self.layers}:
-            raise ValueError(f"{type(self).__name__}.select returned {sorted(unknown)}, which are no layers' names")
         if isinstance(chosen, Mapping):
             return {name: float(confidence) for name, confidence in chosen.items()}
         return dict.fromkeys(chosen)
@@ -289,13 +289,13 @@ class FreezingCallback(LayerCallback, ABC):
         self._ledger.end_fit()
         if not trainer.is_global_zero:
             return
-        Console().print(timeline_table(self.timeline, type(self).__name__))
-        if trainer.fast_dev_run:  # leaves no files
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "freeze_timeline.csv").write_text(self.timeline.to_csv())
-        plot_timeline(self.timeline, self._folder / "freeze_timeline.png")
-        Console().print(f"timeline: {self._folder / 'freeze_timeline.csv'} and .png")
+        shown = [timeline_table(self.timeline, type(self).__name__)]
+        if not trainer.fast_dev_run:  # that leaves no files
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / "freeze_timeline.csv").write_text(self.timeline.to_csv())
+            plot_timeline(self.timeline, self._folder / "freeze_timeline.png")
+            shown.append(f"timeline: {self._folder / 'freeze_timeline.csv'} and .png")
+        Console().print(*shown, sep="\n")
 
     # --- save and resume
 
