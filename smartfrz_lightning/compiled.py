@@ -1,4 +1,4 @@
-"""What freezing needs under ``torch.compile``: eager measuring, room for recompiling, and its cost."""
+"""What freezing needs under ``torch.compile``: eager measuring, recompiling and room for it, and its cost."""
 
 import contextlib
 import time
@@ -46,6 +46,26 @@ def allow_recompiling(patterns: int) -> None:
     for name in ("recompile_limit", "accumulated_recompile_limit"):
         default = _DEFAULT_LIMITS.setdefault(name, getattr(config, name))
         setattr(config, name, max(getattr(config, name), default + 2 * patterns))
+
+
+def forget_graphs() -> None:
+    """Make compiled functions notice a freeze where PyTorch does not: before 2.13 their guards overlook parameters.
+
+    Their gradients were right all the same, but computed for what is frozen too.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.compiled import forget_graphs
+        >>> graphs = []
+        >>> twice = torch.compile(lambda x: 2 * x, backend=lambda graph, inputs: graphs.append(1) or graph.forward)
+        >>> for _ in range(2):
+        ...     y = twice(torch.ones(1))
+        ...     forget_graphs()
+        >>> len(graphs) == (1 if torch.__version__ >= (2, 13) else 2)
+        True
+    """
+    if torch.__version__ < (2, 13):
+        torch.compiler.reset()
 
 
 class CompileClock:

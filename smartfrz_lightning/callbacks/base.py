@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smartfrz_lightning.callbacks.layer_callback import LayerCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.compiled import allow_recompiling
+from smartfrz_lightning.compiled import allow_recompiling, forget_graphs
 from smartfrz_lightning.freezing import freeze, hold_still, renew_statistics, thaw
 from smartfrz_lightning.layers import Layer, front
 from smartfrz_lightning.ledger import Ledger
@@ -236,6 +236,7 @@ class FreezingCallback(LayerCallback, ABC):
         per_epoch = steps_per_epoch(trainer)
         done = self.timeline.steps / per_epoch if per_epoch < float("inf") else float(trainer.current_epoch)
         self._ledger.freeze({layer.name: chosen[layer.name] for layer in layers}, done)
+        forget_graphs()
         allow_recompiling(self._patterns)
         self.on_freeze([layer.name for layer in layers])
 
@@ -333,6 +334,7 @@ class FreezingCallback(LayerCallback, ABC):
             before_freeze(trainer)
             freeze(pl_module, self._frozen_layers())
             after_freeze(trainer)
+            forget_graphs()
             _frozen_by_us(pl_module).update(self.frozen)
 
     def _resume(self, pl_module: LightningModule) -> list[Layer]:
