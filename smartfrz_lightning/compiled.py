@@ -83,22 +83,18 @@ class CompileClock:
     def __init__(self) -> None:
         self._count, self._seconds = 0, 0.0
         self._began = 0.0
-        self._running = False
 
     def start(self) -> None:
-        """Listen to the compiler."""
-        if not self._running:
+        """Listen to the compiler; does nothing if it listens already."""
+        if self._begin not in callback_handler.start_callbacks:  # torch.compiler.reset clears the lists
             callback_handler.register_start_callback(self._begin)
             callback_handler.register_end_callback(self._end)
-        self._running = True
 
     def stop(self) -> None:
         """Listen no more."""
-        if self._running:
-            with contextlib.suppress(ValueError):  # somebody cleared the lists
-                callback_handler.remove_start_callback(self._begin)
-                callback_handler.remove_end_callback(self._end)
-        self._running = False
+        if self._begin in callback_handler.start_callbacks:
+            callback_handler.remove_start_callback(self._begin)
+            callback_handler.remove_end_callback(self._end)
 
     def take(self) -> tuple[int, float]:
         """Compilations and their seconds since this was asked last."""

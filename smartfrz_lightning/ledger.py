@@ -54,7 +54,7 @@ class Ledger:
         self._fit_started = time.perf_counter()
 
     def start_training(self) -> None:
-        """Compilations count from here."""
+        """Compilations count from here, if they do not already."""
         self._compile_clock.start()
 
     def stop(self) -> None:

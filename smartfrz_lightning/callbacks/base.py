@@ -237,6 +237,7 @@ class FreezingCallback(LayerCallback, ABC):
         done = self.timeline.steps / per_epoch if per_epoch < float("inf") else float(trainer.current_epoch)
         self._ledger.freeze({layer.name: chosen[layer.name] for layer in layers}, done)
         forget_graphs()
+        self._ledger.start_training()  # forgetting stops the count of compilations
         allow_recompiling(self._patterns)
         self.on_freeze([layer.name for layer in layers])
 
