@@ -216,6 +216,7 @@ def test_two_processes(tmp_path, launcher):
     """Started by Lightning after the command, or by torchrun before it."""
     methods = {"full": {}, "static": {"callback": "StaticFreezeCallback"}, "odd": {"overrides": {"trainer.nope": 1}}}
     methods |= {"shortened": {"shorten_to": "static", "by": "flops"}, "waits": {"shorten_to": "odd"}}
+    methods["one"] = {"overrides": {"trainer.devices": 1, "trainer.strategy": "auto"}}
     config = small(tmp_path, methods, seeds=[1])
     command = [sys.executable, *launcher, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
     command.append(f"--experiment+={tmp_path / 'ddp.yaml'}")
@@ -224,6 +225,7 @@ def test_two_processes(tmp_path, launcher):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.count("failed: odd, seed 1: its config cannot be parsed") == 1, done.stderr[-3000:]
+    assert done.stderr.count("one, seed 1: devices x num_nodes = 1, but 2 processes run this benchmark") == 1
     assert done.stderr.count("not run, as odd (seed 1) is missing: waits, seed 1") == 1
     assert done.stdout.count("results, table and pictures:") == 1
     results = {result["run"]: result for result in read_results(tmp_path / "out" / "results.jsonl")}
@@ -236,15 +238,13 @@ def test_two_processes(tmp_path, launcher):
 def test_a_checkpoint_of_the_same_settings_is_left_to_all_processes(tmp_path):
     torch.save({}, tmp_path / "last.ckpt")
     (tmp_path / "digest.txt").write_text("same")
-    (tmp_path / "digest.txt").chmod(0o444)
     before = (tmp_path / "digest.txt").stat()
     assert _interrupted(tmp_path, "same") == tmp_path / "last.ckpt"
     assert (tmp_path / "digest.txt").stat().st_mtime_ns == before.st_mtime_ns  # another process may be reading it
-    (tmp_path / "digest.txt").chmod(0o644)
     assert _interrupted(tmp_path, "other") is None and not (tmp_path / "last.ckpt").exists()
 
 
-def torchrun(config, *arguments):
+def torchrun(config):
     command = [sys.executable, *TORCHRUN, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
     path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}

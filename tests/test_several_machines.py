@@ -70,7 +70,7 @@ def test_two_machines(tmp_path, launch):
         assert name.endswith(norms) or torch.equal(tensor, second["weights"][name]), name
 
 
-def test_eight_gpus_parse(tmp_path):
+def test_eight_gpus_parse():
     from lightning.pytorch import Trainer
     from lightning.pytorch.cli import LightningArgumentParser
 

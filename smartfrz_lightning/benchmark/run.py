@@ -129,14 +129,25 @@ def log_file(folder: Path) -> Path:
     return folder / ("log.txt" if rank_zero_only.rank == 0 else f"log_{rank_zero_only.rank}.txt")
 
 
+def processes() -> int:
+    """How many processes do the benchmark together: those of an earlier run, or those that a launcher started.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.run import processes
+        >>> processes()
+        1
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def _check_processes(trainer: Trainer) -> None:
     """Those that an earlier run left, or that torchrun started, would all do a run that is meant for fewer."""
-    group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    there = torch.distributed.get_world_size() if group else int(os.environ.get("WORLD_SIZE", trainer.world_size))
-    if trainer.world_size != there:
+    if processes() > 1 and trainer.world_size != processes():
         raise SettingsError(
-            f"devices x num_nodes = {trainer.world_size}, but {there} processes run this benchmark: all of its runs "
-            "must use as many"
+            f"devices x num_nodes = {trainer.world_size}, but {processes()} processes run this benchmark: all of its "
+            "runs must use as many"
         )
 
 
@@ -228,7 +239,7 @@ class _AfterEpoch(Callback):
         self.call(trainer)
 
 
-def _circumstances(processes: int) -> dict[str, Any]:
+def _circumstances(world_size: int) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     here = Path(smartfrz_lightning.__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
@@ -247,5 +258,5 @@ def _circumstances(processes: int) -> dict[str, Any]:
         "hardware": torch.cuda.get_device_name()
         if cuda
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "processes": processes,
+        "processes": world_size,
     }

@@ -5,7 +5,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from smartfrz_lightning.benchmark.pictures import draw_pictures
 from smartfrz_lightning.benchmark.results import Result, append_result, cost, find_result, read_results
-from smartfrz_lightning.benchmark.run import SettingsError, digest, log_file, run_once
+from smartfrz_lightning.benchmark.run import SettingsError, digest, log_file, processes, run_once
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.benchmark.table import compare, to_markdown, to_rich
 
@@ -73,7 +72,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
                 except Exception as error:
                     with log_file(folder).open("a") as log:
                         traceback.print_exc(file=log)
-                    if _several_processes() and not isinstance(error, SettingsError):
+                    if processes() > 1 and not isinstance(error, SettingsError):
                         raise  # the others may be in the middle of the run, waiting for this process
                     failed.append(f"{name}, seed {seed}: {error} (see {log_file(folder)})")
             progress.advance(overall)
@@ -101,14 +100,6 @@ def _show(benchmark: Benchmark, results: list[Result]) -> None:
     draw_pictures(benchmark, results, rows)
     Console().print(to_rich(rows, *shown))
     Console().print(f"results, table and pictures: {benchmark.output}")
-
-
-def _several_processes() -> bool:
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
 
 
 def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:
