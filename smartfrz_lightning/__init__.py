@@ -1,7 +1,5 @@
 """Cheaper training with PyTorch Lightning: freeze each layer once it has converged."""
 
-__version__ = "0.1.0"
-
 from smartfrz_lightning.callbacks.auto import AutoFreezeCallback
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.gradient_norm import GradientNormFreezeCallback
@@ -13,6 +11,7 @@ from smartfrz_lightning.callbacks.recorder import HistoryRecorder
 from smartfrz_lightning.callbacks.similarity import SimilarityFreezeCallback
 from smartfrz_lightning.callbacks.smart import SmartFreezeCallback
 from smartfrz_lightning.callbacks.static import StaticFreezeCallback
+from smartfrz_lightning.version import __version__
 
 __all__ = [
     "AutoFreezeCallback",
@@ -26,4 +25,5 @@ __all__ = [
     "SimilarityFreezeCallback",
     "SmartFreezeCallback",
     "StaticFreezeCallback",
+    "__version__",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from test_paper_configs import bert
+from small_bert import bert
 from torchvision.io import write_png
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.experiments.classifier import ImageClassifier
 from smartfrz_lightning.experiments.named_network import named_network
-from smartfrz_lightning.layers import Layer
+from smartfrz_lightning.layers.layer import Layer
 
 STATES = {"everything trains": 0.0, "front half frozen": 0.5, "front 80 % frozen": 0.8, "only the head trains": 1.0}
 SETTLE = 3  # steps of a state that are not timed: the wrapper is new, buckets are laid out anew, FLOPs are counted
@@ -36,7 +36,7 @@ class FrontInTurn(FreezingCallback):
 
     Example:
         >>> from smartfrz_lightning.benchmark.ddp_step import FrontInTurn
-        >>> from smartfrz_lightning.layers import Layer
+        >>> from smartfrz_lightning.layers.layer import Layer
         >>> turn = FrontInTurn(steps=5)
         >>> turn.layers = [Layer(name, (), (), (), 1) for name in "abcd"]
         >>> turn.timeline.steps = 5

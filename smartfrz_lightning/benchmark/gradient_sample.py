@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 from torch.optim import Optimizer
 
-from smartfrz_lightning.sampling import sample_indices
+from smartfrz_lightning.history.sampling import sample_indices
 
 
 class GradientSample(Callback):

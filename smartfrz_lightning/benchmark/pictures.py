@@ -12,7 +12,7 @@ from safetensors import safe_open
 from smartfrz_lightning.benchmark.results import Result, cost, find_result
 from smartfrz_lightning.benchmark.spec import Benchmark
 from smartfrz_lightning.benchmark.table import Row
-from smartfrz_lightning.recording import Recording
+from smartfrz_lightning.history.recording import Recording
 
 _MARKS = "os^vDP*X<>hd8p"
 

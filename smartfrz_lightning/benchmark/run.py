@@ -19,12 +19,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import smartfrz_lightning
 from smartfrz_lightning.benchmark.clock import TrainingClock
 from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.timeline import Timeline
+from smartfrz_lightning.report.timeline import Timeline
+from smartfrz_lightning.version import __version__
 
 MEASURE = {"class_path": "StaticFreezeCallback", "init_args": {"layers": 0}}
 
@@ -241,7 +241,7 @@ class _AfterEpoch(Callback):
 
 def _circumstances(world_size: int) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
-    here = Path(smartfrz_lightning.__file__).parent
+    here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
     commit = ""
     with contextlib.suppress(OSError):
@@ -253,7 +253,7 @@ def _circumstances(world_size: int) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "lightning": lightning.__version__,
-            "smartfrz_lightning": smartfrz_lightning.__version__,
+            "smartfrz_lightning": __version__,
         },
         "hardware": torch.cuda.get_device_name()
         if cuda

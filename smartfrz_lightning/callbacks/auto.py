@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.gradients import LayerGradients
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.layers import Layer, connected
+from smartfrz_lightning.layers.layer import Layer, connected
 
 
 class AutoFreezeCallback(FreezingCallback):

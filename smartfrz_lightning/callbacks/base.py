@@ -14,19 +14,19 @@ from torch import Tensor
 
 from smartfrz_lightning.callbacks.layer_callback import LayerCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.compiled import allow_recompiling, forget_graphs
-from smartfrz_lightning.freezing import freeze, hold_still, renew_statistics, thaw
-from smartfrz_lightning.layers import Layer, front
-from smartfrz_lightning.ledger import Ledger
-from smartfrz_lightning.report import plot_timeline, timeline_table
-from smartfrz_lightning.strategies import (
+from smartfrz_lightning.freezing.compiled import allow_recompiling, forget_graphs
+from smartfrz_lightning.freezing.freeze import freeze, hold_still, renew_statistics, thaw
+from smartfrz_lightning.freezing.strategies import (
     after_freeze,
     before_freeze,
     before_late_restore,
     check_strategy,
     forget_late_restore,
 )
-from smartfrz_lightning.timeline import Timeline
+from smartfrz_lightning.layers.layer import Layer, front
+from smartfrz_lightning.report.ledger import Ledger
+from smartfrz_lightning.report.show import plot_timeline, timeline_table
+from smartfrz_lightning.report.timeline import Timeline
 
 STATE_VERSION = 1
 
@@ -45,7 +45,7 @@ class FreezingCallback(LayerCallback, ABC):
 
     Example:
         >>> from smartfrz_lightning import FreezingCallback
-        >>> from smartfrz_lightning.layers import Layer
+        >>> from smartfrz_lightning.layers.layer import Layer
         >>> class FreezeNext(FreezingCallback):
         ...     def select(self, trainer, pl_module, active):
         ...         return [active[0].name]

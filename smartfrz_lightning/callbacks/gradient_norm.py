@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.gradients import LayerGradients
-from smartfrz_lightning.layers import Layer, connected, front
+from smartfrz_lightning.layers.layer import Layer, connected, front
 
 
 class GradientNormFreezeCallback(FreezingCallback):

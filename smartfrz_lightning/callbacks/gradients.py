@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from smartfrz_lightning.layers import Layer
+from smartfrz_lightning.layers.layer import Layer
 
 
 class LayerGradients:
@@ -17,7 +17,7 @@ class LayerGradients:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.callbacks.gradients import LayerGradients
-        >>> from smartfrz_lightning.layer_tracer import find_layers
+        >>> from smartfrz_lightning.layers.tracer import find_layers
         >>> net = nn.Linear(2, 1, bias=False)
         >>> layers, optimizer = find_layers(net, torch.rand(1, 2)), torch.optim.SGD(net.parameters(), lr=1)
         >>> sums = LayerGradients()

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.run_length import known_length
-from smartfrz_lightning.cost import StepFlops
-from smartfrz_lightning.layer_flops import LayerFlops, flops_when_frozen
-from smartfrz_lightning.layers import Layer, connected
+from smartfrz_lightning.cost.flops import StepFlops
+from smartfrz_lightning.cost.layer_flops import LayerFlops, flops_when_frozen
+from smartfrz_lightning.layers.layer import Layer, connected
 
 
 class IntervalFreezeCallback(FreezingCallback):
@@ -105,8 +105,8 @@ def plan_freezing(
 
     Example:
         >>> from smartfrz_lightning.callbacks.interval import plan_freezing
-        >>> from smartfrz_lightning.cost import StepFlops
-        >>> from smartfrz_lightning.layer_flops import LayerFlops
+        >>> from smartfrz_lightning.cost.flops import StepFlops
+        >>> from smartfrz_lightning.cost.layer_flops import LayerFlops
         >>> costs = [LayerFlops("a", 10), LayerFlops("b", 10), LayerFlops("c", 10)]
         >>> full = StepFlops(30, 30, 20)
         >>> plan_freezing(costs, full, ["a", "b"], total=100, reduction=0.25, interval=10)

@@ -8,9 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from smartfrz_lightning.compiled import eager
-from smartfrz_lightning.layer_tracer import LayerTracer
-from smartfrz_lightning.layers import Layer, matches
+from smartfrz_lightning.freezing.compiled import eager
+from smartfrz_lightning.layers.layer import Layer, matches
+from smartfrz_lightning.layers.tracer import LayerTracer
 
 
 class LayerCallback(Callback):

@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.run_length import known_length
-from smartfrz_lightning.layers import Layer
+from smartfrz_lightning.layers.layer import Layer
 
 
 class LinearFreezeCallback(FreezingCallback):
@@ -125,7 +125,7 @@ def split_groups(optimizer: Optimizer, model: nn.Module, layers: Sequence[Layer]
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.callbacks.linear import split_groups
-        >>> from smartfrz_lightning.layer_tracer import find_layers
+        >>> from smartfrz_lightning.layers.tracer import find_layers
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> split_groups(optimizer, net, find_layers(net, torch.rand(1, 4)))

@@ -7,9 +7,9 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.layer_flops import flops_when_frozen
-from smartfrz_lightning.layers import Layer
-from smartfrz_lightning.timeline import read_freeze_steps
+from smartfrz_lightning.cost.layer_flops import flops_when_frozen
+from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.report.timeline import read_freeze_steps
 
 
 class RandomFreezeCallback(FreezingCallback):
@@ -31,7 +31,7 @@ class RandomFreezeCallback(FreezingCallback):
         >>> import tempfile
         >>> from pathlib import Path
         >>> from smartfrz_lightning import RandomFreezeCallback
-        >>> from smartfrz_lightning.timeline import Timeline
+        >>> from smartfrz_lightning.report.timeline import Timeline
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder, "freeze_timeline.csv")
         ...     _ = path.write_text(Timeline().to_csv())

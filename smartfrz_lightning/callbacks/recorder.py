@@ -9,14 +9,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-import smartfrz_lightning
 from smartfrz_lightning.callbacks.layer_callback import LayerCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch, steps_total
-from smartfrz_lightning.history import snapshot_spacing
-from smartfrz_lightning.recording import Recording
-from smartfrz_lightning.reference import load_reference
-from smartfrz_lightning.reference_probe import ReferenceProbe
-from smartfrz_lightning.sampling import WeightSampler
+from smartfrz_lightning.history.recording import Recording
+from smartfrz_lightning.history.sampling import WeightSampler
+from smartfrz_lightning.history.window import snapshot_spacing
+from smartfrz_lightning.similarity.reference import load_reference
+from smartfrz_lightning.similarity.reference_probe import ReferenceProbe
+from smartfrz_lightning.version import __version__
 
 
 class HistoryRecorder(LayerCallback):
@@ -166,7 +166,7 @@ class HistoryRecorder(LayerCallback):
                 "check_every_n_steps": self._check_spacing,
                 "sample_seed": self.seed,
                 "optimizer": type(trainer.optimizers[0]).__name__,
-                "versions": {"torch": torch.__version__, "smartfrz_lightning": smartfrz_lightning.__version__},
+                "versions": {"torch": torch.__version__, "smartfrz_lightning": __version__},
             },
         )
         path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "recording.safetensors")

@@ -8,9 +8,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.layers import Layer, connected
-from smartfrz_lightning.reference import load_reference
-from smartfrz_lightning.reference_probe import ReferenceProbe
+from smartfrz_lightning.layers.layer import Layer, connected
+from smartfrz_lightning.similarity.reference import load_reference
+from smartfrz_lightning.similarity.reference_probe import ReferenceProbe
 
 
 class SimilarityFreezeCallback(FreezingCallback):

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.layers import Layer
+from smartfrz_lightning.layers.layer import Layer
 
 
 class StaticFreezeCallback(FreezingCallback):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.run_length import steps_per_epoch, steps_total
-from smartfrz_lightning.history import WeightHistory, snapshot_spacing
-from smartfrz_lightning.layers import Layer, connected
+from smartfrz_lightning.history.window import WeightHistory, snapshot_spacing
+from smartfrz_lightning.layers.layer import Layer, connected
 
 
 class WindowedFreezingCallback(FreezingCallback):

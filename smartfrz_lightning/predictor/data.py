@@ -7,8 +7,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from smartfrz_lightning.history.recording import Recording, check_recordings
 from smartfrz_lightning.predictor.labels import stable_range_labels
-from smartfrz_lightning.recording import Recording, check_recordings
 
 
 class WindowDataset(Dataset):
@@ -26,7 +26,7 @@ class WindowDataset(Dataset):
     Example:
         >>> import torch
         >>> from smartfrz_lightning.predictor.data import WindowDataset
-        >>> from smartfrz_lightning.recording import Recording
+        >>> from smartfrz_lightning.history.recording import Recording
         >>> step, cka = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[0.2], [0.8], [0.8]])
         >>> run = Recording(torch.rand(3, 1, 4), step, step, step, step, step, step, cka, "net", ["fc"], [8])
         >>> data = WindowDataset([run], ["net"], window=5, epsilon=0.01)
@@ -89,7 +89,7 @@ class RecordingsDataModule(LightningDataModule):
         >>> from tempfile import TemporaryDirectory
         >>> import torch
         >>> from smartfrz_lightning.predictor.data import RecordingsDataModule
-        >>> from smartfrz_lightning.recording import Recording
+        >>> from smartfrz_lightning.history.recording import Recording
         >>> step, cka = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[0.2], [0.8], [0.8]])
         >>> with TemporaryDirectory() as folder:
         ...     for name in ("resnet", "vit"):

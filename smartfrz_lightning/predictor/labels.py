@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from smartfrz_lightning.recording import Recording
+from smartfrz_lightning.history.recording import Recording
 
 
 def stable_range_labels(recording: Recording, epsilon: float = 0.01) -> Tensor:
@@ -23,7 +23,7 @@ def stable_range_labels(recording: Recording, epsilon: float = 0.01) -> Tensor:
     Example:
         >>> import torch
         >>> from smartfrz_lightning.predictor.labels import stable_range_labels
-        >>> from smartfrz_lightning.recording import Recording
+        >>> from smartfrz_lightning.history.recording import Recording
         >>> time = torch.tensor([0.5, 1.0, 1.5, 2.0])
         >>> cka = torch.tensor([[0.5], [0.8], [0.803], [0.805]])
         >>> run = Recording(torch.zeros(1, 1, 4), torch.ones(1), time, time, time, time, time, cka, "net", ["fc"], [8])

@@ -1,0 +1,111 @@
+"""What freezing needs under ``torch.compile``: eager measuring, recompiling and room for it, and its cost."""
+
+import contextlib
+import time
+from typing import Any
+
+import torch
+from torch._dynamo.callback import callback_handler
+
+
+def eager() -> contextlib.AbstractContextManager:
+    """Run what is compiled without its compiled code, in which no operation can be seen.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.compiled import eager
+        >>> twice = torch.compile(lambda x: 2 * x, backend=lambda graph, inputs: 1 / 0)
+        >>> with eager():
+        ...     twice(torch.ones(1))
+        tensor([2.])
+    """
+    return torch.compiler.set_stance("force_eager")
+
+
+_DEFAULT_LIMITS: dict[str, int] = {}
+
+
+def allow_recompiling(patterns: int) -> None:
+    """Make room for the graphs that freezing brings, as past its limit PyTorch runs eager without a word.
+
+    A compiled function is traced anew for every pattern of what trains in it, once for training and once for
+    validation. The limits stay: after the fit, the graphs are still there.
+
+    Args:
+        patterns: How many patterns freezing has brought to one function at most.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.compiled import allow_recompiling
+        >>> with torch._dynamo.config.patch(recompile_limit=8):
+        ...     allow_recompiling(10)
+        ...     torch._dynamo.config.recompile_limit
+        28
+    """
+    config: Any = torch._dynamo.config
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        default = _DEFAULT_LIMITS.setdefault(name, getattr(config, name))
+        setattr(config, name, max(getattr(config, name), default + 2 * patterns))
+
+
+def forget_graphs() -> None:
+    """Make compiled functions notice a freeze where PyTorch does not: before 2.13 their guards overlook parameters.
+
+    Their gradients were right all the same, but computed for what is frozen too.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.compiled import forget_graphs
+        >>> graphs = []
+        >>> twice = torch.compile(lambda x: 2 * x, backend=lambda graph, inputs: graphs.append(1) or graph.forward)
+        >>> for _ in range(2):
+        ...     y = twice(torch.ones(1))
+        ...     forget_graphs()
+        >>> len(graphs) == (1 if torch.__version__ >= (2, 13) else 2)
+        True
+    """
+    if torch.__version__ < (2, 13):
+        torch.compiler.reset()
+
+
+class CompileClock:
+    """Counts what is compiled while it runs, and the seconds that takes.
+
+    Example:
+        >>> from smartfrz_lightning.freezing.compiled import CompileClock
+        >>> clock = CompileClock()
+        >>> clock.start()
+        >>> clock.stop()
+        >>> clock.take()
+        (0, 0.0)
+    """
+
+    def __init__(self) -> None:
+        self._count, self._seconds = 0, 0.0
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Listen to the compiler; does nothing if it listens already."""
+        if self._begin not in callback_handler.start_callbacks:  # torch.compiler.reset clears the lists
+            callback_handler.register_start_callback(self._begin)
+            callback_handler.register_end_callback(self._end)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        if self._begin in callback_handler.start_callbacks:
+            callback_handler.remove_start_callback(self._begin)
+            callback_handler.remove_end_callback(self._end)
+
+    def take(self) -> tuple[int, float]:
+        """Compilations and their seconds since this was asked last."""
+        taken = self._count, self._seconds
+        self._count, self._seconds = 0, 0.0
+        return taken
+
+    def _begin(self, *_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def _end(self, *about: Any) -> None:
+        # A backward graph that is compiled later belongs to its forward. Older versions of PyTorch say nothing here.
+        self._count += not about or about[0].callback_trigger.name == "DYNAMO"
+        self._seconds += time.perf_counter() - self._began

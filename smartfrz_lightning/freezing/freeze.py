@@ -1,0 +1,106 @@
+"""Freeze and thaw layers of a plain ``nn.Module``."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from smartfrz_lightning.layers.layer import Layer
+
+
+def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+    """Stop layers from changing, from the very next optimizer step on.
+
+    Their parameters take no gradient any more and lose the one they have, so no optimizer moves them, whatever its
+    momentum or weight decay; their optimizer state is dropped to free memory, but they keep their place in the
+    parameter groups. Modules with running statistics go to eval mode, see :func:`hold_still`. Dropout goes on as
+    before, inside a frozen layer (attention, LSTM) too: what the layers behind it see keeps its distribution.
+
+    Args:
+        model: The model that the layers were found in.
+        layers: What to freeze.
+        optimizers: All optimizers that hold their parameters.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing.freeze import freeze
+        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> freeze(net, find_layers(net, torch.rand(1, 4))[:1])
+        >>> [parameter.requires_grad for parameter in net.parameters()]
+        [False, False, True, True]
+    """
+    layers = list(layers)
+    for layer in layers:
+        for name in layer.parameters:
+            parameter = model.get_parameter(name)
+            parameter.requires_grad_(False)
+            parameter.grad = None
+            for optimizer in optimizers:
+                optimizer.state.pop(parameter, None)
+    for optimizer in optimizers:
+        if layers and isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.state.clear()  # its curvature history spans all parameters and would move the frozen ones
+    hold_still(model, layers)
+
+
+def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
+    """Put the modules of frozen layers that move in training mode (BatchNorm, spectral norm) to eval mode.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing.freeze import hold_still
+        >>> from smartfrz_lightning.layers.layer import Layer
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout())
+        >>> hold_still(net, [Layer("0", ("0.weight",), ("0.weight",), stateful=("1",), size=216)])
+        >>> [module.training for module in net]
+        [True, False, True]
+    """
+    for layer in layers:
+        for name in layer.stateful:
+            module = model.get_submodule(name)
+            if module.training:
+                module.eval()
+
+
+def renew_statistics(model: nn.Module, layers: Iterable[Layer]) -> None:
+    """Let the running statistics of frozen layers be measured again, without letting the layers train.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing.freeze import freeze, renew_statistics
+        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        >>> layers = find_layers(net, torch.rand(8, 4))[:1]
+        >>> freeze(net, layers)
+        >>> renew_statistics(net, layers)
+        >>> net[1].training, net[1].weight.requires_grad
+        (True, False)
+    """
+    for layer in layers:
+        for name in layer.stateful:
+            model.get_submodule(name).train()
+
+
+def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:
+    """Let frozen layers train again; their modules go back to the mode of the model.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing.freeze import freeze, thaw
+        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        >>> layers = find_layers(net, torch.rand(8, 4))[:1]
+        >>> freeze(net, layers)
+        >>> thaw(net, layers)
+        >>> net[1].training, all(parameter.requires_grad for parameter in net.parameters())
+        (True, True)
+    """
+    for layer in layers:
+        for name in layer.parameters:
+            model.get_parameter(name).requires_grad_(True)
+        for name in layer.stateful:
+            model.get_submodule(name).train(model.training)

@@ -1,0 +1,161 @@
+"""Which strategies freezing works with, and what a wrapper needs after a freeze."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+
+def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
+    """Raise ``MisconfigurationException`` for a strategy under which a method cannot freeze layers while training.
+
+    Args:
+        trainer: Its strategy is checked.
+        method: Name of the freezing method.
+        works_sharded: Whether the method can do with sharded parameters.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.strategies import ModelParallelStrategy
+        >>> from smartfrz_lightning.freezing.strategies import check_strategy
+        >>> trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), barebones=True)
+        >>> check_strategy(trainer, "SmartFreezeCallback", works_sharded=True)
+        >>> check_strategy(trainer, "AutoFreezeCallback", works_sharded=False)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        lightning...MisconfigurationException: strategy=ModelParallelStrategy shards parameters, and...
+    """
+    strategy = type(trainer.strategy).__name__
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        raise MisconfigurationException(
+            f"strategy={strategy} keeps parameters in flattened buffers, in which a layer cannot be frozen while "
+            "training: use a single device, strategy='ddp', or FSDP2 (ModelParallelStrategy)"
+        )
+    if isinstance(trainer.strategy, ModelParallelStrategy) and not works_sharded:
+        raise MisconfigurationException(
+            f"strategy={strategy} shards parameters, and {method} needs whole ones: use a single device or "
+            "strategy='ddp'"
+        )
+
+
+def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dict[str, Any]], None]) -> None:
+    """Hand a callback its state before a strategy restores model and optimizers at once, after ``on_fit_start``.
+
+    FSDP2 does so, and its optimizer states fit only once the same parameters are frozen as when they were saved. No
+    hook knows the checkpoint's path by then, so the strategy's ``load_checkpoint`` is intercepted, once.
+
+    Args:
+        trainer: About to fit.
+        state_key: The callback's.
+        take_up: Called with its state, if the checkpoint has one.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.strategies import SingleDeviceStrategy
+        >>> from smartfrz_lightning.freezing.strategies import before_late_restore
+        >>> class Late(SingleDeviceStrategy):
+        ...     restore_checkpoint_after_setup = True
+        >>> trainer = Trainer(accelerator="cpu", strategy=Late("cpu"), barebones=True)
+        >>> before_late_restore(trainer, "Mine", print)
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save({"callbacks": {"Mine": {"frozen": ["0"]}}}, f"{folder}/last.ckpt")
+        ...     checkpoint = trainer.strategy.load_checkpoint(f"{folder}/last.ckpt")
+        {'frozen': ['0']}
+    """
+    strategy = trainer.strategy
+    if not strategy.restore_checkpoint_after_setup:
+        return
+    load = strategy.load_checkpoint
+
+    def load_checkpoint(checkpoint_path: str | Path, **kwargs: Any) -> dict[str, Any]:
+        from lightning.fabric.strategies.fsdp import _METADATA_FILENAME
+
+        forget_late_restore(trainer)
+        path = Path(strategy.broadcast(checkpoint_path))
+        file = path / _METADATA_FILENAME if path.is_dir() else path
+        saved = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=kwargs.get("weights_only"))
+        if state_key in saved.get("callbacks", {}):
+            take_up(saved["callbacks"][state_key])
+        return load(checkpoint_path, **kwargs)
+
+    load_checkpoint.instead_of = load
+    strategy.load_checkpoint = load_checkpoint
+
+
+def forget_late_restore(trainer: Trainer) -> None:
+    """Take back :func:`before_late_restore`; does nothing if there is nothing to take back.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from smartfrz_lightning.freezing.strategies import forget_late_restore
+        >>> forget_late_restore(Trainer(accelerator="cpu", barebones=True))
+    """
+    own = vars(trainer.strategy).get("load_checkpoint")
+    if hasattr(own, "instead_of"):
+        trainer.strategy.load_checkpoint = own.instead_of
+
+
+def before_freeze(trainer: Trainer) -> None:
+    """Put FSDP2's modules back to their sharded parameters, which are those that freeze. Call it on every rank.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from lightning.pytorch.strategies import ModelParallelStrategy
+        >>> from smartfrz_lightning.freezing.strategies import before_freeze
+        >>> class Sharded(LightningModule):
+        ...     def reshard(self):
+        ...         print("sharded again")
+        >>> trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), barebones=True)
+        >>> trainer.strategy.connect(Sharded())
+        >>> before_freeze(trainer)
+        sharded again
+    """
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        for module in trainer.strategy.lightning_module.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
+
+
+def after_freeze(trainer: Trainer) -> None:
+    """Rebuild the DDP wrapper, so that frozen parameters take no part in the all-reduce.
+
+    Communication hooks are kept. Call it on every rank, outside of ``training_step``.
+
+    Example:
+        >>> from torch import distributed
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from smartfrz_lightning.freezing.strategies import after_freeze
+        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        >>> trainer = Trainer(accelerator="cpu", strategy="ddp", devices=1, barebones=True)
+        >>> trainer.strategy.connect(BoringModel())
+        >>> trainer.strategy.configure_ddp()
+        >>> wrapper = trainer.strategy.model
+        >>> after_freeze(trainer)
+        >>> trainer.strategy.model is wrapper, trainer.strategy.model.module is wrapper.module
+        (False, True)
+        >>> distributed.destroy_process_group()
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        return
+    hooks = list(strategy.model._comm_hooks)
+    settings = strategy._ddp_kwargs
+    strategy.model = strategy.lightning_module
+    strategy._ddp_kwargs = {**settings, "init_sync": False}  # all ranks hold the same weights already
+    try:
+        strategy.configure_ddp()
+    finally:
+        strategy._ddp_kwargs = settings
+    strategy._pl_static_graph_delay_done = False
+    for hook, state in hooks:
+        for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by bucket: the buckets are others
+            getattr(state, name, {}).clear()
+        if (hook, state) not in strategy.model._comm_hooks:
+            strategy.model.register_comm_hook(state, hook)

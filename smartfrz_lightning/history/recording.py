@@ -1,0 +1,143 @@
+"""A recording: the weight history of one training run, and how alike each layer was to a finished reference."""
+
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "smartfrz-recording"
+VERSION = 1
+
+
+@dataclass
+class Recording:
+    """One run: ``N`` snapshots and ``C`` checks of ``L`` layers in forward order.
+
+    On disk it is one safetensors file: the tensors under their names here, everything else as JSON under ``smartfrz``
+    in the file's metadata. Nothing is pickled.
+
+    Attributes:
+        snapshots: ``[N, L, sample_size]`` sampled weights, float32.
+        snapshot_step: ``[N]`` optimizer step of each snapshot.
+        check_step: ``[C]`` optimizer step of each check.
+        check_epoch: ``[C]`` epochs done, with fraction.
+        progress: ``[C]`` share of the run done, 0 to 1; NaN for a run without end.
+        lr: ``[C]`` learning rate of the first parameter group.
+        train_loss: ``[C]`` mean training loss since the check before.
+        cka: ``[C, L]`` CKA of each layer's output to that of the reference on the probe batch.
+        network: Name of the architecture; the split for held-out networks goes by it.
+        layers: Names of the layers.
+        sizes: Number of parameters of each layer.
+        settings: Seed, spacing, versions and the like.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from smartfrz_lightning.history.recording import Recording
+        >>> checks, cka = [torch.tensor([0.5, 1.0]) for _ in range(5)], torch.tensor([[0.7], [0.9]])
+        >>> run = Recording(torch.rand(3, 1, 4), torch.arange(3), *checks, cka, "net", ["fc"], [8])
+        >>> with TemporaryDirectory() as folder:
+        ...     run.save(f"{folder}/run.safetensors")
+        ...     again = Recording.load(f"{folder}/run.safetensors")
+        >>> again.layers, again.cka.equal(cka)
+        (['fc'], True)
+    """
+
+    snapshots: Tensor
+    snapshot_step: Tensor
+    check_step: Tensor
+    check_epoch: Tensor
+    progress: Tensor
+    lr: Tensor
+    train_loss: Tensor
+    cka: Tensor
+    network: str
+    layers: list[str]
+    sizes: list[int]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        layers, checks = len(self.layers), len(self.check_step)
+        wrong = [
+            name
+            for name, shape in {
+                "snapshots": (len(self.snapshot_step), layers, self.snapshots.shape[-1]),
+                "cka": (checks, layers),
+                **{name: (checks,) for name in ("check_epoch", "progress", "lr", "train_loss")},
+            }.items()
+            if tuple(getattr(self, name).shape) != shape
+        ]
+        if wrong or len(self.sizes) != layers:
+            shapes = {name: tuple(getattr(self, name).shape) for name in wrong}
+            raise ValueError(f"a recording of {layers} layers and {checks} checks does not go with {shapes or 'sizes'}")
+
+    def save(self, path: str | Path) -> None:
+        """Write the file in one piece: it is there whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {f.name: getattr(self, f.name).clone().contiguous() for f in fields(self) if f.type is Tensor}
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, partial, {"smartfrz": json.dumps({"format": FORMAT, "version": VERSION, **rest})})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recording":
+        """Read a file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is cut short, of another format or version, or its layers do not match its tensors.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no recording at {str(path)!r}: make one with HistoryRecorder(path=...)")
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {}).get("smartfrz", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{str(path)!r} is cut short or not a safetensors file ({error}): record it again"
+            ) from error
+        if header.pop("format", None) != FORMAT:
+            raise ValueError(f"{str(path)!r} is not a recording of HistoryRecorder")
+        if (version := header.pop("version", None)) != VERSION:
+            raise ValueError(f"{str(path)!r} is a recording of version {version}, this is {VERSION}: record it again")
+        try:
+            return cls(**tensors, **header)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"recording {str(path)!r} does not fit together: {error}") from error
+
+
+def check_recordings(recordings: dict[str, Recording]) -> int:
+    """The one sample size of several recordings.
+
+    Raises:
+        ValueError: There is none, or their sample sizes differ.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.history.recording import Recording, check_recordings
+        >>> def run(size):
+        ...     return Recording(torch.zeros(0, 1, size), *[torch.zeros(0)] * 6, torch.zeros(0, 1), "net", ["fc"], [8])
+        >>> check_recordings({"a": run(16), "b": run(16)})
+        16
+        >>> check_recordings({"a": run(16), "b": run(32)})
+        Traceback (most recent call last):
+            ...
+        ValueError: recordings of different sample sizes cannot train one predictor: {'a': 16, 'b': 32}
+    """
+    sizes = {path: recording.snapshots.shape[-1] for path, recording in recordings.items()}
+    if not sizes:
+        raise ValueError("recordings: no file given; make some with HistoryRecorder")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"recordings of different sample sizes cannot train one predictor: {sizes}")
+    return next(iter(sizes.values()))

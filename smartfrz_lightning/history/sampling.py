@@ -1,0 +1,95 @@
+"""Layer tailoring: a few randomly sampled weights stand for a layer, whatever its size (paper, section 3.2)."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from smartfrz_lightning.layers.layer import Layer
+
+
+def sample_indices(size: int, sample_size: int, seed: int = 0, name: str = "") -> Tensor:
+    """Which of a layer's weights are sampled: sorted positions, fixed by the seed and the layer's name.
+
+    Args:
+        size: Number of weights of the layer.
+        sample_size: Number of samples; a layer with fewer weights is sampled with replacement.
+        seed: The same seed and name give the same sample on every machine and every process.
+        name: Name of the layer.
+
+    Returns:
+        Tensor of shape ``[sample_size]``, ``int64``, on the CPU.
+
+    Example:
+        >>> from smartfrz_lightning.history.sampling import sample_indices
+        >>> first, again = (sample_indices(100, 4, seed=1, name="conv1") for _ in range(2))
+        >>> first.tolist() == again.tolist()
+        True
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+    if size < sample_size:
+        chosen = torch.randint(size, (sample_size,), generator=generator)
+    else:
+        chosen = torch.randperm(size, generator=generator)[:sample_size]
+    return chosen.sort().values
+
+
+class WeightSampler:
+    """Copy the sampled weights of some layers into one tensor.
+
+    Args:
+        model: Where the layers are; parameters are looked up by name.
+        layers: The layers to sample.
+        sample_size: Samples a layer (1,024 in the paper).
+        seed: Fixes which weights are sampled.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> from smartfrz_lightning.history.sampling import WeightSampler
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> sampler = WeightSampler(net, find_layers(net, torch.rand(1, 8)), sample_size=16)
+        >>> sampler(torch.empty(2, 16)).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], sample_size: int = 1024, seed: int = 0) -> None:
+        if sample_size < 1:
+            raise ValueError(
+                f"sample_size={sample_size}: a layer needs at least 1 sampled weight; the paper takes 1024"
+            )
+        parameters = dict(model.named_parameters())
+        self.sample_size = sample_size
+        self._plan = [_plan(parameters, layer, sample_size, seed) for layer in layers]
+
+    @torch.no_grad()
+    def __call__(self, out: Tensor) -> Tensor:
+        """Fill ``out`` of shape ``[layers, sample_size]`` with the present weights and return it."""
+        for row, parts in zip(out, self._plan, strict=True):
+            for parameter, index, where in parts:
+                _gather(parameter, index, row[where])
+        return out
+
+
+def _plan(parameters: Mapping[str, Tensor], layer: Layer, sample_size: int, seed: int) -> list[tuple]:
+    """For each weight of a layer: the tensor, the positions in it, and where they go."""
+    weights = [parameters[name] for name in layer.weights]
+    chosen = sample_indices(sum(weight.numel() for weight in weights), sample_size, seed, layer.name)
+    plan, offset, start = [], 0, 0
+    for weight in weights:
+        stop = int(torch.searchsorted(chosen, offset + weight.numel()))
+        if stop > start:
+            plan.append((weight, (chosen[start:stop] - offset).to(weight.device), slice(start, stop)))
+        offset, start = offset + weight.numel(), stop
+    return plan
+
+
+def _gather(parameter: Tensor, index: Tensor, out: Tensor) -> None:
+    values = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+    if values.is_contiguous() and values.dtype == out.dtype:
+        torch.index_select(values.view(-1), 0, index, out=out)
+    else:  # channels_last and low precision: positions count in logical order all the same
+        out.copy_(torch.take(values, index))

@@ -1,0 +1,134 @@
+"""The weight history of the layers that still train: the last snapshots, in one tensor."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smartfrz_lightning.history.sampling import WeightSampler
+from smartfrz_lightning.layers.layer import Layer
+
+
+class WeightHistory:
+    """A ring of the latest snapshots of every active layer (paper, sections 3.1 and 3.2).
+
+    The ring is one preallocated tensor ``[layers, window, sample_size]`` of float32 on the device of the weights.
+
+    Args:
+        model: The model that trains.
+        layers: The layers to watch.
+        window: Snapshots kept a layer (30 in the paper).
+        sample_size: Sampled weights a snapshot (1,024 in the paper).
+        seed: Fixes which weights are sampled.
+
+    Raises:
+        ValueError: ``window`` or ``sample_size`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.history.window import WeightHistory
+        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> history = WeightHistory(net, find_layers(net, torch.rand(1, 8)), window=3, sample_size=16)
+        >>> for step in range(5):
+        ...     history.record(step)
+        >>> history.steps, history.windows().shape
+        ([2, 3, 4], torch.Size([2, 3, 16]))
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[Layer], window: int = 30, sample_size: int = 1024, seed: int = 0
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"window={window}: the history needs at least 1 snapshot; the paper takes 30")
+        self._model = model
+        self._layers = list(layers)
+        self._seed = seed
+        self._sampler = WeightSampler(model, layers, sample_size, seed)
+        device = next(model.parameters()).device
+        self._ring = torch.zeros(len(layers), window, sample_size, device=device)
+        self._steps: list[int] = []
+        self._recorded = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The layers that are watched, in forward order."""
+        return [layer.name for layer in self._layers]
+
+    @property
+    def steps(self) -> list[int]:
+        """When the snapshots in the window were taken, oldest first."""
+        return list(self._steps)
+
+    @property
+    def window(self) -> int:
+        """The most snapshots that are kept."""
+        return self._ring.shape[1]
+
+    def record(self, step: int) -> None:
+        """Take a snapshot of every watched layer."""
+        if not self._layers:
+            return
+        self._sampler(self._ring[:, self._recorded % self.window])
+        self._recorded += 1
+        self._steps = [*self._steps, step][-self.window :]
+
+    def windows(self) -> Tensor:
+        """The snapshots of every watched layer, oldest first: ``[layers, snapshots, sample_size]``."""
+        oldest = max(0, self._recorded - self.window)
+        order = [number % self.window for number in range(oldest, self._recorded)]
+        return self._ring[:, order]
+
+    def drop(self, names: Collection[str]) -> None:
+        """Forget layers that froze, and give their memory back."""
+        kept = [index for index, layer in enumerate(self._layers) if layer.name not in names]
+        if len(kept) == len(self._layers):
+            return
+        self._layers = [self._layers[index] for index in kept]
+        self._ring = self._ring[kept]
+        self._sampler = WeightSampler(self._model, self._layers, self._ring.shape[2], self._seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on after a resume."""
+        return {"names": self.names, "ring": self._ring.cpu(), "steps": self.steps, "recorded": self._recorded}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved history.
+
+        Raises:
+            ValueError: It is a history of other layers, or of another window or sample size.
+        """
+        missing = [name for name in state["names"] if name not in self.names]
+        if missing or state["ring"].shape[1:] != self._ring.shape[1:]:
+            raise ValueError(
+                f"the saved history has window and sample size {tuple(state['ring'].shape[1:])} and layers not in this "
+                f"model: {missing[:3]}; this run has {tuple(self._ring.shape[1:])}. Resume with the model, window and "
+                "sample_size of the run that was saved"
+            )
+        self.drop(set(self.names) - set(state["names"]))
+        self._ring.copy_(state["ring"])
+        self._steps = list(state["steps"])
+        self._recorded = state["recorded"]
+
+
+def snapshot_spacing(steps_per_epoch: float, max_steps: float = float("inf"), window: int = 30) -> int:
+    """Optimizer steps between snapshots, so that a window covers about one and a half epochs.
+
+    Args:
+        steps_per_epoch: ``inf`` where the data loader has no length.
+        max_steps: Length of the run, ``inf`` where unknown; without epochs a tenth of the run counts as one.
+        window: Snapshots in a window.
+
+    Example:
+        >>> from smartfrz_lightning.history.window import snapshot_spacing
+        >>> snapshot_spacing(400), snapshot_spacing(float("inf"), 10_000), snapshot_spacing(float("inf"))
+        (20, 50, 25)
+    """
+    epoch = min(steps_per_epoch, max_steps)
+    if steps_per_epoch == float("inf"):
+        epoch = max_steps / 10
+    if epoch == float("inf"):
+        return 25
+    return max(1, round(1.5 * epoch / window))

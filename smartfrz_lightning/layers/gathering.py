@@ -1,0 +1,231 @@
+"""Gather the parameters of a model into layers, from what one training step showed."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from smartfrz_lightning.layers.layer import Layer, matches
+
+# An embedding this much smaller than the largest of its siblings (token types, positions) is light.
+_LIGHT_EMBEDDING = 0.05
+
+
+@dataclass
+class StepFacts:
+    """What one training step showed. Times count operations; parameters and buffers go by name.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.layers.gathering import StepFacts, gather_layers
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> used = {"0.weight": 1, "2.weight": 2}
+        >>> facts = StepFacts(first_use=used, last_use=used, in_product=set(used), ends={"2.weight"})
+        >>> [(layer.name, layer.pinned) for layer in gather_layers(net, facts, exclude=[])]
+        [('0', ''), ('2', 'output'), ('1', 'unused')]
+    """
+
+    first_use: dict[str, int] = field(default_factory=dict)
+    last_use: dict[str, int] = field(default_factory=dict)
+    in_product: set[str] = field(default_factory=set)
+    """Parameters that were multiplied, convolved or looked up."""
+    fed_by: dict[str, frozenset[str]] = field(default_factory=dict)
+    """For a parameter or buffer: those whose product came straight into the operation that used it."""
+    ran: dict[str, int] = field(default_factory=dict)
+    """When the ``forward`` of a module began."""
+    ends: set[str] = field(default_factory=set)
+    """For each loss, the last used parameter that leads to it."""
+    changed: set[str] = field(default_factory=set)
+    """Modules whose buffers moved."""
+
+
+def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) -> list[Layer]:
+    """Gather all trainable parameters of a model into layers, in forward order, those that took no part last.
+
+    Raises:
+        ValueError: The model has no trainable parameter.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.layers.gathering import StepFacts, gather_layers
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+        >>> used = {"0.weight": 1, "1.weight": 2, "2.weight": 3}
+        >>> facts = StepFacts(used, used, {"0.weight", "2.weight"}, {"1.weight": frozenset({"0.weight"})})
+        >>> [layer.parameters for layer in gather_layers(net, facts, exclude=[])]
+        [('0.weight', '0.bias', '1.weight', '1.bias'), ('2.weight', '2.bias')]
+    """
+    modules = dict(model.named_modules())
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError("the model has no trainable parameter: set requires_grad=True on what is to be trained")
+    owners = _owners(model)
+    heavy = _heavy(facts, trainable, owners, modules)
+    time = {name: facts.first_use.get(name, _ran_first(facts, owners[name])) for name in trainable}
+
+    # Weights that one module of torch.nn owns, or that two modules share, are one layer.
+    layer_of: dict[str, str] = {}
+    key_of_module: dict[str, str] = {}
+    for name in sorted((name for name in trainable if name in heavy), key=lambda name: _order(time[name])):
+        homes = [owner for owner in owners[name] if _is_stock(modules[owner])]
+        known = [key_of_module[owner] for owner in homes if owner in key_of_module]
+        key = known[0] if known else name
+        layer_of[name] = key
+        key_of_module.update({owner: key for owner in homes})
+    keys = sorted(set(layer_of.values()), key=lambda key: _order(time[key]))
+
+    # What is light goes, module by module, to the layer that feeds it or else to the nearest relative next to it.
+    stateful = facts.changed
+    units = defaultdict(list)
+    for name in trainable:
+        if name not in heavy:
+            owner = owners[name][0]
+            units[owner if _is_stock(modules[owner]) or owner in stateful else name].append(name)
+    home = {}
+    for unit in [*units, *sorted(stateful - units.keys())]:
+        home[unit] = _home(facts, unit, units.get(unit, []), owners, keys, layer_of, key_of_module, time)
+        if home[unit] is None and units.get(unit):  # nothing heavy trains: the light ones are the layers
+            home[unit] = units[unit][0]
+    members = defaultdict(list)
+    for name in trainable:
+        owner = owners[name][0]
+        members[layer_of.get(name) or home.get(owner if owner in units else name)].append(name)
+    states = defaultdict(list)
+    for module in stateful:
+        # A BatchNorm of a layer that the user froze before training is the user's affair.
+        if home.get(module) in members:
+            states[home[module]].append(module)
+
+    weights = defaultdict(list)
+    for name, key in layer_of.items():
+        weights[key].append(name)
+    named = _names(members, weights, owners)
+    found = [
+        Layer(
+            name=named[key],
+            parameters=tuple(names),
+            weights=tuple(weights[key] or names),
+            stateful=tuple(sorted(states[key])),
+            size=sum(trainable[name].numel() for name in names),
+        )
+        for key, names in members.items()
+    ]
+    return _pin(facts, found, time, exclude)
+
+
+def _common(a: str, b: str) -> int:
+    """Number of leading modules that two names share."""
+    shared = 0
+    for left, right in zip(a.split("."), b.split("."), strict=False):
+        if left != right:
+            break
+        shared += 1
+    return shared
+
+
+def _owners(model: nn.Module) -> dict[str, list[str]]:
+    """The modules that own each parameter; several for a tied one."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return {first: [name.rpartition(".")[0] for name in aliases] for first, aliases in names.items()}
+
+
+def _ran_first(facts: StepFacts, owners: list[str]) -> int | None:
+    return min((facts.ran[owner] for owner in owners if owner in facts.ran), default=None)
+
+
+def _order(time: int | None) -> float:
+    return float("inf") if time is None else time
+
+
+def _is_stock(module: nn.Module) -> bool:
+    """Whether the module's own parameters belong together, as those of a stock layer or a subclass of one do."""
+    homes = {kind.__module__ for kind in type(module).__mro__}
+    homes -= {"torch.nn.modules.module", "torch.nn.modules.container"}
+    return any(home.startswith("torch.nn.modules.") for home in homes)
+
+
+def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> set[str]:
+    """The parameters that make a layer of their own: matrices, kernels and tables, as they are used."""
+    heavy = set()
+    for name, parameter in trainable.items():
+        kind = modules[owners[name][0]]
+        # A convolution or linear layer with a single output counts, a scale of shape [C, 1, 1] does not.
+        least = 0 if isinstance(kind, nn.Linear | nn.modules.conv._ConvNd) else 2
+        if parameter.ndim < 2 or sum(size > 1 for size in parameter.shape) < least:
+            continue
+        unseen = name not in facts.first_use
+        if name in facts.in_product or (unseen and "Norm" not in type(kind).__name__ and parameter.shape[0] > 1):
+            heavy.add(name)
+    # Token-type and position tables next to a large embedding.
+    tables = defaultdict(list)
+    for name in heavy:
+        if isinstance(modules[owners[name][0]], nn.Embedding):
+            tables[owners[name][0].rpartition(".")[0]].append(name)
+    for siblings in tables.values():
+        largest = max(trainable[name].numel() for name in siblings)
+        heavy -= {name for name in siblings if trainable[name].numel() < _LIGHT_EMBEDDING * largest}
+    return heavy
+
+
+def _home(
+    facts: StepFacts,
+    unit: str,
+    names: list[str],
+    owners: dict,
+    keys: list[str],
+    layer_of: dict,
+    key_of_module: dict,
+    time: dict,
+) -> str | None:
+    """The layer that a light parameter or a stateful module joins."""
+    for owner in [unit, *(owner for name in names for owner in owners[name])]:
+        if owner in key_of_module:  # the bias of a module whose weight is heavy
+            return key_of_module[owner]
+    uses = names or [name for name in facts.first_use if name.rpartition(".")[0] == unit]
+    for name in uses:
+        feeders = [layer_of[feeder] for feeder in sorted(facts.fed_by.get(name, ())) if feeder in layer_of]
+        if feeders:
+            return feeders[0]
+    moments = [facts.first_use[name] for name in uses if name in facts.first_use]
+    moment = min(moments, default=facts.ran.get(unit, None))
+    if moment is None:
+        moment = float("inf")
+    used = [key for key in keys if time[key] is not None] or keys
+    before = [key for key in used if _order(time[key]) <= moment][-1:]
+    after = [key for key in used if _order(time[key]) > moment][:1]
+    return max([*before, *after], key=lambda key: _common(unit, key), default=None)
+
+
+def _names(members: dict, weights: dict, owners: dict) -> dict[str, str]:
+    """A layer is called as its module, or as its parameter where the module has several layers."""
+    modules = {key: owners[(weights[key] or members[key])[0]][0].partition(".parametrizations.")[0] for key in members}
+    taken = list(modules.values())
+    return {key: module if module and taken.count(module) == 1 else key for key, module in modules.items()}
+
+
+def _pin(facts: StepFacts, layers: list[Layer], time: dict, exclude: Sequence[str]) -> list[Layer]:
+    """Order the layers and mark those that always train."""
+
+    def start(layer: Layer) -> float:
+        return min(_order(time[name]) for name in layer.weights)
+
+    def end(layer: Layer) -> float:
+        return max(facts.last_use.get(name, _order(time[name])) for name in layer.weights)
+
+    layers = sorted(layers, key=start)
+    used = [layer for layer in layers if start(layer) < float("inf")]
+    ends = [layer for layer in used if facts.ends.intersection(layer.parameters)]
+    ends = ends or [max(used or layers, key=end)]
+    pinned = []
+    for layer in layers:
+        if layer in ends:
+            layer = replace(layer, pinned="output")
+        elif any(matches(p, n) for p in exclude for n in (layer.name, *layer.parameters)):
+            layer = replace(layer, pinned="excluded")
+        elif layer not in used:
+            layer = replace(layer, pinned="unused")
+        pinned.append(layer)
+    return pinned

@@ -1,0 +1,88 @@
+"""What a layer is: the unit that freezes."""
+
+import fnmatch
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that owns weights and computes, with the normalisation and the light parameters that go with it.
+
+    It holds qualified names only, never modules: strategies and plugins replace those.
+
+    Attributes:
+        name: Qualified name of the module, or of the parameter where a module owns several independent weights.
+        parameters: Names of all its parameters that trained when the layers were found.
+        weights: The parameters among them that carry the computation (matrices, kernels, tables).
+        stateful: Names of its modules whose buffers move in training mode (BatchNorm, spectral norm).
+        size: Number of parameter values.
+        pinned: Why the layer always trains: ``"output"`` (it leads to the loss), ``"excluded"``, ``"unused"`` (it took
+            no part in the forward pass); empty for a layer that may freeze.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+        >>> layer = find_layers(net, torch.rand(8, 4))[0]
+        >>> layer.weights, layer.parameters, layer.stateful, layer.size
+        (('0.weight',), ('0.weight', '0.bias', '1.weight', '1.bias'), ('1',), 21)
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    weights: tuple[str, ...]
+    stateful: tuple[str, ...]
+    size: int
+    pinned: str = ""
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern names this module or parameter, or something that contains it.
+
+    Example:
+        >>> from smartfrz_lightning.layers.layer import matches
+        >>> matches("blocks.0", "blocks.0.attn.qkv"), matches("*.attn", "blocks.0.attn.qkv")
+        (True, True)
+        >>> matches("attn", "blocks.0.attn.qkv"), matches("blocks.1", "blocks.10")
+        (False, False)
+    """
+    parts = name.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+
+
+def front(layers: Sequence[Layer], frozen: Iterable[str]) -> list[Layer]:
+    """The layers before the first one that trains.
+
+    Example:
+        >>> from smartfrz_lightning.layers.layer import Layer, front
+        >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
+        >>> [layer.name for layer in front(layers, frozen=["a", "b", "d"])]
+        ['a', 'b']
+    """
+    frozen = set(frozen)
+    prefix = []
+    for layer in layers:
+        if layer.name not in frozen:
+            break
+        prefix.append(layer)
+    return prefix
+
+
+def connected(layers: Sequence[Layer], frozen: Iterable[str], ready: Collection[str]) -> list[str]:
+    """Those ready layers before which every layer is frozen, ready or unused: what lets the front grow.
+
+    Example:
+        >>> from smartfrz_lightning.layers.layer import Layer, connected
+        >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
+        >>> connected(layers, frozen=["a"], ready=["b", "d"])
+        ['b']
+    """
+    frozen, chosen = set(frozen), []
+    for layer in layers:
+        if layer.name in ready:
+            chosen.append(layer.name)
+        elif layer.name not in frozen and layer.pinned != "unused":
+            break
+    return chosen

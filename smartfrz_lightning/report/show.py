@@ -1,0 +1,134 @@
+"""Show a freezing timeline: a table for the terminal, and a picture."""
+
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from smartfrz_lightning.report.timeline import Timeline
+
+_PINNED = {
+    "output": "output: leads to the loss, always trains",
+    "excluded": "excluded: always trains",
+    "unused": "unused: not seen in the forward pass",
+}
+
+
+def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
+    """Which layer froze when, what it saved, and what the callback cost.
+
+    Example:
+        >>> from smartfrz_lightning.report.show import timeline_table
+        >>> from smartfrz_lightning.report.timeline import Timeline
+        >>> print(timeline_table(Timeline()).renderables[-1])
+        0 of 0 layers frozen, 0.0% of training FLOPs saved
+        callback: 0.00 s of 0.0 s in fit (0.0%)
+        Freezing saved nothing: no training step was completed, so no layer was found.
+    """
+    layers = _layer_table(timeline, title)
+    flops = Table(title="Training FLOPs", box=SIMPLE_HEAD)
+    for column in ("", "done", "training everything", "saved"):
+        flops.add_column(column, justify="left" if not column else "right")
+    for name in ("forward", "weight_gradient", "activation_gradient", "total"):
+        done, full = getattr(timeline.spent, name), getattr(timeline.full, name)
+        share = f"{1 - done / full:.1%}" if full else "–"
+        flops.add_row(name.replace("_", " "), f"{done:.3e}", f"{full:.3e}", share)
+    lines = [
+        f"{len(timeline.events)} of {len(timeline.layers)} layers frozen, {timeline.saved:.1%} of training FLOPs saved",
+        f"callback: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit ({timeline.overhead:.1%})",
+    ]
+    if timeline.compilations:
+        after = [entry for entry in timeline.compilations if entry.frozen]
+        lines.append(
+            f"torch.compile: {sum(entry.count for entry in timeline.compilations)} compilations in "
+            f"{sum(entry.seconds for entry in timeline.compilations):.1f} s, {sum(entry.count for entry in after)} of "
+            f"them after freezing in {sum(entry.seconds for entry in after):.1f} s"
+        )
+    if why := nothing_saved(timeline):
+        lines.append(f"Freezing saved nothing: {why}")
+    return Group(layers, flops, Text("\n".join(lines)))
+
+
+def _layer_table(timeline: Timeline, title: str) -> Table:
+    """As narrow as can be: names of layers are long."""
+    pinned = {layer.pinned for layer in timeline.layers}
+    with_confidence = any(event.confidence is not None for event in timeline.events)
+    about = "\n".join(text for reason, text in _PINNED.items() if reason in pinned)
+    table = Table(
+        title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=about, caption_justify="left"
+    )
+    columns = ["#", "layer", "parameters", "frozen at\nstep", "epoch", *["confi-\ndence"] * with_confidence]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
+    for index, layer in enumerate(timeline.layers):
+        when = [layer.pinned or "–", "–", ""]
+        if event := timeline.event_of(layer.name):
+            sure = "" if event.confidence is None else f"{event.confidence:.2f}"
+            when = [str(event.step), f"{event.epoch:.2f}", sure]
+        table.add_row(str(index), layer.name, f"{layer.size:,}", *when[: len(columns) - 3])
+    return table
+
+
+def nothing_saved(timeline: Timeline) -> str:
+    """Why freezing saved nothing; empty if it saved something.
+
+    Example:
+        >>> from smartfrz_lightning.layers.layer import Layer
+        >>> from smartfrz_lightning.report.show import nothing_saved
+        >>> from smartfrz_lightning.report.timeline import Timeline
+        >>> layers = [Layer("0", (), (), (), 8, "excluded"), Layer("1", (), (), (), 8, "output")]
+        >>> nothing_saved(Timeline(layers, steps=10))
+        'every layer is excluded, unused or leads to the loss.'
+    """
+    if timeline.saved > 0:
+        return ""
+    if not timeline.layers:
+        return "no training step was completed, so no layer was found."
+    free = [layer for layer in timeline.layers if not layer.pinned]
+    if not free:
+        return "every layer is excluded, unused or leads to the loss."
+    if not timeline.events:
+        return (
+            f"no check found one of the {len(free)} layers ready in {timeline.steps} steps. Train longer, check more "
+            "often (every_n_train_steps), or let the method freeze more readily."
+        )
+    return "the layers froze too late: no training step came after."
+
+
+def plot_timeline(timeline: Timeline, path: str | Path) -> None:
+    """Draw layers against steps, each bar ending where the layer froze, as a picture file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from smartfrz_lightning.layers.layer import Layer
+        >>> from smartfrz_lightning.report.show import plot_timeline
+        >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
+        >>> layers = [Layer("0", (), (), (), 8), Layer("1", (), (), (), 8)]
+        >>> timeline = Timeline(layers, [FreezeEvent("0", 4, 1, 0.9)], steps=10)
+        >>> with TemporaryDirectory() as folder:
+        ...     plot_timeline(timeline, f"{folder}/timeline.png")
+        ...     Path(folder, "timeline.png").read_bytes()[1:4]
+        b'PNG'
+    """
+    from matplotlib.figure import Figure
+
+    layers = timeline.layers
+    figure = Figure(figsize=(8, max(2.5, 0.18 * len(layers) + 1.2)), layout="constrained")
+    axes = figure.subplots()
+    for index, layer in enumerate(layers):
+        event = timeline.event_of(layer.name)
+        end = event.step if event else timeline.steps
+        axes.barh(index, end, color="tab:orange", label="trains" if not index else None)
+        axes.barh(index, timeline.steps - end, left=end, color="tab:blue", label="frozen" if not index else None)
+    axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(1, timeline.steps))
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("layer, in forward order")
+    axes.set_title(f"{timeline.saved:.1%} of training FLOPs saved")
+    if layers:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.savefig(path, dpi=130)

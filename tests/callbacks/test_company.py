@@ -1,0 +1,281 @@
+"""Freezing beside what else people use with a Trainer: what is frozen stays bitwise frozen, what trains goes on."""
+
+import copy
+
+import pytest
+import torch
+from conftest import Classifier, Vectors, mlp
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.plugins import MixedPrecision
+from scripted import ScriptedFreeze
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+from smartfrz_lightning.freezing.freeze import freeze
+from smartfrz_lightning.layers.tracer import find_layers
+
+FREEZE = {6: [0], 12: [1]}  # of eight steps an epoch
+
+
+class Watch(Callback):
+    """Parameters and buffers of every layer when it froze, checked after every later batch."""
+
+    def __init__(self, freezer):
+        self.freezer, self.known = freezer, {}
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        state = pl_module.state_dict()
+        for layer in self.freezer._frozen_layers():
+            names = [n for n in state if n in layer.parameters or n.rpartition(".")[0] in layer.stateful]
+            if layer.name not in self.known:
+                self.known[layer.name] = {name: state[name].clone() for name in names}
+            for name, before in self.known[layer.name].items():
+                assert torch.equal(state[name], before), name
+
+
+def check(make_trainer, model, *callbacks, frozen=("net.0", "net.4"), **kwargs):
+    freezer = ScriptedFreeze(FREEZE)
+    watch = Watch(freezer)
+    start = copy.deepcopy(model.state_dict())
+    trainer = make_trainer(freezer, watch, *callbacks, **{"max_epochs": 4, **kwargs})
+    trainer.fit(model)
+    assert tuple(freezer.frozen) == frozen == tuple(watch.known)
+    end = model.state_dict()
+    assert not torch.equal(start["net.9.weight"], end["net.9.weight"]), "the head did not train"
+    return trainer, freezer
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precision(make_trainer, precision):
+    model = Classifier(mlp())
+    if precision == "bf16-true":
+        model.train_dataloader = lambda: DataLoader([(x.bfloat16(), y) for x, y in Vectors()], 8)
+    check(make_trainer, model, precision=precision, limit_val_batches=0)
+
+
+def test_grad_scaler(make_trainer):
+    """16-mixed as on a GPU, with overflows: Lightning gives no GradScaler to the CPU by itself."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=3)
+    model = Classifier(mlp())
+    _, freezer = check(make_trainer, model, plugins=MixedPrecision("16-mixed", "cpu", scaler), max_epochs=8)
+    assert scaler.get_scale() < 2.0**40, "no step overflowed"
+    assert len(model.losses) == 64 and freezer.timeline.steps == 64
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradient_clipping(make_trainer, algorithm):
+    check(make_trainer, Classifier(mlp()), gradient_clip_val=0.01, gradient_clip_algorithm=algorithm)
+
+
+class Scheduled(Classifier):
+    def __init__(self, net, scheduler):
+        super().__init__(net)
+        self.scheduler = scheduler
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda o: torch.optim.lr_scheduler.StepLR(o, 1),
+        lambda o: {"scheduler": torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 32), "interval": "step"},
+        lambda o: {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(o), "monitor": "val_loss"},
+    ],
+    ids=["epoch", "step", "plateau"],
+)
+def test_schedulers(make_trainer, scheduler):
+    check(make_trainer, Scheduled(mlp(), scheduler))
+
+
+class Manual(Classifier):
+    """Manual optimization, with gradient accumulation of the user's own."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss / 2)
+        if batch_idx % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_manual_optimization(make_trainer):
+    _, freezer = check(make_trainer, Manual(mlp()), max_epochs=8)
+    assert freezer.timeline.steps == 32 and freezer.timeline.saved > 0
+
+
+class Gan(Classifier):
+    """Two networks, two optimizers, one step each a batch."""
+
+    def __init__(self):
+        super().__init__(mlp())
+        torch.manual_seed(1)
+        self.critic = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        first, second = self.optimizers()
+        for optimizer, sign in ((first, 1), (second, -1)):
+            self.toggle_optimizer(optimizer)
+            loss = sign * self.critic(self.net(batch[0])).sigmoid().mean()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.net.parameters(), 1e-2), torch.optim.Adam(self.critic.parameters(), 1e-2)
+
+
+def test_two_optimizers_that_are_toggled(make_trainer):
+    check(make_trainer, Gan(), limit_val_batches=0)
+
+
+def test_weight_averaging(make_trainer):
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging").EMAWeightAveraging
+    check(make_trainer, Classifier(mlp()), averaging(decay=0.9))
+
+
+def test_stochastic_weight_averaging_measures_all_statistics_anew(make_trainer):
+    model = Classifier(mlp())
+    averaging = StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1)
+
+    class Until(Watch):
+        def on_train_batch_end(self, trainer, *rest):
+            if not trainer.fit_loop._skip_backward:
+                super().on_train_batch_end(trainer, *rest)
+
+    freezer = ScriptedFreeze(FREEZE)
+    make_trainer(freezer, Until(freezer), averaging, max_epochs=4).fit(model)
+    assert freezer.frozen == ["net.0", "net.4"] and freezer.timeline.steps == 32
+    inputs = torch.stack([x for x, _ in Vectors()])
+    seen = model.net[0](inputs)
+    assert torch.allclose(model.net[1].running_mean, seen.mean(0), atol=1e-3)
+
+
+def test_early_stopping_and_best_checkpoints(make_trainer, tmp_path):
+    best = ModelCheckpoint(tmp_path / "best", monitor="val_loss", save_top_k=2)
+    stop = EarlyStopping("val_loss", patience=1, min_delta=10.0)
+    trainer, _ = check(make_trainer, Classifier(mlp()), best, stop, enable_checkpointing=True, max_epochs=9)
+    assert trainer.current_epoch == 2 and len(best.best_k_models) == 2
+
+
+def test_backbone_finetuning(make_trainer):
+    """What another callback thaws later trains on; it was frozen when the layers were found, and is left alone."""
+
+    class WithBackbone(Classifier):
+        def __init__(self):
+            super().__init__(mlp())
+            self.backbone = nn.Sequential(nn.Linear(12, 12), nn.ReLU())
+
+        def forward(self, x):
+            return self.net(self.backbone(x))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
+
+    model = WithBackbone()
+    before = model.backbone[0].weight.clone()
+    _, freezer = check(make_trainer, model, BackboneFinetuning(unfreeze_backbone_at_epoch=2, verbose=False))
+    assert not torch.equal(before, model.backbone[0].weight)
+    assert "backbone.0" not in [layer.name for layer in freezer.layers]
+
+
+def test_finders(make_trainer):
+    class Tuned(Classifier):
+        def __init__(self):
+            super().__init__(mlp())
+            self.lr, self.batch_size = 0.05, 2
+
+        def train_dataloader(self):
+            return DataLoader(Vectors(), self.batch_size)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), self.lr)
+
+    finders = BatchSizeFinder(steps_per_trial=1, init_val=2, max_trials=2), LearningRateFinder(num_training_steps=10)
+    check(make_trainer, Tuned(), *finders)
+
+
+def test_layers_like_lora(make_trainer):
+    """Most weights are frozen by the user; only small ones beside them train."""
+
+    class Lora(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base.requires_grad_(False)
+            self.down = nn.Linear(base.in_features, 2, bias=False)
+            self.up = nn.Linear(2, base.out_features, bias=False)
+
+        def forward(self, x):
+            return self.base(x) + self.up(self.down(x))
+
+    net = mlp(norm=False)
+    for number in (0, 4, 7):
+        net[number] = Lora(net[number])
+    model = Classifier(net)
+    base = net[0].base.weight.clone()
+    check(make_trainer, model, frozen=("net.0.down", "net.0.up"))
+    assert torch.equal(base, net[0].base.weight)
+
+
+def test_activation_checkpointing_gives_the_same_gradients(make_trainer):
+    class Blocks(nn.Sequential):
+        def forward(self, x):
+            for number, module in enumerate(self):
+                recompute = number in (0, 3, 4, 7)
+                x = checkpoint(module, x, use_reentrant=False) if recompute and self.training else module(x)
+            return x
+
+    plain, blocks = mlp(norm=False), Blocks(*mlp(norm=False))
+    for net in (plain, blocks):
+        torch.manual_seed(1)
+        check(make_trainer, Classifier(net))
+    for one, other in zip(plain.parameters(), blocks.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_users_own_train_call(make_trainer):
+    class Eager(Classifier):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.train()
+            return loss
+
+    check(make_trainer, Eager(mlp()))
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole model", "blocks"])
+def test_compile_gives_the_gradients_of_eager(whole):
+    eager, compiled = mlp(norm=False).eval(), mlp(norm=False).eval()
+    x = torch.randn(4, 12)
+    layers = find_layers(eager, x)
+    if whole:
+        compiled.compile(backend="aot_eager")
+    else:
+        for number in (0, 4, 7, 9):
+            compiled[number].compile(backend="aot_eager")
+    for front in range(4):
+        for net in (eager, compiled):
+            freeze(net, layers[:front])
+            net.zero_grad()
+            net(x).square().sum().backward()
+        for one, other in zip(eager.parameters(), compiled.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None)
+            assert one.grad is None or torch.allclose(one.grad, other.grad, atol=1e-6)

@@ -1,0 +1,172 @@
+"""Frozen is bitwise still, the rest trains as if the same had been frozen by hand."""
+
+import copy
+
+import pytest
+import torch
+from conftest import Classifier, mlp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lightning.pytorch import Callback
+from scripted import ScriptedFreeze
+from torch import nn
+
+from smartfrz_lightning.freezing.freeze import freeze, thaw
+from smartfrz_lightning.layers.tracer import find_layers
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=2),
+}
+
+
+class Watch(Callback):
+    """State after every batch, taken after the freezing callback had its turn."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.states.append({name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()})
+
+
+def random_net(draw):
+    layers, width = [], 12
+    for _ in range(draw(st.integers(2, 4))):
+        out = draw(st.sampled_from([4, 8]))
+        layers += [nn.Linear(width, out, bias=draw(st.booleans()))]
+        layers += draw(st.sampled_from([[], [nn.BatchNorm1d(out)], [nn.LayerNorm(out)]]))
+        layers += [nn.ReLU()] + draw(st.sampled_from([[], [nn.Dropout(0.2)]]))
+        width = out
+    return nn.Sequential(*layers, nn.Linear(width, 3))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_frozen_is_bitwise_still_and_the_rest_moves(make_trainer, data):
+    torch.manual_seed(data.draw(st.integers(0, 100)))
+    net = random_net(data.draw)
+    count = sum(isinstance(module, nn.Linear) for module in net)
+    first = data.draw(st.lists(st.integers(0, count - 2), min_size=1, unique=True))
+    step = data.draw(st.integers(1, 3))
+    watch, freezer = Watch(), ScriptedFreeze({step: first})
+    model = Classifier(net, OPTIMIZERS[data.draw(st.sampled_from(["sgd", "adamw"]))])
+    accumulate = data.draw(st.sampled_from([1, 2]))
+    trainer = make_trainer(
+        freezer,
+        watch,
+        max_epochs=2,
+        precision=data.draw(st.sampled_from(["32-true", "bf16-mixed"])),
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=data.draw(st.sampled_from([None, 0.5])),
+    )
+    trainer.fit(model)
+    assert sorted(freezer.frozen) == sorted(freezer.layers[number].name for number in first)
+    frozen = [layer for layer in freezer.layers if layer.name in freezer.frozen]
+    still = {name for layer in frozen for name in layer.parameters}
+    still |= {f"{module}.{b}" for layer in frozen for module in layer.stateful for b in ("running_mean", "running_var")}
+    before, after = watch.states[step * accumulate - 1], watch.states[-1]
+    for name in still:
+        assert torch.equal(before[name], after[name]), name
+    for name in (layer.weights[0] for layer in freezer.layers if layer.name not in freezer.frozen):
+        assert not torch.equal(before[name], after[name]), name
+
+
+def test_lbfgs_leaves_frozen_layers_alone(make_trainer):
+    # Its state hangs on the first parameter, which trains on here.
+    watch, freezer = Watch(), ScriptedFreeze({3: [1, 2]})
+    trainer = make_trainer(freezer, watch, max_epochs=1)
+    trainer.fit(Classifier(mlp(norm=False), OPTIMIZERS["lbfgs"]))
+    for name in (name for layer in freezer.layers[1:3] for name in layer.parameters):
+        assert torch.equal(watch.states[2][name], watch.states[-1][name]), name
+
+
+@pytest.mark.parametrize("numbers", [[0], [0, 1], [1], [0, 2]])
+def test_loss_and_gradients_equal_those_of_a_model_frozen_by_hand(numbers):
+    x, y = torch.randn(8, 12), torch.randint(3, (8,))
+    ours, by_hand = mlp(), mlp()
+    by_hand.load_state_dict(ours.state_dict())
+    freeze(ours, [find_layers(ours, x)[number] for number in numbers])
+    linears = [module for module in by_hand if isinstance(module, nn.Linear)]
+    norms = {linears[0]: by_hand[1], linears[1]: by_hand[5]}
+    for number in numbers:
+        linears[number].requires_grad_(False)
+        if linears[number] in norms:
+            norms[linears[number]].requires_grad_(False).eval()
+    results = []
+    for net in (ours, by_hand):
+        torch.manual_seed(1)
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        results.append([loss, *(p.grad for p in net.parameters())])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or torch.equal(mine, theirs)
+
+
+def test_thaw_undoes_freeze():
+    net = mlp()
+    layers = find_layers(net, torch.randn(4, 12))
+    before = copy.deepcopy(net.state_dict())
+    freeze(net, layers[:2])
+    thaw(net, layers[:2])
+    assert all(p.requires_grad for p in net.parameters())
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_dropout_goes_on_in_a_frozen_layer_and_norms_stay_in_eval_after_user_calls_train(make_trainer):
+    model, freezer = Classifier(mlp()), ScriptedFreeze({2: [0]})
+
+    class CallsTrain(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.train()
+
+    watch = Watch()
+    make_trainer(freezer, watch, CallsTrain(), max_epochs=2).fit(model)
+    assert model.net[3].training
+    assert torch.equal(watch.states[1]["net.1.running_mean"], watch.states[-1]["net.1.running_mean"])
+    assert not torch.equal(watch.states[1]["net.5.running_mean"], watch.states[-1]["net.5.running_mean"])
+
+
+def test_every_optimizer_keeps_something_to_train(make_trainer):
+    class TwoOptimizers(Classifier):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            parts = [self.net[:4].parameters(), self.net[4:].parameters()]
+            return [torch.optim.SGD(part, lr=0.1) for part in parts]
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+    model, freezer = TwoOptimizers(mlp()), ScriptedFreeze({2: [0, 1, 2]})
+    make_trainer(freezer, max_epochs=1).fit(model)
+    assert freezer.layers[0].name == "net.0" and "net.0" not in freezer.frozen
+    assert freezer.frozen == ["net.4", "net.7"]
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_an_optimizer_step_right_after_the_freeze_moves_nothing(kind, set_to_none):
+    net, x = mlp(norm=False), torch.randn(8, 12)
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    for _ in range(2):
+        optimizer.zero_grad(set_to_none)
+        net(x).sum().backward()
+        optimizer.step()
+    layer = find_layers(net, x)[0]
+    freeze(net, [layer], [optimizer])
+    before = copy.deepcopy(net.state_dict())
+    optimizer.step()
+    optimizer.zero_grad(set_to_none)
+    net(x).sum().backward()
+    optimizer.step()
+    moved = {name for name, tensor in net.state_dict().items() if not torch.equal(before[name], tensor)}
+    assert moved and not moved & set(layer.parameters)

@@ -1,0 +1,184 @@
+"""Layers of real models, in forward order, every trainable parameter in exactly one."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+from smartfrz_lightning.freezing.freeze import freeze
+from smartfrz_lightning.layers.layer import front, matches
+from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.layers.tracing import parameters_reaching
+
+BERT = BertConfig(vocab_size=2000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+IDS = torch.randint(0, 2000, (2, 8), generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+MODELS = {
+    "resnet50": (torchvision.models.resnet50, (IMAGES,), 54, "conv1", "fc"),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, (IMAGES,), 53, "features.0.0", "classifier.1"),
+    "vgg11_bn": (torchvision.models.vgg11_bn, (IMAGES,), 11, "features.0", "classifier.6"),
+    "vit_b_16": (lambda: torchvision.models.vit_b_16(image_size=64), (IMAGES,), 50, "conv_proj", "heads.head"),
+    "deit_tiny": (
+        lambda: timm.create_model("deit_tiny_patch16_224", img_size=64),
+        (IMAGES,),
+        50,
+        "patch_embed.proj",
+        "head",
+    ),
+    "bert": (lambda: BertForSequenceClassification(BERT), (IDS,), 16, "bert.embeddings.word_embeddings", "classifier"),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model_and_layers(request):
+    build, inputs, count, first, last = MODELS[request.param]
+    torch.manual_seed(0)
+    model = build()
+    layers = find_layers(model, *inputs)
+    assert len(layers) == count
+    assert (layers[0].name, layers[-1].name) == (first, last)
+    return model, inputs, layers
+
+
+def test_every_trainable_parameter_is_in_exactly_one_layer(model_and_layers):
+    model, _, layers = model_and_layers
+    names = [name for layer in layers for name in layer.parameters]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_the_order_is_that_of_running(model_and_layers):
+    model, inputs, layers = model_and_layers
+    modules, ran = dict(model.named_modules()), []
+    hooks = [
+        modules[layer.name].register_forward_pre_hook(lambda *_, name=layer.name: ran.append(name))
+        for layer in layers
+        if layer.name in modules
+    ]
+    model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    assert ran == [layer.name for layer in layers if layer.name in set(ran)]
+
+
+def test_only_the_output_is_pinned(model_and_layers):
+    layers = model_and_layers[2]
+    assert [layer.pinned for layer in layers] == [""] * (len(layers) - 1) + ["output"]
+
+
+def test_a_frozen_front_leaves_no_graph_below(model_and_layers):
+    model, inputs, layers = model_and_layers
+    cut = len(layers) // 2
+    freeze(model, layers[:cut])
+    modules, outputs = dict(model.named_modules()), {}
+
+    def keep(name):
+        return lambda module, args, out: outputs.update({name: out[0] if isinstance(out, tuple) else out})
+
+    hooks = [
+        modules[layer.name].register_forward_hook(keep(layer.name)) for layer in layers[:cut] if layer.name in modules
+    ]
+    out = model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    logits = out if isinstance(out, torch.Tensor) else out.logits
+    reaching = parameters_reaching([logits])
+    # An attention module also runs the projection after its own weights, which may still train.
+    inside = [layer.name for layer in layers[cut:]]
+    for name, output in outputs.items():
+        if not any(matches(name, other) for other in inside):
+            assert output.grad_fn is None, name
+    for layer in layers:
+        for name in layer.parameters:
+            assert (id(model.get_parameter(name)) in reaching) == (layer not in layers[:cut]), name
+
+
+def test_batchnorm_goes_with_the_convolution_that_feeds_it():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn_b, self.bn_a = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            a, b = self.a(x), self.b(x)
+            return self.head((self.bn_a(a) + self.bn_b(b)).mean((2, 3)))
+
+    a, b, head = find_layers(Branches(), IMAGES)
+    assert (a.name, a.stateful) == ("a", ("bn_a",))
+    assert (b.name, b.stateful) == ("b", ("bn_b",))
+    assert "bn_b.weight" in b.parameters and head.pinned == "output"
+
+
+def test_functional_calls_and_bare_parameters():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.second = nn.Parameter(torch.rand(3, 8))
+            self.first = nn.Parameter(torch.rand(8, 5))
+            self.bias, self.scale = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return nn.functional.linear(torch.relu(x @ self.first.T + self.bias) * self.scale, self.second)
+
+    first, second = find_layers(Functional(), torch.rand(2, 5))
+    assert first.name == "first" and set(first.parameters) == {"first", "bias", "scale"}
+    assert second.parameters == ("second",)
+
+
+def test_tied_weights_are_one_layer_that_trains_with_the_output():
+    layers = find_layers(BertForMaskedLM(BERT), IDS)
+    assert layers[0].name == "bert.embeddings.word_embeddings" and layers[0].pinned == "output"
+    assert "cls.predictions.bias" in layers[0].parameters
+
+
+def test_unused_repeated_and_checkpointed_modules():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.twice, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = torch.utils.checkpoint.checkpoint(self.twice, x, use_reentrant=False)
+            return self.head(self.twice(x))
+
+    layers = find_layers(Net(), torch.rand(2, 4))
+    assert [(layer.name, layer.pinned) for layer in layers] == [
+        ("twice", ""),
+        ("head", "output"),
+        ("unused", "unused"),
+    ]
+
+
+def test_layers_frozen_by_the_user_are_left_alone():
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    names = {name for layer in find_layers(net, torch.rand(3, 4)) for name in layer.parameters}
+    assert names == {"1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "3.bias"}
+
+
+def test_exclude_and_front():
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    layers = find_layers(net, torch.rand(1, 4), exclude=["1"])
+    assert [layer.pinned for layer in layers] == ["", "excluded", "", "output"]
+    assert [layer.name for layer in front(layers, ["0", "2"])] == ["0"]
+
+
+def test_finding_layers_changes_nothing():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+    net(IMAGES)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    find_layers(net, IMAGES)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_spectral_norm_is_held_still_with_its_layer():
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    layer = find_layers(net, torch.rand(2, 4))[0]
+    freeze(net, [layer])
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    net(torch.rand(2, 4))
+    assert before and all(torch.equal(before[name], buffer) for name, buffer in net.named_buffers())
