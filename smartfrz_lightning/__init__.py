@@ -11,6 +11,7 @@ from smartfrz_lightning.callbacks.recorder import HistoryRecorder
 from smartfrz_lightning.callbacks.similarity import SimilarityFreezeCallback
 from smartfrz_lightning.callbacks.smart import SmartFreezeCallback
 from smartfrz_lightning.callbacks.static import StaticFreezeCallback
+from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.version import __version__
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "SimilarityFreezeCallback",
     "SmartFreezeCallback",
     "StaticFreezeCallback",
+    "WindowedFreezingCallback",
     "__version__",
 ]

@@ -46,14 +46,14 @@ def fit(settings, folder):
     )
     trainer.fit(model, ckpt_path=settings.get("resume"))
     weights = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in model.state_dict().items()}
-    history = getattr(freezer, "_history", None)
+    history = freezer.state_dict()["method"].get("history")
     return {
         "weights": weights,
         "frozen": freezer.frozen,
         "layers": [layer.name for layer in freezer.layers],
         "losses": model.losses,
         "saved": freezer.timeline.saved,
-        "windows": history.windows() if history else None,
+        "windows": history["ring"] if history else None,
     }
 
 

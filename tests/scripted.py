@@ -15,10 +15,10 @@ class ScriptedFreeze(FreezingCallback):
         super().__init__(every_n_train_steps=every_n_train_steps, **kwargs)
         self.script = script
 
-    def select(self, trainer, pl_module, active):
-        numbers = self.script.get(self.timeline.steps, ())
-        chosen = {self.layers[number].name for number in numbers}
-        return [layer.name for layer in active if layer.name in chosen]
+    def select(self, run):
+        numbers = self.script.get(run.timeline.steps, ())
+        chosen = {run.layers[number].name for number in numbers}
+        return [layer.name for layer in run.active if layer.name in chosen]
 
 
 class SaveEnd(Callback):

@@ -23,9 +23,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.experiments.classifier import ImageClassifier
 from smartfrz_lightning.experiments.named_network import named_network
-from smartfrz_lightning.layers.layer import Layer
 
 STATES = {"everything trains": 0.0, "front half frozen": 0.5, "front 80 % frozen": 0.8, "only the head trains": 1.0}
 SETTLE = 3  # steps of a state that are not timed: the wrapper is new, buckets are laid out anew, FLOPs are counted
@@ -35,25 +35,27 @@ class FrontInTurn(FreezingCallback):
     """Freezes the shares of :data:`STATES` from the front, each after ``steps`` optimizer steps.
 
     Example:
+        >>> import torch
         >>> from smartfrz_lightning.benchmark.ddp_step import FrontInTurn
-        >>> from smartfrz_lightning.layers.layer import Layer
-        >>> turn = FrontInTurn(steps=5)
-        >>> turn.layers = [Layer(name, (), (), (), 1) for name in "abcd"]
-        >>> turn.timeline.steps = 5
-        >>> list(turn.select(None, None, turn.active))
+        >>> from smartfrz_lightning.engine import TrainingRun
+        >>> from smartfrz_lightning.layers import Layer
+        >>> from smartfrz_lightning.report import Timeline
+        >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
+        >>> run = TrainingRun(torch.nn.Identity(), timeline=Timeline(layers, steps=5))
+        >>> list(FrontInTurn(steps=5).select(run))
         ['a', 'b']
     """
 
     def __init__(self, steps: int) -> None:
         super().__init__(every_n_train_steps=steps)
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
-        state = min(self.timeline.steps // self.every_n_train_steps, len(STATES) - 1)
-        free = [layer for layer in self.layers if not layer.pinned]
+    def select(self, run: TrainingRun) -> dict[str, float]:
+        state = min(run.timeline.steps // self.every_n_train_steps, len(STATES) - 1)
+        free = [layer for layer in run.layers if not layer.pinned]
         share = list(STATES.values())[state]
         return {layer.name: 1.0 for layer in free[: round(share * len(free))]}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """No report: the table below is the result."""
 
 

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.gradients import LayerGradients
-from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.layers.layer import Layer, connected
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.layers.layer import connected
 
 
 class AutoFreezeCallback(FreezingCallback):
@@ -33,7 +31,7 @@ class AutoFreezeCallback(FreezingCallback):
         exclude: Patterns of what always trains.
 
     Raises:
-        MisconfigurationException: An argument is out of range; on ``fit``: the data loader has no length and
+        ValueError: An argument is out of range; on ``fit``: the data loader has no length and
             ``every_n_train_steps`` is not given.
 
     Example:
@@ -54,53 +52,48 @@ class AutoFreezeCallback(FreezingCallback):
     ) -> None:
         super().__init__(every_n_train_steps=every_n_train_steps or 1, exclude=exclude)
         if evaluations_per_epoch < 1:
-            raise MisconfigurationException(f"evaluations_per_epoch={evaluations_per_epoch}: must be at least 1")
+            raise ValueError(f"evaluations_per_epoch={evaluations_per_epoch}: must be at least 1")
         if not 0 < percentile < 100:
-            raise MisconfigurationException(f"percentile={percentile}: must lie between 0 and 100")
+            raise ValueError(f"percentile={percentile}: must lie between 0 and 100")
         if norm not in ("l2", "l1"):
-            raise MisconfigurationException(f"norm={norm!r}: give 'l2' or 'l1'")
+            raise ValueError(f"norm={norm!r}: give 'l2' or 'l1'")
         self.evaluations_per_epoch = None if every_n_train_steps else evaluations_per_epoch
         self.percentile = percentile
         self.norm = norm
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if self.evaluations_per_epoch is None:
-            return
-        per_epoch = steps_per_epoch(trainer)
-        if per_epoch == math.inf:
-            raise MisconfigurationException(
+    def reset(self) -> None:
+        self._gradients = LayerGradients()
+        self._norms: dict[str, float] = {}
+
+    def start(self, run: TrainingRun) -> None:
+        if self.evaluations_per_epoch is not None and run.batches_per_epoch == math.inf:
+            raise ValueError(
                 f"evaluations_per_epoch={self.evaluations_per_epoch} needs a data loader with a length: give "
                 "every_n_train_steps"
             )
-        self.every_n_train_steps = max(1, round(per_epoch / self.evaluations_per_epoch))
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.is_global_zero and self.layers:
-            with self._ledger.timed():
-                self._gradients.add(pl_module, self.active, optimizer)
+    def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        if run.is_first_process:
+            self._gradients.add(run.model, run.active, optimizer)
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
-        now, before = self._gradients.norms(active, {"l2": 2, "l1": 1}[self.norm]), self._norms
+    def check_due(self, run: TrainingRun) -> bool:
+        if self.evaluations_per_epoch is None:
+            return super().check_due(run)
+        return run.passed(max(1, round(run.batches_per_epoch / self.evaluations_per_epoch)))
+
+    def select(self, run: TrainingRun) -> list[str]:
+        now, before = self._gradients.norms(run.active, {"l2": 2, "l1": 1}[self.norm]), self._norms
         self._gradients.clear()
         self._norms = now
-        if not before:
-            return {}
-        rates = change_rates({name: before[name] for name in now}, now)
-        converged = below_percentile(rates, self.percentile)
-        return connected(self.layers, self.frozen, converged)
+        rates = change_rates(before, {name: norm for name, norm in now.items() if name in before})
+        return connected(run.layers, run.frozen, below_percentile(rates, self.percentile)) if rates else []
 
     def method_state(self) -> dict[str, Any]:
         return {"gradients": self._gradients.state_dict(), "norms": self._norms}
 
-    def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
-        self._gradients.load_state_dict(state["gradients"], pl_module)
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        self._gradients.load_state_dict(state["gradients"], run.model)
         self._norms = state["norms"]
-
-    def _reset(self) -> None:
-        super()._reset()
-        self._gradients = LayerGradients()
-        self._norms: dict[str, float] = {}
 
 
 def change_rates(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.gradients import LayerGradients
-from smartfrz_lightning.layers.layer import Layer, connected, front
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.layers.layer import connected, front
 
 
 class GradientNormFreezeCallback(FreezingCallback):
@@ -27,7 +26,7 @@ class GradientNormFreezeCallback(FreezingCallback):
         exclude: Patterns of what always trains.
 
     Raises:
-        MisconfigurationException: ``alpha`` is out of range, or both intervals are given.
+        ValueError: ``alpha`` is out of range, or both intervals are given.
 
     Example:
         >>> from smartfrz_lightning import GradientNormFreezeCallback
@@ -46,36 +45,35 @@ class GradientNormFreezeCallback(FreezingCallback):
     ) -> None:
         super().__init__(every_n_epochs, every_n_train_steps, exclude)
         if not 0 < alpha <= 1:
-            raise MisconfigurationException(f"alpha={alpha}: must lie above 0 and be at most 1")
+            raise ValueError(f"alpha={alpha}: must lie above 0 and be at most 1")
         self.alpha = alpha
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.is_global_zero and self.layers:
-            with self._ledger.timed():
-                self._gradients.add(pl_module, self.layers, optimizer)
+    def reset(self) -> None:
+        self._gradients = LayerGradients()
+        self._checks = 0
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
-        used = [layer for layer in self.layers if layer.pinned != "unused"]
+    def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        if run.is_first_process:
+            self._gradients.add(run.model, run.layers, optimizer)
+
+    def select(self, run: TrainingRun) -> list[str]:
+        used = [layer for layer in run.layers if layer.pinned != "unused"]
         norms = list(self._gradients.norms(used, 2).values())
         self._gradients.clear()
         self._checks += 1
         if self._checks == 1:
-            return {}
-        size = front_size(norms, len(front(used, self.frozen)), self.alpha)
+            return []
+        size = front_size(norms, len(front(used, run.frozen)), self.alpha)
+        active = run.active
         ready = {layer.name for layer in used[:size] if layer in active}
-        return connected(self.layers, self.frozen, ready)
+        return connected(run.layers, run.frozen, ready)
 
     def method_state(self) -> dict[str, Any]:
         return {"gradients": self._gradients.state_dict(), "checks": self._checks}
 
-    def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
-        self._gradients.load_state_dict(state["gradients"], pl_module)
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        self._gradients.load_state_dict(state["gradients"], run.model)
         self._checks = state["checks"]
-
-    def _reset(self) -> None:
-        super()._reset()
-        self._gradients = LayerGradients()
-        self._checks = 0
 
 
 def front_size(norms: Sequence[float], frozen: int, alpha: float) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from smartfrz_lightning.layers.layer import Layer
@@ -33,16 +34,17 @@ class LayerGradients:
 
     @torch.no_grad()
     def add(self, model: nn.Module, layers: Iterable[Layer], optimizer: Optimizer) -> None:
-        """Add the gradients that an optimizer is about to step with."""
+        """Add the gradients that an optimizer is about to step with; a step that overflowed counts for nothing."""
         stepping = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for layer in layers:
-            for name in layer.parameters:
-                parameter = model.get_parameter(name)
-                if id(parameter) in stepping and parameter.grad is not None:
-                    if name in self._sums:
-                        self._sums[name] += parameter.grad
-                    else:
-                        self._sums[name] = parameter.grad.detach().clone()
+        own = {name: model.get_parameter(name) for layer in layers for name in layer.parameters}
+        found = {name: p.grad for name, p in own.items() if id(p) in stepping and p.grad is not None}
+        if not found or not torch.isfinite(get_total_norm(list(found.values()))):
+            return
+        for name, gradient in found.items():
+            if name in self._sums:
+                self._sums[name] += gradient
+            else:
+                self._sums[name] = gradient.detach().clone()
 
     def norms(self, layers: Iterable[Layer], order: int) -> dict[str, float]:
         """Norm of each layer's sum, all its parameters taken as one vector; 0 without gradients."""

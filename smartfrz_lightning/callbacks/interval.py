@@ -1,18 +1,13 @@
 """IntervalFreezeCallback: one layer after another, timed to save a given share of the FLOPs."""
 
-import bisect
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.callbacks.run_length import known_length
 from smartfrz_lightning.cost.flops import StepFlops
 from smartfrz_lightning.cost.layer_flops import LayerFlops, flops_when_frozen
-from smartfrz_lightning.layers.layer import Layer, connected
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.layers.layer import connected
 
 
 class IntervalFreezeCallback(FreezingCallback):
@@ -28,8 +23,8 @@ class IntervalFreezeCallback(FreezingCallback):
         exclude: Patterns of what always trains.
 
     Raises:
-        MisconfigurationException: An argument is out of range; on ``fit``: the run has no known length; in the first
-            step: so much cannot be saved.
+        ValueError: An argument is out of range; on ``fit``: the run has no known length; in the first step: so much
+            cannot be saved.
 
     Example:
         >>> from smartfrz_lightning import IntervalFreezeCallback
@@ -42,40 +37,42 @@ class IntervalFreezeCallback(FreezingCallback):
     ) -> None:
         super().__init__(every_n_train_steps=1 if every_n_train_steps is None else every_n_train_steps, exclude=exclude)
         if not 0 < flops_reduction < 1:
-            raise MisconfigurationException(f"flops_reduction={flops_reduction}: must lie between 0 and 1")
+            raise ValueError(f"flops_reduction={flops_reduction}: must lie between 0 and 1")
         self.flops_reduction = flops_reduction
         self.interval = every_n_train_steps
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        known_length(trainer, "IntervalFreezeCallback")
+    def reset(self) -> None:
+        self._plan: dict[str, float] = {}
 
-    def on_optimizer_step_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._plan and self.timeline.costs and self.timeline.states:
-            may_freeze = {layer.name for layer in self.layers if not layer.pinned}
-            names = connected(self.layers, [], may_freeze)
-            full, total = self.timeline.states[0].flops, known_length(trainer, "IntervalFreezeCallback")
-            plan = plan_freezing(self.timeline.costs, full, names, total, self.flops_reduction, self.interval)
-            self._plan = trainer.strategy.broadcast(plan)  # batches of other length cost other FLOPs
+    def start(self, run: TrainingRun) -> None:
+        run.require_length("IntervalFreezeCallback")
 
-    def check_due(self, trainer: Trainer) -> bool:
-        return bool(self._over())
+    def step_done(self, run: TrainingRun) -> None:
+        if not self._plan and run.timeline.states and run.progress:
+            may_freeze = {layer.name for layer in run.layers if not layer.pinned}
+            names = connected(run.layers, [], may_freeze)
+            full, step = run.timeline.states[0].flops, run.progress / run.steps
+            gap = None if self.interval is None else self.interval * step
+            plan = plan_freezing(run.timeline.costs, full, names, self.flops_reduction, gap, earliest=step)
+            self._plan = run.agree(plan)  # batches of other length cost other FLOPs
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
-        return self._over()
+    def check_due(self, run: TrainingRun) -> bool:
+        return bool(self._over(run))
 
-    def _over(self) -> list[str]:
-        steps = self.steps_in_run
-        return [layer.name for layer in self.active if steps >= self._plan.get(layer.name, math.inf)]
+    def select(self, run: TrainingRun) -> list[str]:
+        return self._over(run)
 
-    def _reset(self) -> None:
-        super()._reset()
-        self._plan: dict[str, int] = {}
+    def _over(self, run: TrainingRun) -> list[str]:
+        if not self._plan or not run.progress:
+            return []
+        nearest = run.progress * (1 + 0.5 / run.steps)  # moments are whole steps
+        frozen = set(run.frozen)
+        return [name for name, moment in self._plan.items() if nearest >= moment and name not in frozen]
 
     def method_state(self) -> dict[str, Any]:
         return {"plan": self._plan}
 
-    def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         self._plan = state["plan"]
 
 
@@ -83,25 +80,26 @@ def plan_freezing(
     costs: Sequence[LayerFlops],
     full: StepFlops,
     names: Sequence[str],
-    total: int,
     reduction: float,
-    interval: int | None = None,
-) -> dict[str, int]:
+    interval: float | None = None,
+    earliest: float = 0.0,
+) -> dict[str, float]:
     """When each layer has to freeze to save a share of a run's FLOPs.
 
     Args:
         costs: FLOPs of all layers.
         full: FLOPs of a step in which everything trains.
         names: The layers to freeze, in this order.
-        total: Optimizer steps of the run.
         reduction: Share to save.
-        interval: Steps between two layers; by default they are spread evenly from the start to the end of the run.
+        interval: Time between two layers, as a share of the run; by default they are spread evenly from the start to the
+            end of the run.
+        earliest: Share of the run that is over already.
 
     Returns:
-        Steps done when each layer freezes.
+        The share of the run that is done when each layer freezes; those that would freeze after its end are left out.
 
     Raises:
-        MisconfigurationException: So much cannot be saved.
+        ValueError: So much cannot be saved.
 
     Example:
         >>> from smartfrz_lightning.callbacks.interval import plan_freezing
@@ -109,24 +107,28 @@ def plan_freezing(
         >>> from smartfrz_lightning.cost.layer_flops import LayerFlops
         >>> costs = [LayerFlops("a", 10), LayerFlops("b", 10), LayerFlops("c", 10)]
         >>> full = StepFlops(30, 30, 20)
-        >>> plan_freezing(costs, full, ["a", "b"], total=100, reduction=0.25, interval=10)
-        {'a': 45, 'b': 55}
+        >>> plan = plan_freezing(costs, full, ["a", "b"], reduction=0.25, interval=0.1)
+        >>> {name: round(moment, 3) for name, moment in plan.items()}
+        {'a': 0.45, 'b': 0.55}
     """
     rates = [1 - flops_when_frozen(costs, full, names[:count]).total / full.total for count in range(len(names) + 1)]
 
-    def plan(start: int) -> dict[str, int]:
-        gap = interval or (total - start) / max(1, len(names))
-        return {name: round(start + number * gap) for number, name in enumerate(names)}
+    def plan(start: float) -> list[float]:
+        gap = interval or (1 - start) / max(1, len(names))
+        return [start + number * gap for number in range(len(names))]
 
-    def saved(start: int) -> float:
-        moments = [min(total, moment) for moment in plan(start).values()] + [total]
-        return sum(rates[n + 1] * (moments[n + 1] - moments[n]) for n in range(len(names))) / total
+    def saved(start: float) -> float:
+        moments = [min(1.0, moment) for moment in plan(start)] + [1.0]
+        return sum(rates[n + 1] * (moments[n + 1] - moments[n]) for n in range(len(names)))
 
-    if saved(1) < reduction:
-        raise MisconfigurationException(
-            f"flops_reduction={reduction}: {saved(1):.3f} is the most that freezing one layer after another can save "
-            f"in {total} steps" + (f" at an interval of {interval}; shorten it" if interval else "")
+    if saved(earliest) < reduction:
+        raise ValueError(
+            f"flops_reduction={reduction}: {saved(earliest):.3f} is the most that freezing one layer after another can "
+            + (f"save at an interval of {interval:.3f} of the run; shorten it" if interval else "save")
         )
     # The later the start, the less is saved: search the last one that saves enough by halving.
-    first_too_late = bisect.bisect_left(range(1, total + 1), True, key=lambda start: saved(start) < reduction) + 1
-    return plan(first_too_late - 1)
+    early, late = earliest, 1.0
+    for _ in range(40):
+        middle = (early + late) / 2
+        early, late = (middle, late) if saved(middle) >= reduction else (early, middle)
+    return {name: moment for name, moment in zip(names, plan(early), strict=True) if moment < 1}

@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.callbacks.run_length import known_length
+from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.layers.layer import Layer
 
 
@@ -31,7 +29,7 @@ class LinearFreezeCallback(FreezingCallback):
         exclude: Patterns of what always trains.
 
     Raises:
-        MisconfigurationException: ``t_0`` is not between 0 and 1, or ``schedule`` unknown; on ``fit``: the module
+        ValueError: ``t_0`` is not between 0 and 1, or ``schedule`` unknown; on ``fit``: the module
             configures a learning-rate scheduler, or the run has no known length.
 
     Example:
@@ -53,9 +51,9 @@ class LinearFreezeCallback(FreezingCallback):
     ) -> None:
         super().__init__(every_n_train_steps=1, exclude=exclude)
         if not 0 < t_0 < 1:
-            raise MisconfigurationException(f"t_0={t_0}: must lie between 0 and 1, as a share of the run")
+            raise ValueError(f"t_0={t_0}: must lie between 0 and 1, as a share of the run")
         if schedule not in ("linear", "cubic"):
-            raise MisconfigurationException(f"schedule={schedule!r}: give 'linear' or 'cubic'")
+            raise ValueError(f"schedule={schedule!r}: give 'linear' or 'cubic'")
         self.t_0 = t_0
         self.schedule = schedule
         self.scale_rates = scale_rates
@@ -65,54 +63,51 @@ class LinearFreezeCallback(FreezingCallback):
         times = [self.t_0 + (1 - self.t_0) * number / max(1, layers - 1) for number in range(layers)]
         return [time**3 for time in times] if self.schedule == "cubic" else times
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
-        if trainer.lr_scheduler_configs:
-            scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
-            raise MisconfigurationException(
-                f"LinearFreezeCallback sets every layer's learning rate itself, and {type(pl_module).__name__} "
+    def prepare(self, run: TrainingRun) -> None:
+        if run.schedulers:
+            scheduler = type(run.schedulers[0]).__name__
+            raise ValueError(
+                f"LinearFreezeCallback sets every layer's learning rate itself, and {type(run.model).__name__} "
                 f"configures the scheduler {scheduler}: return the optimizer alone from configure_optimizers"
             )
-        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise MisconfigurationException("LinearFreezeCallback needs parameter groups, which LBFGS does not have")
-        self._split_groups(trainer, pl_module)  # before the optimizer's state comes back from a checkpoint
+        if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
+            raise ValueError("LinearFreezeCallback needs parameter groups, which LBFGS does not have")
+        self._split_groups(run)  # before the optimizer's state comes back from a checkpoint
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._total = known_length(trainer, "LinearFreezeCallback")
+    def start(self, run: TrainingRun) -> None:
+        run.require_length("LinearFreezeCallback")
 
-    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._split_groups(trainer, pl_module)
+    def layers_found(self, run: TrainingRun) -> None:
+        self._split_groups(run)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        done, ends = self.steps_in_run / self._total, self._ends()
-        for optimizer in trainer.optimizers:
+    def before_batch(self, run: TrainingRun) -> None:
+        done, ends = run.progress or 0.0, self._ends(run)
+        for optimizer in run.optimizers:
             for group in optimizer.param_groups:
                 if "full_lr" in group:
                     end = ends.get(group["layer"], 1.0)
                     start = group["full_lr"] / end if self.scale_rates else group["full_lr"]
                     group["lr"] = 0.5 * start * (1 + math.cos(math.pi * min(1.0, done / end)))
 
-    def check_due(self, trainer: Trainer) -> bool:
-        return bool(self._over())
+    def check_due(self, run: TrainingRun) -> bool:
+        return bool(self._over(run))
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
-        return self._over()
+    def select(self, run: TrainingRun) -> list[str]:
+        return self._over(run)
 
-    def _over(self) -> list[str]:
-        done, ends = self.steps_in_run / self._total, self._ends()
-        return [layer.name for layer in self.active if done >= ends[layer.name]]
+    def _over(self, run: TrainingRun) -> list[str]:
+        done, ends = run.progress or 0.0, self._ends(run)
+        return [layer.name for layer in run.active if done >= ends[layer.name]]
 
-    def _ends(self) -> dict[str, float]:
-        used = [layer for layer in self.layers if layer.pinned != "unused"]
+    def _ends(self, run: TrainingRun) -> dict[str, float]:
+        used = [layer for layer in run.layers if layer.pinned != "unused"]
         ends = dict(zip([layer.name for layer in used], self.end_times(len(used)), strict=True))
-        return {layer.name: 1.0 if layer.pinned else ends[layer.name] for layer in self.layers}
+        return {layer.name: 1.0 if layer.pinned else ends[layer.name] for layer in run.layers}
 
-    def _split_groups(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer in trainer.optimizers:
-            if self.layers and not any("full_lr" in group for group in optimizer.param_groups):
-                split_groups(optimizer, pl_module, self.layers)
+    def _split_groups(self, run: TrainingRun) -> None:
+        for optimizer in run.optimizers:
+            if run.layers and not any("full_lr" in group for group in optimizer.param_groups):
+                split_groups(optimizer, run.model, run.layers)
 
 
 def split_groups(optimizer: Optimizer, model: nn.Module, layers: Sequence[Layer]) -> None:

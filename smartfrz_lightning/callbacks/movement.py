@@ -1,8 +1,7 @@
 """MovementFreezeCallback: a control that needs no predictor, one number a layer."""
 
-from collections.abc import Sequence
+from typing import Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
@@ -16,17 +15,11 @@ class MovementFreezeCallback(WindowedFreezingCallback):
 
     Args:
         threshold: Movement below which a layer freezes.
-        front_only: Freeze a layer only once all before it have.
-        every_n_epochs: Check at the end of every n-th epoch; 1 if neither interval is given.
-        every_n_train_steps: Check every n optimizer steps instead.
-        snapshot_every_n_steps: Optimizer steps between snapshots; by default so many that a window covers 1.5 epochs.
-        window: Snapshots kept a layer.
-        sample_size: Sampled weights a layer.
-        seed: Fixes which weights are sampled.
-        exclude: Patterns of what always trains.
+        front_only: Freeze a layer only once all before it are frozen.
+        kwargs: Further arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: the history and when to look.
 
     Raises:
-        MisconfigurationException: An argument is out of range, or both intervals are given.
+        ValueError: An argument is out of range, or both intervals are given.
 
     Example:
         >>> import torch
@@ -37,23 +30,10 @@ class MovementFreezeCallback(WindowedFreezingCallback):
         ['still']
     """
 
-    def __init__(
-        self,
-        threshold: float = 0.05,
-        front_only: bool = False,
-        every_n_epochs: int | None = None,
-        every_n_train_steps: int | None = None,
-        snapshot_every_n_steps: int | None = None,
-        window: int = 30,
-        sample_size: int = 1024,
-        seed: int = 0,
-        exclude: Sequence[str] = (),
-    ) -> None:
-        super().__init__(
-            front_only, every_n_epochs, every_n_train_steps, snapshot_every_n_steps, window, sample_size, seed, exclude
-        )
+    def __init__(self, threshold: float = 0.05, front_only: bool = False, **kwargs: Any) -> None:
+        super().__init__(front_only=front_only, **kwargs)
         if not threshold > 0:
-            raise MisconfigurationException(f"threshold={threshold}: must be above 0")
+            raise ValueError(f"threshold={threshold}: must be above 0")
         self.threshold = threshold
 
     def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:

@@ -4,11 +4,9 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
-
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.cost.layer_flops import flops_when_frozen
-from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.report.timeline import read_freeze_steps
 
 
@@ -46,28 +44,27 @@ class RandomFreezeCallback(FreezingCallback):
         self.freeze_steps = read_freeze_steps(timeline)
         self.seed = seed
 
-    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        unknown = set(self.freeze_steps) ^ {layer.name for layer in self.layers}
+    def layers_found(self, run: TrainingRun) -> None:
+        unknown = set(self.freeze_steps) ^ {layer.name for layer in run.layers}
         if unknown:
             raise ValueError(
                 f"the timeline is one of another model: {sorted(unknown)[:3]} are layers of only one of the two. Give "
                 "the timeline of a run of this model"
             )
 
-    def check_due(self, trainer: Trainer) -> bool:
-        return bool(self.timeline.states) and self.steps_in_run in self.freeze_steps.values()
+    def check_due(self, run: TrainingRun) -> bool:
+        return bool(run.timeline.states) and run.steps in self.freeze_steps.values()
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
-        costs, full = self.timeline.costs, self.timeline.states[0].flops
-        steps = self.steps_in_run
-        there = {name for name, step in self.freeze_steps.items() if step is not None and step <= steps}
+    def select(self, run: TrainingRun) -> list[str]:
+        costs, full = run.timeline.costs, run.timeline.states[0].flops
+        there = {name for name, step in self.freeze_steps.items() if step is not None and step <= run.steps}
 
         def cost(frozen: Collection[str]) -> float:
             return flops_when_frozen(costs, full, frozen).total
 
-        lot = random.Random(f"{self.seed}/{steps}")
-        names = [layer.name for layer in active]
-        return draw_to_cost(names, self.frozen, cost(there), cost, lot)
+        lot = random.Random(f"{self.seed}/{run.steps}")
+        names = [layer.name for layer in run.active]
+        return draw_to_cost(names, run.frozen, cost(there), cost, lot)
 
 
 def draw_to_cost(

@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from smartfrz_lightning.callbacks.layer_callback import LayerCallback
-from smartfrz_lightning.callbacks.run_length import steps_per_epoch, steps_total
+from smartfrz_lightning.callbacks.run_position import position, total_batches
+from smartfrz_lightning.engine.finding import LayerFinder, check_patterns
 from smartfrz_lightning.history.recording import Recording
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.window import snapshot_spacing
+from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.similarity.reference import load_reference
 from smartfrz_lightning.similarity.reference_probe import ReferenceProbe
 from smartfrz_lightning.version import __version__
 
 
-class HistoryRecorder(LayerCallback):
+class HistoryRecorder(Callback):
     """Record a second training of a model against the finished first one (paper, section 3.4).
 
     It takes weight snapshots all through the run and, at every check, the CKA of each layer's output to that of the
@@ -46,6 +47,8 @@ class HistoryRecorder(LayerCallback):
         8
     """
 
+    watches_layers = True
+
     def __init__(
         self,
         reference: str,
@@ -57,7 +60,7 @@ class HistoryRecorder(LayerCallback):
         seed: int = 0,
         exclude: Sequence[str] = (),
     ) -> None:
-        super().__init__(exclude)
+        super().__init__()
         for name, value in (
             ("checks_per_epoch", checks_per_epoch),
             ("snapshot_every_n_steps", snapshot_every_n_steps),
@@ -66,6 +69,7 @@ class HistoryRecorder(LayerCallback):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         self.reference = reference
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self.path = path
         self.network = network
         self.checks_per_epoch = checks_per_epoch
@@ -73,21 +77,22 @@ class HistoryRecorder(LayerCallback):
         self.sample_size = sample_size
         self.seed = seed
         self._probe: ReferenceProbe | None = None
+        self._finder: LayerFinder | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            load_reference(self.reference, pl_module)
+        if stage == "fit" and trainer.world_size > 1:
+            raise MisconfigurationException("HistoryRecorder records one process: use Trainer(devices=1)")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
-        if trainer.world_size > 1:
-            raise MisconfigurationException("HistoryRecorder records one process: use Trainer(devices=1)")
-        self.layers = []
+        load_reference(self.reference, pl_module)
+        check_patterns(self.exclude, pl_module)
+        self._finder = LayerFinder(pl_module, self.exclude)
+        self._layers: list[Layer] = []
         self._snapshots: list[Tensor] = []
+        self._snapshot_steps: list[int] = []
         self._checks: list[dict[str, Any]] = []
         self._losses: list[Tensor] = []
-        self._step = 0
+        self._step = self._batches = 0
         self._last_global_step = trainer.global_step
         self._probe = None
 
@@ -97,8 +102,8 @@ class HistoryRecorder(LayerCallback):
                 f"HistoryRecorder needs the whole run, and this one resumes at step {trainer.global_step}: "
                 "record again from the start"
             )
-        per_epoch, total = steps_per_epoch(trainer), steps_total(trainer)
-        self._spacing = self.snapshot_every_n_steps or snapshot_spacing(per_epoch, total)
+        per_epoch, total = trainer.num_training_batches, total_batches(trainer)
+        self._spacing = snapshot_spacing(per_epoch, total)
         epoch = per_epoch if per_epoch < float("inf") else total / 10
         self._check_spacing = (
             max(1, round(epoch / self.checks_per_epoch)) if epoch < float("inf") else self._spacing * 3
@@ -107,45 +112,51 @@ class HistoryRecorder(LayerCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._probe is None:
             self._probe = ReferenceProbe(pl_module)
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._finder.before_batch()
 
-    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.layers = [layer for layer in self.layers if layer.pinned not in ("unused", "excluded")]
-        self._sampler = WeightSampler(pl_module, self.layers, self.sample_size, self.seed)
-        self._probe.meet_reference(load_reference(self.reference, pl_module), self.layers)
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._finder.before_backward(loss)
+        if pl_module.automatic_optimization:
+            self._finder.stop()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        stepped = trainer.global_step != self._last_global_step
+        self._last_global_step = trainer.global_step
+        if self._finder.after_batch(stepped):
+            self._layers = [layer for layer in self._finder.layers if layer.pinned not in ("unused", "excluded")]
+            self._sampler = WeightSampler(pl_module, self._layers, self.sample_size, self.seed)
+            self._probe.meet_reference(load_reference(self.reference, pl_module), self._layers)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:
             self._losses.append(loss.detach())
-        if not self.layers or trainer.global_step == self._last_global_step:
+        if not self._layers or not stepped:
             return
-        self._last_global_step = trainer.global_step
+        before, (self._batches, _, _) = self._batches, position(trainer)
         self._step += 1
-        if self._step % self._spacing == 0:
-            row = torch.empty(len(self.layers), self.sample_size, device=pl_module.device)
+        every = self.snapshot_every_n_steps
+        if self._batches // self._spacing > before // self._spacing if every is None else self._step % every == 0:
+            row = torch.empty(len(self._layers), self.sample_size, device=pl_module.device)
             self._snapshots.append(self._sampler(row).cpu())
-        if self._step % self._check_spacing == 0:
+            self._snapshot_steps.append(self._step)
+        if self._batches // self._check_spacing > before // self._check_spacing:
             self._check(trainer, pl_module)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        per_epoch, total = steps_per_epoch(trainer), steps_total(trainer)
-        epoch = self._step / per_epoch if per_epoch < float("inf") else float(trainer.current_epoch)
+        _, epoch, progress = position(trainer)
         self._checks.append(
             {
-                "cka": self._probe.cka(self.layers),
+                "cka": self._probe.cka(self._layers),
                 "check_step": self._step,
                 "check_epoch": epoch,
-                "progress": self._step / total if total < float("inf") else float("nan"),
+                "progress": float("nan") if progress is None else progress,
                 "lr": trainer.optimizers[0].param_groups[0]["lr"],
                 "train_loss": float(torch.stack(self._losses).mean()) if self._losses else float("nan"),
             }
         )
         self._losses.clear()
-        pl_module.log("record/cka", sum(self._checks[-1]["cka"]) / len(self.layers), prog_bar=True)
+        pl_module.log("record/cka", sum(self._checks[-1]["cka"]) / len(self._layers), prog_bar=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._checks or not self._snapshots:
@@ -155,15 +166,16 @@ class HistoryRecorder(LayerCallback):
         columns = {key: [check[key] for check in self._checks] for key in self._checks[0]}
         recording = Recording(
             snapshots=torch.stack(self._snapshots),
-            snapshot_step=torch.arange(1, len(self._snapshots) + 1) * self._spacing,
+            snapshot_step=torch.tensor(self._snapshot_steps),
             **{key: torch.tensor(values) for key, values in columns.items()},
             network=self.network or self._probe.network,
-            layers=[layer.name for layer in self.layers],
-            sizes=[layer.size for layer in self.layers],
+            layers=[layer.name for layer in self._layers],
+            sizes=[layer.size for layer in self._layers],
             settings={
-                "steps_per_epoch": steps_per_epoch(trainer),
-                "snapshot_every_n_steps": self._spacing,
-                "check_every_n_steps": self._check_spacing,
+                "batches_per_epoch": trainer.num_training_batches,
+                "snapshot_every_n_steps": self.snapshot_every_n_steps,
+                "snapshot_every_n_batches": self._spacing,
+                "check_every_n_batches": self._check_spacing,
                 "sample_seed": self.seed,
                 "optimizer": type(trainer.optimizers[0]).__name__,
                 "versions": {"torch": torch.__version__, "smartfrz_lightning": __version__},
@@ -174,6 +186,7 @@ class HistoryRecorder(LayerCallback):
         print(f"recording of {len(self._snapshots)} snapshots and {len(self._checks)} checks: {path}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
+        if self._finder is not None:
+            self._finder.stop()
         if self._probe is not None:
             self._probe.remove_hooks()

@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.callbacks.run_length import steps_per_epoch
-from smartfrz_lightning.layers.layer import Layer, connected
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.layers.layer import connected
 from smartfrz_lightning.similarity.reference import load_reference
 from smartfrz_lightning.similarity.reference_probe import ReferenceProbe
 
@@ -29,9 +26,8 @@ class SimilarityFreezeCallback(FreezingCallback):
         exclude: Patterns of what always trains.
 
     Raises:
-        MisconfigurationException: An argument is out of range; on ``fit``: the data loader has no length.
         FileNotFoundError: On ``fit``: there is no such reference.
-        ValueError: On ``fit``: the reference cannot be read or is of another architecture.
+        ValueError: An argument is out of range; on ``fit``: the data loader has no length, or the reference cannot be read or is of another architecture.
 
     Example:
         >>> from smartfrz_lightning import SimilarityFreezeCallback
@@ -51,65 +47,56 @@ class SimilarityFreezeCallback(FreezingCallback):
     ) -> None:
         super().__init__(exclude=exclude)
         if not 0 < epsilon < 1:
-            raise MisconfigurationException(f"epsilon={epsilon}: must lie between 0 and 1; CKA itself does")
+            raise ValueError(f"epsilon={epsilon}: must lie between 0 and 1; CKA itself does")
         if measurements_per_epoch < 2:
-            raise MisconfigurationException(
-                f"measurements_per_epoch={measurements_per_epoch}: a range needs at least 2 measurements"
-            )
+            raise ValueError(f"measurements_per_epoch={measurements_per_epoch}: a range needs at least 2 measurements")
         self.reference = reference
         self.epsilon = epsilon
         self.measurements_per_epoch = measurements_per_epoch
         self.front_only = front_only
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            load_reference(self.reference, pl_module)
+    def reset(self) -> None:
+        self._probe: ReferenceProbe | None = None
+        self._cka: dict[str, list[float]] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        per_epoch = steps_per_epoch(trainer)
-        if per_epoch == float("inf"):
-            raise MisconfigurationException("SimilarityFreezeCallback works by epochs: the data loader needs a length")
-        self._spacing = max(1, round(per_epoch / self.measurements_per_epoch))
+    def prepare(self, run: TrainingRun) -> None:
+        load_reference(self.reference, run.model)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self.layers and self._probe is None and trainer.is_global_zero:
-            self._probe = ReferenceProbe(pl_module)
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+    def start(self, run: TrainingRun) -> None:
+        if run.batches_per_epoch == float("inf"):
+            raise ValueError("SimilarityFreezeCallback works by epochs: the data loader needs a length")
 
-    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._probe.meet_reference(load_reference(self.reference, pl_module), self.active)
+    def before_batch(self, run: TrainingRun) -> None:
+        if not run.layers and self._probe is None and run.is_first_process:
+            self._probe = ReferenceProbe(run.model)
 
-    def on_optimizer_step_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.active and trainer.is_global_zero and self.timeline.steps % self._spacing == 0:
-            for layer, cka in zip(self.active, self._probe.cka(self.active), strict=True):
+    def layers_found(self, run: TrainingRun) -> None:
+        if run.is_first_process and not self._cka:
+            self._probe.meet_reference(load_reference(self.reference, run.model), run.active)
+
+    def step_done(self, run: TrainingRun) -> None:
+        spacing = max(1, round(run.batches_per_epoch / self.measurements_per_epoch))
+        if run.is_first_process and run.passed(spacing) and (active := run.active):
+            for layer, cka in zip(active, self._probe.cka(active), strict=True):
                 self._cka.setdefault(layer.name, []).append(cka)
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> list[str]:
-        ready = stable_layers({layer.name: self._cka.get(layer.name, []) for layer in active}, self.epsilon)
+    def select(self, run: TrainingRun) -> list[str]:
+        ready = stable_layers({layer.name: self._cka.get(layer.name, []) for layer in run.active}, self.epsilon)
         self._cka.clear()
-        return connected(self.layers, self.frozen, ready) if self.front_only else ready
+        return connected(run.layers, run.frozen, ready) if self.front_only else ready
 
     def method_state(self) -> dict[str, Any]:
         return {"cka": dict(self._cka), "probe": self._probe.state_dict()} if self._probe else {}
 
-    def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         if state:
             self._cka = dict(state["cka"])
-            self._probe = ReferenceProbe(pl_module)
+            self._probe = ReferenceProbe(run.model)
             self._probe.load_state_dict(state["probe"])
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
+    def end(self, run: TrainingRun) -> None:
         if self._probe is not None:
             self._probe.remove_hooks()
-
-    def _reset(self) -> None:
-        super()._reset()
-        self._probe: ReferenceProbe | None = None
-        self._cka: dict[str, list[float]] = {}
 
 
 def stable_layers(cka: dict[str, list[float]], epsilon: float) -> list[str]:

@@ -1,17 +1,15 @@
 """WindowedFreezingCallback: for methods that judge a layer by the recent history of its weights."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.callbacks.run_length import steps_per_epoch, steps_total
+from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.history.window import WeightHistory, snapshot_spacing
-from smartfrz_lightning.layers.layer import Layer, connected
+from smartfrz_lightning.layers.layer import connected
 
 
 class WindowedFreezingCallback(FreezingCallback):
@@ -20,54 +18,53 @@ class WindowedFreezingCallback(FreezingCallback):
     A method says in :meth:`ready` which windows are those of finished layers.
 
     Args:
-        front_only: Freeze a layer only once all before it have.
+        front_only: Freeze a layer only once all before it are frozen: that saves activation gradients and memory too.
+            ``False`` is the paper's rule, each layer for itself.
         every_n_epochs: Check at the end of every n-th epoch; 1 if neither interval is given.
         every_n_train_steps: Check every n optimizer steps instead.
-        snapshot_every_n_steps: Optimizer steps between snapshots; by default so many that a window covers 1.5 epochs.
-        window: Snapshots kept a layer.
-        sample_size: Sampled weights a layer.
+        snapshot_every_n_steps: Optimizer steps between snapshots; by default a window covers about 1.5 epochs, in a
+            short run half of the run.
+        window: Snapshots kept a layer, at least 2 (30 in the paper).
+        sample_size: Sampled weights a layer (1,024 in the paper).
         seed: Fixes which weights are sampled.
-        exclude: Patterns of what always trains.
+        exclude: Patterns of modules, layers or parameters that always train.
 
     Raises:
-        MisconfigurationException: An argument is below 1, or both intervals are given.
+        ValueError: An argument is out of range, or both intervals are given.
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
+        >>> from smartfrz_lightning import WindowedFreezingCallback
         >>> class FreezeStill(WindowedFreezingCallback):
         ...     def ready(self, windows, names, steps):
         ...         return {name: 1.0 for name, window in zip(names, windows) if (window[0] == window[-1]).all()}
-        >>> method = FreezeStill(False, None, None, None, window=2, sample_size=1, seed=0, exclude=())
+        >>> method = FreezeStill(window=2, sample_size=1)
         >>> method.ready(torch.tensor([[[3.0], [4.0]], [[5.0], [5.0]]]), ["moving", "still"], [10, 20])
         {'still': 1.0}
     """
 
     def __init__(
         self,
-        front_only: bool,
-        every_n_epochs: int | None,
-        every_n_train_steps: int | None,
-        snapshot_every_n_steps: int | None,
-        window: int,
-        sample_size: int,
-        seed: int,
-        exclude: Sequence[str],
+        front_only: bool = True,
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
+        snapshot_every_n_steps: int | None = None,
+        window: int = 30,
+        sample_size: int = 1024,
+        seed: int = 0,
+        exclude: Sequence[str] = (),
     ) -> None:
         super().__init__(every_n_epochs, every_n_train_steps, exclude)
-        for name, value in (
-            ("window", window),
-            ("sample_size", sample_size),
-            ("snapshot_every_n_steps", snapshot_every_n_steps),
-        ):
-            if value is not None and value < 1:
-                raise MisconfigurationException(f"{name}={value}: must be at least 1")
+        least = {"window": (window, 2), "sample_size": (sample_size, 1)}
+        least["snapshot_every_n_steps"] = (1 if snapshot_every_n_steps is None else snapshot_every_n_steps, 1)
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise ValueError(f"{name}={value}: must be at least {bound}")
         self.front_only = front_only
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self.window = window
         self.sample_size = sample_size
         self.seed = seed
-        self._history: WeightHistory | None = None
 
     @abstractmethod
     def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
@@ -79,43 +76,60 @@ class WindowedFreezingCallback(FreezingCallback):
             steps: When each snapshot was taken.
         """
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._spacing = self.snapshot_every_n_steps or snapshot_spacing(
-            steps_per_epoch(trainer), steps_total(trainer), self.window
-        )
-        if self.layers and self._history is None:
-            self._history = self._new_history(pl_module)
+    def reset(self) -> None:
+        self._history: WeightHistory | None = None
 
-    def on_layers_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._history = self._new_history(pl_module)
+    def start(self, run: TrainingRun) -> None:
+        self._spacing = snapshot_spacing(run.batches_per_epoch, run.total_batches, self.window)
+        if run.layers and self._history is None:
+            self.layers_found(run)
 
-    def on_optimizer_step_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.timeline.steps % self._spacing == 0:
-            self._history.record(self.timeline.steps)
+    def layers_found(self, run: TrainingRun) -> None:
+        if self._history is None:
+            self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
+        self._history.watch(run.active)
 
-    def select(self, trainer: Trainer, pl_module: LightningModule, active: list[Layer]) -> dict[str, float]:
-        if len(self._history.steps) < 2:  # one snapshot shows no movement
-            return {}
-        ready = self.ready(self._history.windows(), self._history.names, self._history.steps)
+    def step_done(self, run: TrainingRun) -> None:
+        every = self.snapshot_every_n_steps
+        if self._history is not None and (
+            run.passed(self._spacing) if every is None else not run.timeline.steps % every
+        ):
+            self._history.record(run.timeline.steps)
+
+    def select(self, run: TrainingRun) -> dict[str, float]:
+        ready: dict[str, float] = {}
+        if self._history is None:
+            return ready
+        for names, windows, steps in self._history.windows_by_length():
+            if len(steps) > 1:  # one snapshot shows no movement
+                ready |= self._judge(run, names, windows, steps)
         if not self.front_only:
             return ready
-        return {name: ready[name] for name in connected(self.layers, self.frozen, ready)}
+        return {name: ready[name] for name in connected(run.layers, run.frozen, ready)}
 
-    def on_freeze(self, names: list[str]) -> None:
-        self._history.drop(names)
+    def _judge(self, run: TrainingRun, names: list[str], windows: Tensor, steps: list[int]) -> dict[str, float]:
+        if not self.front_only:
+            return self.ready(windows, names, steps)
+        ready: dict[str, float] = {}
+        # A layer behind one that is not ready cannot freeze: look at twice as many until one is not.
+        at, count = 0, 2
+        while at < len(names):
+            part = slice(at, at + count)
+            found = self.ready(windows[part], names[part], steps)
+            ready |= found
+            if len(found) < len(names[part]):
+                break
+            at, count = at + count, 2 * count
+        return ready
+
+    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        if self._history is not None:
+            self._history.watch(run.active)
 
     def method_state(self) -> dict[str, Any]:
         return {"history": self._history.state_dict()} if self._history else {}
 
-    def load_method_state(self, state: dict[str, Any], pl_module: LightningModule) -> None:
-        self._history = self._new_history(pl_module)
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
         if "history" in state:
             self._history.load_state_dict(state["history"])
-
-    def _new_history(self, pl_module: LightningModule) -> WeightHistory:
-        return WeightHistory(pl_module, self.active, self.window, self.sample_size, self.seed)
-
-    def _reset(self) -> None:
-        super()._reset()
-        self._history = None

@@ -1,7 +1,7 @@
 """FLOPs of a real training step: forward, weight gradients and activation gradients apart."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class StepFlops:
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
         >>> run = StepFlops()
-        >>> run.add(StepFlops(forward=60, weight_gradient=60, activation_gradient=50), times=10)
+        >>> run.add(StepFlops(forward=60, weight_gradient=60, activation_gradient=50).times(10))
         >>> run
         StepFlops(forward=600, weight_gradient=600, activation_gradient=500)
         >>> run.total
@@ -44,10 +44,15 @@ class StepFlops:
         """All three together."""
         return self.forward + self.weight_gradient + self.activation_gradient
 
-    def add(self, other: "StepFlops", times: float = 1) -> None:
-        """Add ``times`` steps that cost ``other`` each."""
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + times * value)
+    def add(self, other: "StepFlops") -> None:
+        """Add the FLOPs of other steps."""
+        self.forward += other.forward
+        self.weight_gradient += other.weight_gradient
+        self.activation_gradient += other.activation_gradient
+
+    def times(self, steps: float) -> "StepFlops":
+        """FLOPs of so many of these steps."""
+        return StepFlops(steps * self.forward, steps * self.weight_gradient, steps * self.activation_gradient)
 
 
 class StepFlopCounter(ParameterTracer):
@@ -77,6 +82,8 @@ class StepFlopCounter(ParameterTracer):
         """Time that the counting itself took."""
         self.products: list[tuple[frozenset[str], float]] = []
         """Every product of the forward pass: the parameters and buffers in it, and its FLOPs."""
+        self.saw_backward = False
+        """Whether a backward pass ran."""
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._forward = self._weight = self._backward = 0
 
@@ -88,6 +95,8 @@ class StepFlopCounter(ParameterTracer):
         return out
 
     def on_operation(self, func: Any, inputs: list[Tensor], out: Any, sources: list[frozenset[str] | None]) -> None:
+        backward = torch._C._current_autograd_node() is not None
+        self.saw_backward |= backward
         packet = func.overloadpacket
         if packet not in _FORMULAS:
             return
@@ -98,7 +107,7 @@ class StepFlopCounter(ParameterTracer):
             self._backward += once * (mask[0] + mask[1])
             return
         flops = _FORMULAS[packet](*args, **kwargs, out_val=out)
-        if torch._C._current_autograd_node() is not None:
+        if backward:
             self._backward += flops
             return
         self._forward += flops

@@ -61,14 +61,23 @@ class WeightSampler:
             raise ValueError(
                 f"sample_size={sample_size}: a layer needs at least 1 sampled weight; the paper takes 1024"
             )
-        parameters = dict(model.named_parameters())
         self.sample_size = sample_size
-        self._plan = [_plan(parameters, layer, sample_size, seed) for layer in layers]
+        self._model, self._seed = model, seed
+        self._plans: dict[str, list[tuple]] = {}
+        self.watch(layers)
+
+    def watch(self, layers: Sequence[Layer]) -> None:
+        """Sample these layers from now on, in this order. Nothing is drawn again for those that were sampled before."""
+        known, parameters = self._plans, dict(self._model.named_parameters())
+        self._plans = {
+            layer.name: known.get(layer.name) or _plan(parameters, layer, self.sample_size, self._seed)
+            for layer in layers
+        }
 
     @torch.no_grad()
     def __call__(self, out: Tensor) -> Tensor:
         """Fill ``out`` of shape ``[layers, sample_size]`` with the present weights and return it."""
-        for row, parts in zip(out, self._plan, strict=True):
+        for row, parts in zip(out, self._plans.values(), strict=True):
             for parameter, index, where in parts:
                 _gather(parameter, index, row[where])
         return out

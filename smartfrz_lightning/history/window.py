@@ -1,6 +1,6 @@
 """The weight history of the layers that still train: the last snapshots, in one tensor."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class WeightHistory:
 
     Raises:
         ValueError: ``window`` or ``sample_size`` is below 1.
+
+    A layer that is watched later than others, as after a thaw, has a window of its own length: from then on.
 
     Example:
         >>> import torch
@@ -51,6 +53,7 @@ class WeightHistory:
         self._ring = torch.zeros(len(layers), window, sample_size, device=device)
         self._steps: list[int] = []
         self._recorded = 0
+        self._since = [0] * len(self._layers)  # snapshots that were taken before a layer was watched
 
     @property
     def names(self) -> list[str]:
@@ -81,18 +84,45 @@ class WeightHistory:
         order = [number % self.window for number in range(oldest, self._recorded)]
         return self._ring[:, order]
 
-    def drop(self, names: Collection[str]) -> None:
-        """Forget layers that froze, and give their memory back."""
-        kept = [index for index, layer in enumerate(self._layers) if layer.name not in names]
-        if len(kept) == len(self._layers):
+    def windows_by_length(self) -> list[tuple[list[str], Tensor, list[int]]]:
+        """Windows of layers that are watched for equally long: their names, windows and steps, each in forward order."""
+        windows = self.windows()
+        groups: dict[int, list[int]] = {}
+        for row, since in enumerate(self._since):
+            groups.setdefault(min(len(self._steps), self._recorded - since), []).append(row)
+        return [
+            (
+                [self._layers[row].name for row in rows],
+                windows[rows, len(self._steps) - length :],
+                self._steps[-length:],
+            )
+            for length, rows in groups.items()
+            if length
+        ]
+
+    def watch(self, layers: Sequence[Layer]) -> None:
+        """Watch exactly these layers from now on: known ones keep their snapshots, of new ones this is the beginning."""
+        row_of = {layer.name: row for row, layer in enumerate(self._layers)}
+        if [layer.name for layer in layers] == list(row_of):
             return
-        self._layers = [self._layers[index] for index in kept]
-        self._ring = self._ring[kept]
-        self._sampler = WeightSampler(self._model, self._layers, self._ring.shape[2], self._seed)
+        old, old_since = self._ring, self._since
+        self._layers = list(layers)
+        self._since = [old_since[row_of[layer.name]] if layer.name in row_of else self._recorded for layer in layers]
+        self._ring = old.new_zeros(len(layers), *old.shape[1:])
+        for row, layer in enumerate(layers):
+            if layer.name in row_of:
+                self._ring[row] = old[row_of[layer.name]]
+        self._sampler.watch(layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on after a resume."""
-        return {"names": self.names, "ring": self._ring.cpu(), "steps": self.steps, "recorded": self._recorded}
+        return {
+            "names": self.names,
+            "ring": self._ring.cpu(),
+            "steps": self.steps,
+            "recorded": self._recorded,
+            "since": list(self._since),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved history.
@@ -107,28 +137,32 @@ class WeightHistory:
                 f"model: {missing[:3]}; this run has {tuple(self._ring.shape[1:])}. Resume with the model, window and "
                 "sample_size of the run that was saved"
             )
-        self.drop(set(self.names) - set(state["names"]))
-        self._ring.copy_(state["ring"])
+        self.watch([layer for layer in self._layers if layer.name in state["names"]])
+        rows = [state["names"].index(name) for name in self.names]
+        self._ring.copy_(state["ring"][rows])
+        self._since = [state["since"][row] for row in rows]
         self._steps = list(state["steps"])
         self._recorded = state["recorded"]
 
 
-def snapshot_spacing(steps_per_epoch: float, max_steps: float = float("inf"), window: int = 30) -> int:
-    """Optimizer steps between snapshots, so that a window covers about one and a half epochs.
+def snapshot_spacing(batches_per_epoch: float, total_batches: float = float("inf"), window: int = 30) -> int:
+    """Batches between snapshots, so that a window covers about one and a half epochs, but at most half of the run.
 
     Args:
-        steps_per_epoch: ``inf`` where the data loader has no length.
-        max_steps: Length of the run, ``inf`` where unknown; without epochs a tenth of the run counts as one.
+        batches_per_epoch: ``inf`` where the data loader has no length.
+        total_batches: Length of the run, ``inf`` where unknown; without epochs a tenth of the run counts as one.
         window: Snapshots in a window.
 
     Example:
         >>> from smartfrz_lightning.history.window import snapshot_spacing
         >>> snapshot_spacing(400), snapshot_spacing(float("inf"), 10_000), snapshot_spacing(float("inf"))
         (20, 50, 25)
+        >>> snapshot_spacing(400, 400)  # a single epoch
+        7
     """
-    epoch = min(steps_per_epoch, max_steps)
-    if steps_per_epoch == float("inf"):
-        epoch = max_steps / 10
+    epoch = min(batches_per_epoch, total_batches)
+    if batches_per_epoch == float("inf"):
+        epoch = total_batches / 10
     if epoch == float("inf"):
         return 25
-    return max(1, round(1.5 * epoch / window))
+    return max(1, round(min(1.5 * epoch, total_batches / 2) / window))

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from torch import nn
 from smartfrz_lightning.cost.layer_flops import layer_flops
 from smartfrz_lightning.cost.step_meter import StepMeter
 from smartfrz_lightning.freezing.compiled import CompileClock
-from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.layers.tracing import tensors_in
 from smartfrz_lightning.report.timeline import Compilation, FreezeEvent, Timeline, TrainingState
 
 
 class Ledger:
-    """Measure the first training batch and one after every freezing event, and book every batch by them.
+    """Measure the first training batch and one after every change of what is frozen, and book every batch by them.
 
     Args:
         timeline: That of a run which goes on; a new one by default.
@@ -28,22 +28,22 @@ class Ledger:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from smartfrz_lightning.layers.tracer import find_layers
-        >>> from smartfrz_lightning.report.ledger import Ledger
-        >>> net, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.rand(4, 8)
-        >>> layers, ledger = find_layers(net, x), Ledger()
-        >>> for batch in range(3):
+        >>> from smartfrz_lightning.layers import find_layers
+        >>> from smartfrz_lightning.report import Ledger, Timeline
+        >>> net, batches = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), [torch.rand(n, 8) for n in (4, 4, 2)]
+        >>> ledger = Ledger(Timeline(find_layers(net, batches[0])))
+        >>> for x in batches:
         ...     ledger.before_batch(net)
         ...     net(x).sum().backward()
-        ...     ledger.after_backward()
-        ...     ledger.after_batch(layers)
-        >>> len(ledger.timeline.states), ledger.timeline.spent.forward  # 3 batches of 2 x 4 x (8 x 8 + 8 x 2)
-        (1, 1920)
+        ...     ledger.after_batch(x)
+        >>> len(ledger.timeline.states), ledger.timeline.spent.forward  # 10 samples of 2 x (8 x 8 + 8 x 2)
+        (1, 1600.0)
     """
 
     def __init__(self, timeline: Timeline | None = None) -> None:
         self.timeline = timeline or Timeline()
         self._meter: StepMeter | None = None
+        self._unmeasured = 0.0  # sizes of batches before the first that could be measured
         self._compile_clock = CompileClock()
         self.start_fit()
 
@@ -59,7 +59,7 @@ class Ledger:
 
     def stop(self) -> None:
         """The fit is over, or broke off; may be called more than once."""
-        self.after_backward()
+        self.stop_measuring()
         self._compile_clock.stop()
         self._book_compiling()
 
@@ -90,49 +90,65 @@ class Ledger:
         return self._meter is not None and self._meter.running
 
     def before_batch(self, model: nn.Module) -> None:
-        """Measure this batch if none was measured since the last freezing event."""
-        states, events = self.timeline.states, self.timeline.events
-        if not states or (events and states[-1].step < events[-1].step):
+        """Measure this batch if none was measured since the last change."""
+        states = self.timeline.states
+        if not states or states[-1].events != len(self.timeline.events):
             self._meter = StepMeter(model)
             self._meter.start()
 
     def interrupted_before_backward(self) -> contextlib.AbstractContextManager:
         """The backward pass is about to begin; another mode that began before the measuring may end in here."""
-        return self._meter.interrupted_before_backward()
+        return self._meter.interrupted_before_backward() if self._meter else contextlib.nullcontext()
 
     def after_backward(self) -> None:
-        """Measuring ends; does nothing if nothing is measured."""
-        if not self.measuring:
-            return
-        self._meter.stop()
-        self.timeline.callback_seconds += self._meter.counter.seconds
-        flops = self._meter.flops
-        if flops.total > flops.forward:  # a skipped step is no measure
-            self.timeline.states.append(TrainingState(self.timeline.steps, flops, self._meter.saved_bytes))
+        """Nothing more of this batch is to be measured; does nothing if nothing is measured."""
+        if self._meter is not None and self._meter.running:
+            self._meter.stop()
+            self.timeline.callback_seconds += self._meter.counter.seconds
 
-    def after_batch(self, layers: Sequence[Layer]) -> None:
-        """Book a batch of a model with these layers, as the one that was measured last."""
+    def stop_measuring(self) -> None:
+        """Forget what was measured of a batch that was skipped or broke off."""
+        if self._meter is not None:
+            self._meter.stop()
+            self._meter = None
+
+    def after_batch(self, batch: Any) -> None:
+        """Book a batch, as the one that was measured last, by its size."""
+        timeline, size = self.timeline, batch_size(batch)
+        if self._meter is not None:
+            self.after_backward()
+            self._book_measured(self._meter, size)
+            self._meter = None
+        if timeline.states:
+            timeline.states[-1].seen += size + self._unmeasured
+            self._unmeasured = 0.0
+        else:
+            self._unmeasured += size
+
+    def _book_measured(self, meter: StepMeter, size: float) -> None:
         self._book_compiling()
-        self.timeline.layers = list(layers)
-        if not self.timeline.costs and self._meter is not None:
-            self.timeline.costs = layer_flops(layers, self._meter.counter)
-        if states := self.timeline.states:
-            self.timeline.spent.add(states[-1].flops)
-            self.timeline.full.add(states[0].flops)
+        if not meter.counter.saw_backward:  # a skipped step is no measure
+            return
+        timeline = self.timeline
+        if not timeline.costs:
+            timeline.costs = layer_flops(timeline.layers, meter.counter)
+        state = TrainingState(timeline.steps, meter.flops, meter.saved_bytes, size=size, events=len(timeline.events))
+        timeline.states.append(state)
 
     # --- freezing
 
-    def freeze(self, confidences: dict[str, float | None], epochs: float) -> None:
-        """Book layers that freeze now.
+    def change(self, frozen: Mapping[str, float | None], thawed: Collection[str], epoch: float) -> None:
+        """Book layers that freeze and layers that train again.
 
         Args:
-            confidences: By name of the layer.
-            epochs: Epochs done.
+            frozen: The confidence of each layer that freezes, by its name.
+            thawed: Names of the layers that train again.
+            epoch: Epochs done.
         """
         self._book_compiling()
-        self.timeline.events += [
-            FreezeEvent(name, self.timeline.steps, epochs, confidence) for name, confidence in confidences.items()
-        ]
+        steps = self.timeline.steps
+        self.timeline.events += [FreezeEvent(name, steps, epoch, None, "thaw") for name in thawed]
+        self.timeline.events += [FreezeEvent(name, steps, epoch, sure) for name, sure in frozen.items()]
 
     def note_device_peak(self, device: torch.device) -> None:
         """Book the most memory that was allocated on a CUDA device since this was called last."""
@@ -148,3 +164,20 @@ class Ledger:
                 booked.append(Compilation(frozen))
             booked[-1].count += count
             booked[-1].seconds += seconds
+
+
+def batch_size(batch: Any) -> float:
+    """How much a batch is: the values in its largest tensor, or 1 where it has none that can be seen.
+
+    Images of one size count by their number, padded sentences by their number times the length that they were padded to.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.report.ledger import batch_size
+        >>> batch_size((torch.zeros(8, 3, 32, 32), torch.zeros(8))) / batch_size([torch.zeros(4, 3, 32, 32)])
+        2.0
+        >>> batch_size("a user's own kind of batch")
+        1.0
+    """
+    tree = dict(batch) if hasattr(batch, "items") else batch  # a BatchEncoding of transformers is no dict
+    return float(max((tensor.numel() for tensor in tensors_in(tree)), default=1) or 1)

@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from smartfrz_lightning.cost.flops import StepFlops
 from smartfrz_lightning.cost.layer_flops import LayerFlops
@@ -13,50 +13,65 @@ from smartfrz_lightning.layers.layer import Layer
 
 @dataclass
 class FreezeEvent:
-    """A layer froze.
+    """A layer froze, or trains again.
 
     Attributes:
         layer: Its name.
         step: Optimizer steps done before.
         epoch: Epochs done before, with fraction where the epoch's length is known.
         confidence: How sure the method was, 0 to 1; ``None`` if it has no such number.
+        kind: ``"freeze"`` or ``"thaw"``.
 
     Example:
         >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
         >>> timeline = Timeline(events=[FreezeEvent("stem", step=120, epoch=1.5, confidence=0.9)])
         >>> timeline.event_of("stem").step, timeline.event_of("head")
         (120, None)
+        >>> timeline.events.append(FreezeEvent("stem", step=150, epoch=2.0, confidence=None, kind="thaw"))
+        >>> timeline.frozen, timeline.periods("stem")
+        ([], [(120, 150)])
     """
 
     layer: str
     step: int
     epoch: float
     confidence: float | None
+    kind: Literal["freeze", "thaw"] = "freeze"
 
 
 @dataclass
 class TrainingState:
-    """What one training batch costs between two freezing events, as measured on the first batch of that time.
+    """What training costs between two changes of what is frozen, as measured on the first batch of that time.
 
     Attributes:
         step: Optimizer steps done before.
-        flops: FLOPs of one batch.
-        saved_bytes: The most that autograd keeps at once for the backward pass of one batch.
+        flops: FLOPs of the measured batch.
+        saved_bytes: The most that autograd keeps at once for the backward pass of that batch.
         device_bytes: Most memory that was allocated on the accelerator in this state; 0 on the CPU.
+        size: Size of the measured batch: values in its largest tensor.
+        seen: Sizes of all batches in this state, added up.
+        events: Events before this state.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
         >>> from smartfrz_lightning.report.timeline import TrainingState
-        >>> start = TrainingState(step=0, flops=StepFlops(60, 60, 50), saved_bytes=480)
-        >>> later = TrainingState(step=120, flops=StepFlops(60, 30, 20), saved_bytes=160)
-        >>> later.flops.total - start.flops.total, later.saved_bytes - start.saved_bytes
-        (-60, -320)
+        >>> start = TrainingState(step=0, flops=StepFlops(60, 60, 50), saved_bytes=480, size=32, seen=3200)
+        >>> start.spent.total  # a hundred such batches
+        17000.0
     """
 
     step: int
     flops: StepFlops
     saved_bytes: int
     device_bytes: int = 0
+    size: float = 1
+    seen: float = 0
+    events: int = 0
+
+    @property
+    def spent(self) -> StepFlops:
+        """FLOPs of all batches in this state: each counts by its size."""
+        return self.flops.times(self.seen / self.size)
 
 
 @dataclass
@@ -91,23 +106,22 @@ class Timeline:
         costs: FLOPs of each layer in one batch.
         compilations: What was compiled when; empty without ``torch.compile``.
         steps: Optimizer steps done.
-        spent: FLOPs that were done. Every batch counts as the one that was measured in its state of freezing.
-        full: FLOPs that training everything would have taken.
         callback_seconds: Time spent in the callback.
         fit_seconds: Time spent in ``fit``.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
         >>> from smartfrz_lightning.layers.layer import Layer
-        >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
+        >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline, TrainingState
         >>> layers, events = [Layer("0", (), (), (), 66), Layer("1", (), (), (), 8)], [FreezeEvent("0", 4, 1.0, 0.9)]
-        >>> timeline = Timeline(layers, events, steps=10, spent=StepFlops(60, 40, 20), full=StepFlops(60, 60, 40))
-        >>> timeline.saved
+        >>> start, later = TrainingState(0, StepFlops(6, 6, 4), 80, seen=4), TrainingState(4, StepFlops(6, 2), 40, seen=4)
+        >>> timeline = Timeline(layers, events, [start, later], steps=8)
+        >>> timeline.saved  # four steps of 16 and four of 8, in the place of eight of 16
         0.25
         >>> print(timeline.to_csv())
-        index,layer,parameters,step,epoch,confidence,pinned
-        0,0,66,4,1,0.9,
-        1,1,8,,,,
+        index,layer,parameters,step,epoch,confidence,pinned,frozen_steps
+        0,0,66,4,1,0.9,,4-
+        1,1,8,,,,,
         <BLANKLINE>
     """
 
@@ -117,15 +131,50 @@ class Timeline:
     costs: list[LayerFlops] = field(default_factory=list)
     compilations: list[Compilation] = field(default_factory=list)
     steps: int = 0
-    spent: StepFlops = field(default_factory=StepFlops)
-    full: StepFlops = field(default_factory=StepFlops)
     callback_seconds: float = 0
     fit_seconds: float = 0
 
     @property
+    def spent(self) -> StepFlops:
+        """FLOPs that were done; every batch counts as the one measured in its state of freezing, by its size."""
+        total = StepFlops()
+        for state in self.states:
+            total.add(state.spent)
+        return total
+
+    @property
+    def full(self) -> StepFlops:
+        """FLOPs that training everything would have taken."""
+        if not self.states:
+            return StepFlops()
+        first = self.states[0]
+        return first.flops.times(sum(state.seen for state in self.states) / first.size)
+
+    @property
     def saved(self) -> float:
         """Share of all training FLOPs that was saved, 0 to 1."""
-        return 1 - self.spent.total / self.full.total if self.full.total else 0.0
+        full = self.full.total
+        return 1 - self.spent.total / full if full else 0.0
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of the layers that are frozen now, in the order in which they froze."""
+        frozen: dict[str, None] = {}
+        for event in self.events:
+            frozen.pop(event.layer, None)
+            if event.kind == "freeze":
+                frozen[event.layer] = None
+        return list(frozen)
+
+    def periods(self, layer: str) -> list[tuple[int, int | None]]:
+        """Between which steps a layer was frozen; the last one ends with ``None`` if it still is."""
+        periods: list[tuple[int, int | None]] = []
+        for event in self.events:
+            if event.layer == layer and event.kind == "freeze":
+                periods.append((event.step, None))
+            elif event.layer == layer and periods:
+                periods[-1] = (periods[-1][0], event.step)
+        return periods
 
     @property
     def overhead(self) -> float:
@@ -133,24 +182,30 @@ class Timeline:
         return self.callback_seconds / self.fit_seconds if self.fit_seconds else 0.0
 
     def event_of(self, layer: str) -> FreezeEvent | None:
-        """When a layer froze."""
-        return next((event for event in self.events if event.layer == layer), None)
+        """The freeze that holds now; ``None`` for a layer that trains."""
+        last = next((event for event in reversed(self.events) if event.layer == layer), None)
+        return last if last is not None and last.kind == "freeze" else None
 
     def to_csv(self) -> str:
-        """One row a layer, in forward order: index, layer, parameters, step, epoch, confidence, pinned."""
+        """One row a layer, in forward order: index, layer, parameters, step, epoch, confidence, pinned, frozen_steps.
+
+        Step, epoch and confidence are those of the freeze that holds at the end; ``frozen_steps`` has all the periods
+        in which the layer was frozen, such as ``120-150 200-``.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["index", "layer", "parameters", "step", "epoch", "confidence", "pinned"])
+        writer.writerow(["index", "layer", "parameters", "step", "epoch", "confidence", "pinned", "frozen_steps"])
         for index, layer in enumerate(self.layers):
             event = self.event_of(layer.name)
             sure = "" if event is None or event.confidence is None else f"{event.confidence:.4g}"
             when = [event.step, f"{event.epoch:.4g}", sure] if event else ["", "", ""]
-            writer.writerow([index, layer.name, layer.size, *when, layer.pinned])
+            periods = " ".join(f"{a}-{'' if b is None else b}" for a, b in self.periods(layer.name))
+            writer.writerow([index, layer.name, layer.size, *when, layer.pinned, periods])
         return out.getvalue()
 
     def state_dict(self) -> dict[str, Any]:
-        """As plain numbers, strings, lists and dicts."""
-        return asdict(self)
+        """As plain numbers, strings, lists and dicts, with what is computed from them."""
+        return {**asdict(self), "spent": asdict(self.spent), "full": asdict(self.full)}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Timeline":
@@ -159,13 +214,13 @@ class Timeline:
             Layer(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in layer.items()})
             for layer in state["layers"]
         ]
-        flops = {name: StepFlops(**state[name]) for name in ("spent", "full")}
+        rest = {name: value for name, value in state.items() if name not in ("spent", "full")}
         states = [TrainingState(**{**entry, "flops": StepFlops(**entry["flops"])}) for entry in state["states"]]
         events = [FreezeEvent(**event) for event in state["events"]]
         costs = [LayerFlops(**cost) for cost in state["costs"]]
         compilations = [Compilation(**entry) for entry in state.get("compilations", [])]
         parts = {"layers": layers, "events": events, "states": states, "costs": costs, "compilations": compilations}
-        return cls(**{**state, **flops, **parts})
+        return cls(**{**rest, **parts})
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:

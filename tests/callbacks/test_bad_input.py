@@ -61,7 +61,7 @@ def test_strategies_that_are_not_supported(strategy):
 
     from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
-    from smartfrz_lightning.freezing.strategies import check_strategy
+    from smartfrz_lightning.callbacks.strategies import check_strategy
 
     kind = FSDPStrategy if strategy == "fsdp" else DeepSpeedStrategy
     with pytest.raises(MisconfigurationException, match=f"{kind.__name__}.*ddp"):
@@ -74,7 +74,7 @@ def test_methods_that_need_whole_parameters():
     from lightning.pytorch.strategies import ModelParallelStrategy
 
     from smartfrz_lightning import AutoFreezeCallback, SmartFreezeCallback
-    from smartfrz_lightning.freezing.strategies import check_strategy
+    from smartfrz_lightning.callbacks.strategies import check_strategy
 
     trainer = SimpleNamespace(strategy=ModelParallelStrategy())
     check_strategy(trainer, "SmartFreezeCallback", SmartFreezeCallback.works_sharded)

@@ -34,7 +34,7 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         state = pl_module.state_dict()
-        for layer in self.freezer._frozen_layers():
+        for layer in self.freezer._freezer.run.frozen_layers:
             names = [n for n in state if n in layer.parameters or n.rpartition(".")[0] in layer.stateful]
             if layer.name not in self.known:
                 self.known[layer.name] = {name: state[name].clone() for name in names}

@@ -15,8 +15,8 @@ from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
 
 
 class Sure(ScriptedFreeze):
-    def select(self, trainer, pl_module, active):
-        return dict.fromkeys(super().select(trainer, pl_module, active), 0.75)
+    def select(self, run):
+        return dict.fromkeys(super().select(run), 0.75)
 
 
 @pytest.mark.parametrize(("kind", "confidence"), [(ScriptedFreeze, ""), (Sure, "0.75")])
@@ -47,7 +47,7 @@ def test_the_timeline_is_kept_when_it_cannot_be_shown(make_trainer, tmp_path, mo
 
 def test_a_method_that_names_no_layer(make_trainer):
     class Lost(FreezingCallback):
-        def select(self, trainer, pl_module, active):
+        def select(self, run):
             return ["net.99"]
 
     with pytest.raises(ValueError, match=r"Lost.select returned \['net.99'\]"):

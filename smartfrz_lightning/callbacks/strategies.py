@@ -1,4 +1,4 @@
-"""Which strategies freezing works with, and what a wrapper needs after a freeze."""
+"""Which of Lightning's strategies freezing works with, and what they need for it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from smartfrz_lightning.freezing.wrappers import keep_communication_hooks, reshard
 
 
 def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
@@ -21,7 +23,7 @@ def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.strategies import ModelParallelStrategy
-        >>> from smartfrz_lightning.freezing.strategies import check_strategy
+        >>> from smartfrz_lightning.callbacks.strategies import check_strategy
         >>> trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), barebones=True)
         >>> check_strategy(trainer, "SmartFreezeCallback", works_sharded=True)
         >>> check_strategy(trainer, "AutoFreezeCallback", works_sharded=False)  # doctest: +ELLIPSIS
@@ -58,7 +60,7 @@ def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dic
         >>> import torch
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.strategies import SingleDeviceStrategy
-        >>> from smartfrz_lightning.freezing.strategies import before_late_restore
+        >>> from smartfrz_lightning.callbacks.strategies import before_late_restore
         >>> class Late(SingleDeviceStrategy):
         ...     restore_checkpoint_after_setup = True
         >>> trainer = Trainer(accelerator="cpu", strategy=Late("cpu"), barebones=True)
@@ -93,7 +95,7 @@ def forget_late_restore(trainer: Trainer) -> None:
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> from smartfrz_lightning.freezing.strategies import forget_late_restore
+        >>> from smartfrz_lightning.callbacks.strategies import forget_late_restore
         >>> forget_late_restore(Trainer(accelerator="cpu", barebones=True))
     """
     own = vars(trainer.strategy).get("load_checkpoint")
@@ -101,61 +103,56 @@ def forget_late_restore(trainer: Trainer) -> None:
         trainer.strategy.load_checkpoint = own.instead_of
 
 
-def before_freeze(trainer: Trainer) -> None:
-    """Put FSDP2's modules back to their sharded parameters, which are those that freeze. Call it on every rank.
+class TrainerProcesses:
+    """How the processes of a Trainer agree, and what its strategy needs when it changes what trains.
 
-    Example:
-        >>> from lightning.pytorch import LightningModule, Trainer
-        >>> from lightning.pytorch.strategies import ModelParallelStrategy
-        >>> from smartfrz_lightning.freezing.strategies import before_freeze
-        >>> class Sharded(LightningModule):
-        ...     def reshard(self):
-        ...         print("sharded again")
-        >>> trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), barebones=True)
-        >>> trainer.strategy.connect(Sharded())
-        >>> before_freeze(trainer)
-        sharded again
-    """
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        for module in trainer.strategy.lightning_module.modules():
-            if hasattr(module, "reshard"):
-                module.reshard()
-
-
-def after_freeze(trainer: Trainer) -> None:
-    """Rebuild the DDP wrapper, so that frozen parameters take no part in the all-reduce.
-
-    Communication hooks are kept. Call it on every rank, outside of ``training_step``.
+    Args:
+        trainer: About to fit.
 
     Example:
         >>> from torch import distributed
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from smartfrz_lightning.freezing.strategies import after_freeze
+        >>> from smartfrz_lightning.callbacks.strategies import TrainerProcesses
         >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
         >>> trainer = Trainer(accelerator="cpu", strategy="ddp", devices=1, barebones=True)
         >>> trainer.strategy.connect(BoringModel())
         >>> trainer.strategy.configure_ddp()
         >>> wrapper = trainer.strategy.model
-        >>> after_freeze(trainer)
+        >>> TrainerProcesses(trainer).after_change()
         >>> trainer.strategy.model is wrapper, trainer.strategy.model.module is wrapper.module
         (False, True)
         >>> distributed.destroy_process_group()
     """
-    strategy = trainer.strategy
-    if not isinstance(strategy, DDPStrategy):
-        return
-    hooks = list(strategy.model._comm_hooks)
-    settings = strategy._ddp_kwargs
-    strategy.model = strategy.lightning_module
-    strategy._ddp_kwargs = {**settings, "init_sync": False}  # all ranks hold the same weights already
-    try:
-        strategy.configure_ddp()
-    finally:
-        strategy._ddp_kwargs = settings
-    strategy._pl_static_graph_delay_done = False
-    for hook, state in hooks:
-        for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by bucket: the buckets are others
-            getattr(state, name, {}).clear()
-        if (hook, state) not in strategy.model._comm_hooks:
-            strategy.model.register_comm_hook(state, hook)
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._strategy = trainer.strategy
+        self.is_first = trainer.is_global_zero
+
+    def agree(self, value: Any) -> Any:
+        """What the first process gives."""
+        return self._strategy.broadcast(value)
+
+    def before_change(self) -> None:
+        """FSDP2's modules go back to their sharded parameters, which are those that freeze."""
+        if isinstance(self._strategy, ModelParallelStrategy):
+            reshard(self._strategy.lightning_module)
+
+    def after_change(self) -> None:
+        """The DDP wrapper is built anew, so that frozen parameters take no part in the all-reduce.
+
+        Communication hooks are kept. Call it on every rank, outside of ``training_step``.
+        """
+        strategy = self._strategy
+        if not isinstance(strategy, DDPStrategy):
+            return
+        hooks = list(strategy.model._comm_hooks)
+        settings = strategy._ddp_kwargs
+        strategy.model = strategy.lightning_module
+        strategy._ddp_kwargs = {**settings, "init_sync": False}  # all ranks hold the same weights already
+        try:
+            strategy.configure_ddp()
+        finally:
+            strategy._ddp_kwargs = settings
+        strategy._pl_static_graph_delay_done = False
+        keep_communication_hooks(strategy.model, hooks)

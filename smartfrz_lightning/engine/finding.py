@@ -1,0 +1,183 @@
+"""LayerFinder: finds the layers of a model in its first training batch, whatever loop trains it."""
+
+import contextlib
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
+
+from smartfrz_lightning.freezing.compiled import eager
+from smartfrz_lightning.layers.layer import Layer, matches
+from smartfrz_lightning.layers.tracer import LayerTracer
+
+
+class LayerFinder:
+    """Watch training batches until one shows the layers, and again when a layer turns up that took no part in it.
+
+    Args:
+        model: The model.
+        exclude: Patterns of what always trains.
+
+    Attributes:
+        layers: The layers in forward order; empty until they are found.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.engine.finding import LayerFinder
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> finder = LayerFinder(net, exclude=["0"])
+        >>> finder.before_batch()
+        >>> net(torch.rand(3, 4)).sum().backward()
+        >>> finder.after_batch(stepped=True)
+        True
+        >>> [(layer.name, layer.pinned) for layer in finder.layers]
+        [('0', 'excluded'), ('1', 'output')]
+    """
+
+    def __init__(self, model: nn.Module, exclude: Sequence[str] = (), layers: Sequence[Layer] = ()) -> None:
+        self._model = model
+        self._exclude = tuple(exclude)
+        self.layers = list(layers)
+        self._tracer: LayerTracer | None = None
+        self._watching = contextlib.ExitStack()
+        self._saw_loss = False
+        self.look_again = False
+        """Whether the next batch is to be watched although layers are known."""
+
+    def before_batch(self) -> None:
+        """Watch this batch, if layers are to be found in it."""
+        self.stop()
+        if self.layers and not self.look_again:
+            return
+        self._saw_loss = False
+        self._tracer = LayerTracer(self._model, self._exclude)
+        for mode in (eager(), self._tracer, _Backward(self.before_backward)):
+            self._watching.enter_context(mode)
+
+    def before_backward(self, *losses: Tensor) -> None:
+        """These are about to be differentiated: the last layer that leads to one of them is an output."""
+        if self._tracer is not None:
+            self._saw_loss = True
+            self._tracer.leads_to(*losses)
+
+    def stop(self) -> None:
+        """Watch no more; may be called at any time, and more than once."""
+        self._watching.close()
+
+    def after_batch(self, stepped: bool, agree: Callable[[Any], Any] = lambda value: value) -> bool:
+        """Whether layers were found in the batch that is done.
+
+        Args:
+            stepped: Whether an optimizer moved weights in it; a skipped batch shows nothing.
+            agree: Gives every process the value of the first.
+        """
+        self.stop()
+        tracer, self._tracer = self._tracer, None
+        if tracer is None or not (self._saw_loss or stepped):
+            return False
+        found = agree(tracer.layers())
+        self.layers = merge_layers(self.layers, found) if self.layers else found
+        self.look_again = False
+        return True
+
+    def unused_layer_trains(self) -> bool:
+        """Whether a layer that took no part in the watched batch has a gradient now; the watched batch was not all."""
+        unused = [name for layer in self.layers if layer.pinned == "unused" for name in layer.parameters]
+        return any(_moves(self._model.get_parameter(name).grad) for name in unused)
+
+
+def _moves(gradient: Tensor | None) -> bool:
+    if gradient is None:
+        return False
+    local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    return bool(local.any())  # DDP gives zeros to what took no part
+
+
+class _Backward(TorchFunctionMode):
+    """Tells of every tensor on which ``backward`` is called."""
+
+    def __init__(self, tell: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.Tensor.backward:
+            self._tell(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def merge_layers(known: Sequence[Layer], seen: Sequence[Layer]) -> list[Layer]:
+    """Layers that one batch showed and another did not, in one forward order.
+
+    What both batches used keeps its order; what only the later one used comes before the next layer that both know. A
+    layer stays as it was known, but for ``"unused"``.
+
+    Example:
+        >>> from smartfrz_lightning.engine.finding import merge_layers
+        >>> from smartfrz_lightning.layers import Layer
+        >>> def layers(names, unused):
+        ...     return [Layer(name, (), (), (), 1) for name in names] + [Layer(unused, (), (), (), 1, "unused")]
+        >>> both = merge_layers(layers(["stem a", "trunk"], "stem b"), layers(["stem b", "trunk"], "stem a"))
+        >>> [(layer.name, layer.pinned) for layer in both]
+        [('stem a', ''), ('stem b', ''), ('trunk', '')]
+    """
+    merged = [layer for layer in known if layer.pinned != "unused"]
+    new = [layer for layer in seen if layer.pinned != "unused"]
+    names = {layer.name for layer in merged}
+    parts = {name for layer in merged for name in layer.parameters}
+    for number, layer in enumerate(new):
+        if layer.name in names or parts & set(layer.parameters):
+            continue  # known, or gathered otherwise in this batch
+        after = next((later.name for later in new[number + 1 :] if later.name in names), None)
+        at = next((place for place, other in enumerate(merged) if other.name == after), len(merged))
+        merged.insert(at, layer)
+        names.add(layer.name)
+    rest = [layer for layer in known if layer.pinned == "unused" and layer.name not in names]
+    return [*merged, *rest]
+
+
+def pin(layers: Sequence[Layer], exclude: Sequence[str]) -> list[Layer]:
+    """Layers that were found earlier, with what is excluded now.
+
+    Example:
+        >>> from smartfrz_lightning.engine.finding import pin
+        >>> from smartfrz_lightning.layers import Layer
+        >>> layers = [Layer("stem", (), (), (), 8), Layer("head", (), (), (), 8, "excluded")]
+        >>> [layer.pinned for layer in pin(layers, exclude=["stem"])]
+        ['excluded', '']
+    """
+    pinned = []
+    for layer in layers:
+        out = any(matches(pattern, name) for pattern in exclude for name in (layer.name, *layer.parameters))
+        if out and not layer.pinned:
+            layer = replace(layer, pinned="excluded")
+        elif not out and layer.pinned == "excluded":
+            layer = replace(layer, pinned="")
+        pinned.append(layer)
+    return pinned
+
+
+def check_patterns(patterns: Sequence[str], model: nn.Module) -> None:
+    """Raise ``ValueError`` for a pattern that matches no module or parameter of a model.
+
+    Example:
+        >>> from smartfrz_lightning.engine.finding import check_patterns
+        >>> from torch import nn
+        >>> check_patterns(["0"], nn.Sequential(nn.Linear(2, 2)))
+        >>> check_patterns(["1"], nn.Sequential(nn.Linear(2, 2)))
+        Traceback (most recent call last):
+            ...
+        ValueError: exclude='1' matches no module or parameter of Sequential; its names begin with ['0', '0.weight', '0.bias']
+    """
+    names = [name for name, _ in [*model.named_modules(), *model.named_parameters()] if name]
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in names):
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+            what = f"close names: {close}" if close else f"its names begin with {names[:5]}"
+            raise ValueError(f"exclude={pattern!r} matches no module or parameter of {type(model).__name__}; {what}")

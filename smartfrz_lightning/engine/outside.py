@@ -1,0 +1,71 @@
+"""Noticing what the user's own code thaws of what this package froze."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+from torch.optim import Optimizer
+
+from smartfrz_lightning.layers.layer import Layer
+
+_MARK = "_smartfrz_frozen"
+
+
+def frozen_here(model: nn.Module) -> dict[str, Layer]:
+    """Layers of a model that this package froze, over all its trainings; what the user froze is not in.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.engine.outside import frozen_here
+        >>> frozen_here(nn.Linear(2, 2))
+        {}
+    """
+    return model.__dict__.setdefault(_MARK, {})
+
+
+class StillFrozen:
+    """Watches that frozen parameters stay frozen.
+
+    Code that sets ``requires_grad`` on them (an ``unfreeze()``, the loops of a GAN) would let them train on unseen, and
+    under DDP without being averaged. They are held for the step in which that is noticed; what then becomes of them is
+    the engine's affair.
+
+    Args:
+        model: The model.
+        layers: What is frozen.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.engine.outside import StillFrozen
+        >>> from smartfrz_lightning.freezing import freeze
+        >>> from smartfrz_lightning.layers import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> layers = find_layers(net, torch.rand(1, 4))[:1]
+        >>> freeze(net, layers)
+        >>> watch = StillFrozen(net, layers)
+        >>> watch.thawed()
+        []
+        >>> _ = net.requires_grad_(True)
+        >>> watch.thawed()
+        ['0']
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[Layer] = ()) -> None:
+        self._parameters: Mapping[str, list[nn.Parameter]] = {
+            layer.name: [model.get_parameter(name) for name in layer.parameters] for layer in layers
+        }
+        self._all = [parameter for parameters in self._parameters.values() for parameter in parameters]
+
+    def hold(self, optimizer: Optimizer | None = None) -> list[str]:
+        """Take the gradients of frozen layers away that should have none; returns those layers."""
+        if not any(parameter.requires_grad for parameter in self._all):
+            return []
+        thawed = self.thawed()
+        for name in thawed:
+            for parameter in self._parameters[name]:
+                parameter.grad = None
+        return thawed
+
+    def thawed(self) -> list[str]:
+        """Frozen layers in which something trains."""
+        return [name for name, own in self._parameters.items() if any(parameter.requires_grad for parameter in own)]

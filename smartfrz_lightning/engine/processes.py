@@ -1,0 +1,51 @@
+"""How the processes of a training agree, and what their wrappers need when it changes what trains."""
+
+from typing import Any
+
+from torch import distributed, nn
+
+from smartfrz_lightning.freezing.wrappers import rebuild_ddp, reshard
+
+
+class Processes:
+    """Those of ``torch.distributed``, for a training loop of your own; a single one where there are none.
+
+    Args:
+        model: The model as the loop calls it: as it is, in ``DistributedDataParallel``, with FSDP2's ``fully_shard``, or
+            as Fabric returned it.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.engine.processes import Processes
+        >>> alone = Processes(nn.Linear(2, 2))
+        >>> alone.is_first, alone.agree({"stem": 0.9})
+        (True, {'stem': 0.9})
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that decides."""
+        return not _several() or distributed.get_rank() == 0
+
+    def agree(self, value: Any) -> Any:
+        """What the first process gives."""
+        if not _several():
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def before_change(self) -> None:
+        """Layers are about to freeze or thaw."""
+        reshard(self._model)
+
+    def after_change(self) -> None:
+        """Layers froze or thawed."""
+        rebuild_ddp(self._model)
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -1,0 +1,115 @@
+"""TrainingRun: what a freezing method may know of the training, by name."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.report.timeline import Timeline
+
+
+@dataclass
+class TrainingRun:
+    """A model in training, as a freezing method sees it. The engine keeps it up to date; methods only read.
+
+    A *step* is a training batch after which an optimizer moved weights. The length of a run is known in batches, as
+    only the training loop decides how many of them make a step; what depends on it goes by :attr:`progress`.
+
+    Attributes:
+        model: The model.
+        optimizers: Its optimizers.
+        schedulers: The learning-rate schedulers, as far as the training loop says.
+        timeline: What froze when, what a batch costs, and what each layer costs.
+        steps: Steps of this run that are done.
+        batches: Batches of this run that were done after the latest step.
+        epoch: Epochs that were done after the latest step, with fraction where the epoch's length is known.
+        progress: Share of the run that was done after the latest step, 0 to 1; ``None`` where its length is not known.
+        batches_per_epoch: ``inf`` where the data loader has no length.
+        total_batches: Of the whole run; ``inf`` where nothing says.
+        is_first_process: Whether this is the process that decides.
+        agree: Makes every process take the value that the first one gives; all of them must call it.
+
+    Example:
+        >>> from smartfrz_lightning.engine import TrainingRun
+        >>> from smartfrz_lightning.layers import Layer
+        >>> from smartfrz_lightning.report import Timeline
+        >>> from torch import nn
+        >>> layers = [Layer("stem", (), (), (), 8), Layer("block", (), (), (), 8), Layer("head", (), (), (), 8, "output")]
+        >>> run = TrainingRun(nn.Identity(), timeline=Timeline(layers), steps=50, total_batches=200)
+        >>> [layer.name for layer in run.active]
+        ['stem', 'block']
+    """
+
+    model: nn.Module
+    optimizers: Sequence[Optimizer] = ()
+    schedulers: Sequence[Any] = ()
+    timeline: Timeline = field(default_factory=Timeline)
+    steps: int = 0
+    batches: int = 0
+    epoch: float = 0.0
+    progress: float | None = None
+    batches_per_epoch: float = math.inf
+    total_batches: float = math.inf
+    is_first_process: bool = True
+    agree: Callable[[Any], Any] = field(default=lambda value: value, repr=False)
+    batches_before: int = 0
+    """Batches that were done after the step before the latest."""
+
+    @property
+    def layers(self) -> list[Layer]:
+        """All layers in forward order; empty until the first training step was watched."""
+        return self.timeline.layers
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of the layers that are frozen, in the order in which they froze."""
+        return self.timeline.frozen
+
+    @property
+    def frozen_layers(self) -> list[Layer]:
+        """The layers that are frozen, in forward order."""
+        frozen = set(self.frozen)
+        return [layer for layer in self.layers if layer.name in frozen]
+
+    @property
+    def active(self) -> list[Layer]:
+        """Layers that train and may freeze, in forward order."""
+        frozen = set(self.frozen)
+        return [layer for layer in self.layers if not layer.pinned and layer.name not in frozen]
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The present learning rate of each layer that an optimizer holds; the largest of its parameters'."""
+        rate = {id(p): float(group["lr"]) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        found = {}
+        for layer in self.layers:
+            rates = [
+                rate[key] for key in (id(self.model.get_parameter(name)) for name in layer.parameters) if key in rate
+            ]
+            if rates:
+                found[layer.name] = max(rates)
+        return found
+
+    def passed(self, batches: float) -> bool:
+        """Whether the latest step came to or passed a multiple of so many batches.
+
+        Example:
+            >>> from smartfrz_lightning.engine import TrainingRun
+            >>> from torch import nn
+            >>> run = TrainingRun(nn.Identity(), batches=6, batches_before=4)
+            >>> run.passed(5), run.passed(4)
+            (True, False)
+        """
+        return self.batches // batches > self.batches_before // batches
+
+    def require_length(self, method: str) -> None:
+        """Raise ``ValueError`` if the length of the run is not known, for a method that cannot do without."""
+        if self.total_batches == math.inf:
+            raise ValueError(
+                f"{method} needs the length of the run: give max_epochs or max_steps, and with a data loader without "
+                "length max_steps"
+            )

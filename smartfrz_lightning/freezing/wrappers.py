@@ -1,0 +1,107 @@
+"""What the wrappers of several processes need when it changes what trains: DDP is built anew, FSDP2 reshards."""
+
+import inspect
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside of DDP, of ``torch.compile`` or of Fabric's wrapper; one that is not wrapped as it is.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing.wrappers import unwrap
+        >>> net = nn.Linear(2, 2)
+        >>> unwrap(net) is net
+        True
+    """
+    while True:
+        inner = getattr(model, "_original_module", None) or getattr(model, "_orig_mod", None)  # Fabric, torch.compile
+        if isinstance(model, DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def reshard(model: nn.Module) -> None:
+    """Put FSDP2's modules back to their sharded parameters, which are those that freeze. Call it on every rank.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing.wrappers import reshard
+        >>> class Sharded(nn.Module):
+        ...     def reshard(self):
+        ...         print("sharded again")
+        >>> reshard(nn.Sequential(Sharded()))
+        sharded again
+    """
+    for module in model.modules():
+        if callable(again := getattr(module, "reshard", None)):
+            again()
+
+
+def rebuild_ddp(model: nn.Module) -> None:
+    """Build every DDP wrapper in a model anew, in place, so that what is frozen takes no part in the all-reduce.
+
+    Its settings, its communication hooks and the hooks on it as a module stay. Call it on every rank, between steps.
+
+    Example:
+        >>> from torch import distributed, nn
+        >>> from torch.nn.parallel import DistributedDataParallel
+        >>> from smartfrz_lightning.freezing.wrappers import rebuild_ddp
+        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> wrapper = DistributedDataParallel(net, gradient_as_bucket_view=True)
+        >>> _ = net[0].requires_grad_(False)
+        >>> rebuild_ddp(wrapper)
+        >>> wrapper.module is net, wrapper.gradient_as_bucket_view
+        (True, True)
+        >>> distributed.destroy_process_group()
+    """
+    for wrapper in [module for module in model.modules() if isinstance(module, DistributedDataParallel)]:
+        _build_anew(wrapper)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+_HOOKS += ("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _build_anew(wrapper: DistributedDataParallel) -> None:
+    # What it was made with, it keeps under the same names.
+    names = set(inspect.signature(DistributedDataParallel.__init__).parameters) - {"self", "module", "init_sync"}
+    settings: dict[str, Any] = {name: getattr(wrapper, name) for name in sorted(names) if hasattr(wrapper, name)}
+    if settings.get("device_mesh") is not None:
+        del settings["process_group"]  # it comes from the mesh
+    settings["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 1024 / 1024
+    hooks = {name: getattr(wrapper, name) for name in _HOOKS if hasattr(wrapper, name)}
+    communication, training, module = list(wrapper._comm_hooks), wrapper.training, wrapper.module
+    wrapper.__init__(module, init_sync=False, **settings)  # all ranks hold the same weights already
+    wrapper.training = training
+    for name, kept in hooks.items():
+        getattr(wrapper, name).update(kept)
+    keep_communication_hooks(wrapper, communication)
+
+
+def keep_communication_hooks(wrapper: DistributedDataParallel, hooks: list) -> None:
+    """Register on a new wrapper the communication hooks that an old one had, as ``(hook, state)``.
+
+    Example:
+        >>> from torch import distributed, nn
+        >>> from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+        >>> from torch.nn.parallel import DistributedDataParallel
+        >>> from smartfrz_lightning.freezing.wrappers import keep_communication_hooks
+        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        >>> wrapper = DistributedDataParallel(nn.Linear(4, 4))
+        >>> keep_communication_hooks(wrapper, [(allreduce_hook, None)])
+        >>> wrapper._comm_hooks == [(allreduce_hook, None)]
+        True
+        >>> distributed.destroy_process_group()
+    """
+    for hook, state in hooks:
+        for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by bucket: the buckets are others
+            getattr(state, name, {}).clear()
+        if (hook, state) not in wrapper._comm_hooks:
+            wrapper.register_comm_hook(state, hook)
