@@ -83,7 +83,8 @@ class Kill(Callback):
 def freezing(settings):
     if "smart" in settings:
         return SmartFreezeCallback(**settings["smart"])
-    return ScriptedFreeze({int(step): layers for step, layers in settings["script"].items()})
+    freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
+    return ScriptedFreeze(freeze, thaw)
 
 
 def fit(settings, folder):
@@ -114,8 +115,10 @@ def fit(settings, folder):
     return {
         "weights": model.state_dict(),
         "frozen": freezer.frozen,
+        "events": [(event.layer, event.kind, event.step) for event in freezer.timeline.events],
         "confidences": [event.confidence for event in freezer.timeline.events],
         "losses": model.losses,
+        "checkpoint": os.path.join(folder, "epoch=0.ckpt"),  # noqa: PTH118
         "bytes": count.steps,
     }
 

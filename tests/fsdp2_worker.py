@@ -22,9 +22,11 @@ class Sharded(Sized):
 
 def fit(settings, folder):
     model = Sharded(plain_net(), 64, 8)
-    script = {int(step): layers for step, layers in settings["script"].items()}
+    script, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
     threshold = settings.get("threshold", 0.01)
-    freezer = ScriptedFreeze(script) if script else SmartFreezeCallback(threshold=threshold, snapshot_every_n_steps=1)
+    freezer = (
+        ScriptedFreeze(script, thaw) if script else SmartFreezeCallback(threshold=threshold, snapshot_every_n_steps=1)
+    )
     saved = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     trainer = Trainer(
         callbacks=[freezer, saved] if "sharded" in settings else [freezer],
@@ -50,6 +52,7 @@ def fit(settings, folder):
     return {
         "weights": weights,
         "frozen": freezer.frozen,
+        "events": [(event.layer, event.kind, event.step) for event in freezer.timeline.events],
         "layers": [layer.name for layer in freezer.layers],
         "losses": model.losses,
         "saved": freezer.timeline.saved,

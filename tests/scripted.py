@@ -6,19 +6,24 @@ import torch
 from lightning.pytorch import Callback
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.engine import Decision
 
 
 class ScriptedFreeze(FreezingCallback):
-    """Freeze the layers with given numbers after given steps."""
+    """Freeze the layers with given numbers after given steps, and thaw others."""
 
-    def __init__(self, script, every_n_train_steps=1, **kwargs):
+    thaws = True
+
+    def __init__(self, script, thaw=None, every_n_train_steps=1, **kwargs):
         super().__init__(every_n_train_steps=every_n_train_steps, **kwargs)
-        self.script = script
+        self.script, self.thaw = script, thaw or {}
 
     def select(self, run):
-        numbers = self.script.get(run.timeline.steps, ())
-        chosen = {run.layers[number].name for number in numbers}
-        return [layer.name for layer in run.active if layer.name in chosen]
+        def named(script):
+            return {run.layers[number].name for number in script.get(run.timeline.steps, ())}
+
+        freeze = [layer.name for layer in run.active if layer.name in named(self.script)]
+        return Decision(freeze, sorted(named(self.thaw)))
 
 
 class SaveEnd(Callback):

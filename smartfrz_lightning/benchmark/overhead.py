@@ -16,7 +16,8 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -195,16 +196,21 @@ def fit(network: str, batch_size: int, steps: int, epochs: int, *callbacks: Call
     shape = (steps * batch_size, 32) if network == "MiniLM" else (steps * batch_size, 3, 32, 32)
     inputs = torch.randint(1000, shape) if network == "MiniLM" else torch.rand(shape)
     model, clock = Plain(NETWORKS[network][0](), inputs, batch_size), StepClock()
-    with TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            settings = {"enable_checkpointing": False, "enable_model_summary": False, "default_root_dir": folder}
-            logger = CSVLogger(folder)
-            trainer = Trainer(max_epochs=epochs, callbacks=[clock, *callbacks], logger=logger, **settings)
-            gc.collect()
-            start = time.perf_counter()
-            trainer.fit(model)
-            return time.perf_counter() - start, clock.seconds
+    with TemporaryDirectory() as folder, _silence():
+        settings = {"enable_checkpointing": False, "enable_model_summary": False, "default_root_dir": folder}
+        trainer = Trainer(max_epochs=epochs, callbacks=[clock, *callbacks], logger=CSVLogger(folder), **settings)
+        gc.collect()
+        start = time.perf_counter()
+        trainer.fit(model)
+        return time.perf_counter() - start, clock.seconds
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
 
 
 def measure(network: str, steps: int, epochs: int) -> dict[str, float]:

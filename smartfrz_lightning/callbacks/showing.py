@@ -75,12 +75,14 @@ def show_report(timeline: Timeline, title: str, folder: Path | None) -> None:
         folder: Where the files go; none are written without one.
 
     Example:
+        >>> from contextlib import redirect_stdout
+        >>> from io import StringIO
         >>> from smartfrz_lightning.callbacks.showing import show_report
         >>> from smartfrz_lightning.report import Timeline
-        >>> show_report(Timeline(), "SmartFreezeCallback", None)  # doctest: +ELLIPSIS
-        <BLANKLINE>
-        ...
-        Freezing saved nothing: no training step was completed, so no layer was found.
+        >>> with redirect_stdout(StringIO()) as report:
+        ...     show_report(Timeline(), "SmartFreezeCallback", None)
+        >>> report.getvalue().splitlines()[-1].strip()
+        'Freezing saved nothing: no training step was completed, so no layer was found.'
     """
     shown = [timeline_table(timeline, title)]
     if folder is not None:

@@ -71,4 +71,6 @@ class StaticFreezeCallback(FreezingCallback):
 
     def _count(self, run: TrainingRun) -> int:
         share = self.layers_to_freeze
-        return int(share) if share >= 1 or not share else max(1, int(share * len(run.layers)))
+        if share >= 1 or not share:
+            return int(share)
+        return min(len(run.active), max(1, int(share * len(run.layers))))

@@ -1,5 +1,6 @@
 """Which of Lightning's strategies freezing works with, and what they need for it."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
         )
 
 
-def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dict[str, Any]], None]) -> None:
+def before_late_restore(
+    trainer: Trainer, state_key: str, take_up: Callable[[dict[str, Any]], contextlib.AbstractContextManager]
+) -> None:
     """Hand a callback its state before a strategy restores model and optimizers at once, after ``on_fit_start``.
 
     FSDP2 does so, and its optimizer states fit only once the same parameters are frozen as when they were saved. No
@@ -53,9 +56,10 @@ def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dic
     Args:
         trainer: About to fit.
         state_key: The callback's.
-        take_up: Called with its state, if the checkpoint has one.
+        take_up: Called with its state, if the checkpoint has one; in what it returns, the checkpoint is loaded.
 
     Example:
+        >>> from contextlib import contextmanager
         >>> from tempfile import TemporaryDirectory
         >>> import torch
         >>> from lightning.pytorch import Trainer
@@ -63,12 +67,16 @@ def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dic
         >>> from smartfrz_lightning.callbacks.strategies import before_late_restore
         >>> class Late(SingleDeviceStrategy):
         ...     restore_checkpoint_after_setup = True
+        >>> @contextmanager
+        ... def take_up(state):
+        ...     print("taken up:", state)
+        ...     yield
         >>> trainer = Trainer(accelerator="cpu", strategy=Late("cpu"), barebones=True)
-        >>> before_late_restore(trainer, "Mine", print)
+        >>> before_late_restore(trainer, "Mine", take_up)
         >>> with TemporaryDirectory() as folder:
         ...     torch.save({"callbacks": {"Mine": {"frozen": ["0"]}}}, f"{folder}/last.ckpt")
         ...     checkpoint = trainer.strategy.load_checkpoint(f"{folder}/last.ckpt")
-        {'frozen': ['0']}
+        taken up: {'frozen': ['0']}
     """
     strategy = trainer.strategy
     if not strategy.restore_checkpoint_after_setup:
@@ -82,9 +90,9 @@ def before_late_restore(trainer: Trainer, state_key: str, take_up: Callable[[dic
         path = Path(strategy.broadcast(checkpoint_path))
         file = path / _METADATA_FILENAME if path.is_dir() else path
         saved = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=kwargs.get("weights_only"))
-        if state_key in saved.get("callbacks", {}):
-            take_up(saved["callbacks"][state_key])
-        return load(checkpoint_path, **kwargs)
+        state = saved.get("callbacks", {}).get(state_key)
+        with contextlib.nullcontext() if state is None else take_up(state):
+            return load(checkpoint_path, **kwargs)
 
     load_checkpoint.instead_of = load
     strategy.load_checkpoint = load_checkpoint

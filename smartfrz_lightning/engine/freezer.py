@@ -406,7 +406,7 @@ class Freezer:
         run.batches, run.epoch, run.progress = self._position()
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        closure = args[0] if args else kwargs.get("closure")
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer itself
         if closure is None and id(optimizer) not in self._seen:  # with a closure, there are no gradients yet
             self.gradients_ready(optimizer)
         self._seen.discard(id(optimizer))
@@ -456,6 +456,22 @@ class Freezer:
         excluded = [layer.name for layer in run.frozen_layers if layer.pinned == "excluded"]
         if excluded:  # since the state was saved
             self.change(thaw_now=excluded)
+
+    @contextlib.contextmanager
+    def restoring(self, state: dict[str, Any]) -> Iterator[None]:
+        """:meth:`load_state_dict`, then the time in which an optimizer takes its state from the same checkpoint.
+
+        What thawed after the last step has no optimizer state yet; FSDP2 wants one of all that trains.
+        """
+        self.load_state_dict(state)
+        last = {event.layer: event for event in self.timeline.events}
+        thawed = {name for name, event in last.items() if (event.kind, event.step) == ("thaw", self.timeline.steps)}
+        fresh = [layer for layer in self.layers if layer.name in thawed]
+        freeze(self._model, fresh)
+        try:
+            yield
+        finally:
+            thaw(self._model, fresh)
 
     def new_run(self) -> None:
         """What comes is a run of its own, of the same model: its length counts from here, what is frozen stays so."""

@@ -13,6 +13,7 @@ _PINNED = {
     "output": "output: leads to the loss, always trains",
     "excluded": "excluded: always trains",
     "unused": "unused: not seen in the forward pass",
+    "thawed": "thawed: your code set requires_grad on it after it had frozen, left alone since",
 }
 
 
@@ -36,7 +37,7 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         share = f"{1 - done / full:.1%}" if full else "–"
         flops.add_row(name.replace("_", " "), f"{done:.3e}", f"{full:.3e}", share)
     lines = [
-        f"{len(timeline.events)} of {len(timeline.layers)} layers frozen, {timeline.saved:.1%} of training FLOPs saved",
+        f"{len(timeline.frozen)} of {len(timeline.layers)} layers frozen, {timeline.saved:.1%} of training FLOPs saved",
         f"callback: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit ({timeline.overhead:.1%})",
     ]
     if timeline.compilations:
@@ -63,7 +64,8 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
     for index, layer in enumerate(timeline.layers):
-        when = [layer.pinned or "–", "–", ""]
+        periods = timeline.periods(layer.name)
+        when = [layer.pinned or (f"{periods[-1][0]} to {periods[-1][1]}" if periods else "–"), "–", ""]
         if event := timeline.event_of(layer.name):
             sure = "" if event.confidence is None else f"{event.confidence:.2f}"
             when = [str(event.step), f"{event.epoch:.2f}", sure]
@@ -98,7 +100,7 @@ def nothing_saved(timeline: Timeline) -> str:
 
 
 def plot_timeline(timeline: Timeline, path: str | Path) -> None:
-    """Draw layers against steps, each bar ending where the layer froze, as a picture file.
+    """Draw layers against steps: when each trained and when it was frozen, as a picture file.
 
     Example:
         >>> from pathlib import Path
@@ -115,17 +117,28 @@ def plot_timeline(timeline: Timeline, path: str | Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    layers = timeline.layers
-    figure = Figure(figsize=(8, max(2.5, 0.18 * len(layers) + 1.2)), layout="constrained")
-    axes = figure.subplots()
+    layers, steps = timeline.layers, max(1, timeline.steps)
+    longest = max((len(layer.name) for layer in layers), default=0)
+    width, height = 8.0, max(2.5, 0.18 * len(layers) + 1.2)
+    figure = Figure(figsize=(width, height))
+    # Margins by what stands in them: measuring all texts for a layout takes longer than drawing.
+    left = min(0.5, (0.065 * longest + 0.45) / width)
+    axes = figure.add_axes((left, 0.55 / height, 0.86 - left, 1 - 0.95 / height))
+    trains, frozen = [], []
     for index, layer in enumerate(layers):
-        event = timeline.event_of(layer.name)
-        end = event.step if event else timeline.steps
-        axes.barh(index, end, color="tab:orange", label="trains" if not index else None)
-        axes.barh(index, timeline.steps - end, left=end, color="tab:blue", label="frozen" if not index else None)
+        at = 0
+        for start, end in timeline.periods(layer.name):
+            trains.append((index, at, start - at))
+            at = steps if end is None else end
+            frozen.append((index, start, at - start))
+        trains.append((index, at, steps - at))
+    for bars, color, label in ((trains, "tab:orange", "trains"), (frozen, "tab:blue", "frozen")):
+        if bars:
+            index, start, length = zip(*bars, strict=True)
+            axes.barh(index, length, left=start, color=color, label=label)
     axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=6)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(1, timeline.steps))
+    axes.set_xlim(0, steps)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("layer, in forward order")
     axes.set_title(f"{timeline.saved:.1%} of training FLOPs saved")

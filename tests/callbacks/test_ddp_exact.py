@@ -15,6 +15,12 @@ CASES = {
     "static graph, manual": {"script": {"2": [0], "5": [1]}, "ddp": {"static_graph": True}, "manual": True},
     "accumulation": {"script": {"1": [0], "3": [1]}, "trainer": {"accumulate_grad_batches": 2}},
     "uneven": {"script": {"2": [0]}, "size": 72},  # the last batch is half as long
+    "freeze, thaw, freeze": {"script": {"2": [0, 1], "9": [0]}, "thaw": {"5": [0]}},
+    "thaw with accumulation": {
+        "script": {"1": [0]},
+        "thaw": {"3": [0]},
+        "trainer": {"accumulate_grad_batches": 2},
+    },
     "shipped predictor": {"smart": {"threshold": 0.2, "snapshot_every_n_steps": 1}},
 }
 BYTES = {
@@ -22,11 +28,12 @@ BYTES = {
     for ddp in ({}, {"static_graph": True}, {"find_unused_parameters": True})
 }
 WHOLE = {"script": {"2": [0], "7": [1]}}
+THAWS = {"script": {"2": [0, 1], "10": [0]}, "thaw": {"7": [0]}}
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    cases = {**CASES, **BYTES, "whole": WHOLE}
+    cases = {**CASES, **BYTES, "whole": WHOLE, "thaws": {**THAWS, "kill": 99}}
     return two_processes("ddp_worker.py", cases, tmp_path_factory.mktemp("ddp"))
 
 
@@ -41,7 +48,7 @@ def alone(make_trainer, settings, *callbacks, ckpt_path=None, **trainer):
 
 
 def check_ranks_equal(first, second):
-    assert first["frozen"] == second["frozen"] != []
+    assert first["frozen"] == second["frozen"] and first["events"] == second["events"] != []
     for name, tensor in first["weights"].items():
         assert torch.equal(tensor, second["weights"][name]), name
 
@@ -88,6 +95,14 @@ def test_killed_and_resumed_by_as_many_processes_by_fewer_and_by_more(make_train
     assert first["losses"] == whole["losses"][8:] and first["frozen"] == whole["frozen"]
     for name, tensor in whole["weights"].items():
         assert torch.equal(tensor, first["weights"][name]), name
+
+    # Resumed with the layer frozen that thaws and freezes again; the checkpoint is one of the run itself.
+    both = outcomes["thaws"]
+    again = two_processes("ddp_worker.py", {"thaws": {**THAWS, "resume": both[0]["checkpoint"]}}, tmp_path / "thaws")
+    for rank, thaws in zip(again["thaws"], both, strict=True):
+        assert rank["events"] == thaws["events"] and rank["losses"] == thaws["losses"][4:]
+        for name, tensor in thaws["weights"].items():
+            assert torch.equal(tensor, rank["weights"][name]), name
 
     single, freezer = alone(make_trainer, WHOLE, ckpt_path=last)
     assert freezer.frozen == whole["frozen"] and len(single.losses) == 4

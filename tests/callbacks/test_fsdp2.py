@@ -13,6 +13,12 @@ RESUMED = {
     "one file": {"script": {"3": [0], "10": [1]}, "sharded": False},
     "freezes later": {"script": {"9": [0], "10": [1]}, "sharded": True},
 }
+# Resumed while the layer is frozen that thaws and freezes again, and at the very step after which it thawed.
+THAWS = {
+    "thaws later": {"script": {"3": [0], "11": [0]}, "thaw": {"9": [0]}, "sharded": True},
+    "has just thawed": {"script": {"3": [0], "10": [0]}, "thaw": {"8": [0]}, "sharded": True},
+    "has just thawed, one file": {"script": {"3": [0], "10": [0]}, "thaw": {"8": [0]}, "sharded": False},
+}
 HISTORY = {"script": {}, "sharded": True, "threshold": 0.999}
 
 
@@ -23,13 +29,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(folder):
-    cases = {"script": SCRIPT, "predictor": {"script": {}}, **RESUMED, "history": HISTORY}
+    cases = {"script": SCRIPT, "predictor": {"script": {}}, **RESUMED, **THAWS, "history": HISTORY}
     return two_processes("fsdp2_worker.py", cases, folder)
 
 
 @pytest.fixture(scope="module")
 def resumed(outcomes, folder):
-    cases = {name: {**settings, "resume": str(folder / name / "epoch=1.ckpt")} for name, settings in RESUMED.items()}
+    cases = {
+        name: {**settings, "resume": str(folder / name / "epoch=1.ckpt")}
+        for name, settings in {**RESUMED, **THAWS}.items()
+    }
     cases["history"] = {**HISTORY, "resume": str(folder / "history" / "epoch=0.ckpt")}
     return two_processes("fsdp2_worker.py", cases, folder / "resumed")
 
@@ -61,6 +70,17 @@ def test_resumes(outcomes, resumed, case):
     first, second = resumed[case]
     assert first["frozen"] == second["frozen"] == whole["frozen"] == ["net.0", "net.3"]
     assert first["losses"] == whole["losses"][8:] and first["saved"] == whole["saved"]
+    for name, tensor in whole["weights"].items():
+        assert torch.equal(tensor, first["weights"][name]) and torch.equal(tensor, second["weights"][name]), name
+
+
+@pytest.mark.parametrize("case", THAWS)
+def test_freezes_thaws_and_freezes_again_resumed_in_between(outcomes, resumed, case):
+    whole, _ = outcomes[case]
+    first, second = resumed[case]
+    assert first["events"] == second["events"] == whole["events"]
+    assert [kind for _, kind, _ in whole["events"]] == ["freeze", "thaw", "freeze"]
+    assert first["losses"] == whole["losses"][8:]
     for name, tensor in whole["weights"].items():
         assert torch.equal(tensor, first["weights"][name]) and torch.equal(tensor, second["weights"][name]), name
 

@@ -97,6 +97,10 @@ def scripted():
     return ScriptedFreeze({3: [0], 11: [2], 19: [1]})
 
 
+def thawing():
+    return ScriptedFreeze({3: [0, 1], 18: [0]}, thaw={13: [0]})
+
+
 def linear():
     return LinearFreezeCallback(t_0=0.3)
 
@@ -129,7 +133,7 @@ def drawn():
     return RandomFreezeCallback("given.csv")
 
 
-@pytest.mark.parametrize("method", [smart, by_step, scripted])
+@pytest.mark.parametrize("method", [smart, by_step, scripted, thawing])
 @pytest.mark.parametrize(
     ("save", "kill"),
     [

@@ -16,7 +16,7 @@ from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
 
 class Sure(ScriptedFreeze):
     def select(self, run):
-        return dict.fromkeys(super().select(run), 0.75)
+        return dict.fromkeys(super().select(run).freeze, 0.75)
 
 
 @pytest.mark.parametrize(("kind", "confidence"), [(ScriptedFreeze, ""), (Sure, "0.75")])

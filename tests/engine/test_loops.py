@@ -1,0 +1,111 @@
+"""The engine in a hand-written loop and under Lightning Fabric: the same layers at the same steps as the callback."""
+
+import pytest
+import torch
+from conftest import Classifier, Vectors, mlp
+from lightning.fabric import Fabric
+from torch import nn
+from torch.utils.data import DataLoader
+
+from smartfrz_lightning import (
+    AutoFreezeCallback,
+    GradientNormFreezeCallback,
+    IntervalFreezeCallback,
+    LinearFreezeCallback,
+    MovementFreezeCallback,
+    SmartFreezeCallback,
+    StaticFreezeCallback,
+)
+from smartfrz_lightning.engine import Freezer
+
+EPOCHS = 4
+
+METHODS = {
+    "smart": lambda: SmartFreezeCallback(threshold=0.3, every_n_train_steps=5, snapshot_every_n_steps=1),
+    "smart by epoch": lambda: SmartFreezeCallback(threshold=0.3, front_only=False),
+    "movement": lambda: MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1),
+    "auto": lambda: AutoFreezeCallback(percentile=70),
+    "gradient norm": lambda: GradientNormFreezeCallback(alpha=0.5),
+    "linear": lambda: LinearFreezeCallback(t_0=0.3),
+    "interval": lambda: IntervalFreezeCallback(flops_reduction=0.2),
+    "static": lambda: StaticFreezeCallback(layers=2),
+}
+
+
+class Net(nn.Module):
+    """Layers by the same names as in the LightningModule: which weights are sampled goes by them."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def what(timeline):
+    return [(event.layer, event.step, round(event.epoch, 9), event.confidence) for event in timeline.events]
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def by_hand(method):
+    """What a user writes."""
+    torch.manual_seed(1)
+    model, loader = Net(), DataLoader(Vectors(72), 8)
+    torch.manual_seed(1)
+    optimizer = sgd(model.parameters())
+    freezer = Freezer(model, optimizer, method, batches_per_epoch=len(loader), total_batches=EPOCHS * len(loader))
+    for epoch in range(EPOCHS):
+        model.train()
+        for x, y in loader:
+            with freezer.batch((x, y)):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        freezer.end_epoch(last=epoch == EPOCHS - 1)
+    freezer.end()
+    return model, freezer.timeline
+
+
+def by_fabric(method):
+    """The same in Fabric, which wraps model, optimizer and loader."""
+    torch.manual_seed(1)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    model = Net()
+    torch.manual_seed(1)
+    model, optimizer = fabric.setup(model, sgd(model.parameters()))
+    loader = fabric.setup_dataloaders(DataLoader(Vectors(72), 8))
+    freezer = Freezer(model, optimizer, method, batches_per_epoch=len(loader), total_batches=EPOCHS * len(loader))
+    for epoch in range(EPOCHS):
+        model.train()
+        for x, y in loader:
+            with freezer.batch((x, y)):
+                optimizer.zero_grad()
+                fabric.backward(nn.functional.cross_entropy(model(x), y))
+                optimizer.step()
+        freezer.end_epoch(last=epoch == EPOCHS - 1)
+    freezer.end()
+    return model.module, freezer.timeline
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_decisions_as_the_callback(make_trainer, name):
+    class Uneven(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Vectors(72), 8)
+
+    torch.manual_seed(1)
+    model, callback = Uneven(mlp(), sgd), METHODS[name]()
+    torch.manual_seed(1)
+    make_trainer(callback, max_epochs=EPOCHS, limit_val_batches=0).fit(model)
+    assert callback.frozen
+    for loop in (by_hand, by_fabric):
+        trained, timeline = loop(METHODS[name]())
+        assert what(timeline) == what(callback.timeline)
+        assert timeline.saved == callback.timeline.saved > 0
+        assert timeline.layers == callback.layers
+        for key, tensor in trained.state_dict().items():
+            assert torch.equal(tensor, model.state_dict()[key]), key

@@ -1,0 +1,113 @@
+"""Freeze, thaw, freeze: still while frozen, training while not, as if done by hand."""
+
+import pytest
+import torch
+from conftest import Classifier, Vectors, mlp
+from lightning.pytorch import Callback
+from scripted import ScriptedFreeze
+from torch import nn
+from torch.utils.data import DataLoader
+
+from smartfrz_lightning.engine import Freezer
+from smartfrz_lightning.layers import find_layers
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+}
+FREEZE, THAW = {3: [0], 12: [0, 1]}, {8: [0]}
+
+
+class Watch(Callback):
+    def __init__(self):
+        self.states = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.states.append({name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()})
+
+
+def by_hand(optimizer):
+    """The same freezing, written out: what a thawed layer gets back is a fresh optimizer state."""
+    torch.manual_seed(1)
+    net = mlp()
+    optimizer = OPTIMIZERS[optimizer](net.parameters())
+    parts, norms = {0: [net[0], net[1]], 1: [net[4], net[5]]}, {0: net[1], 1: net[5]}
+    batches = (batch for _ in range(2) for batch in DataLoader(Vectors(76), 8))
+    for step, (x, y) in enumerate(batches, 1):
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for numbers, training in ((THAW.get(step, ()), True), (FREEZE.get(step, ()), False)):
+            for number in numbers:
+                norms[number].training = training
+                for parameter in (p for module in parts[number] for p in module.parameters()):
+                    parameter.requires_grad_(training)
+                    optimizer.state.pop(parameter, None)
+    return net.state_dict()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_as_by_hand(make_trainer, optimizer):
+    class Uneven(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Vectors(76), 8)  # the last of ten batches has four
+
+    torch.manual_seed(1)
+    model, watch, freezer = Uneven(mlp(), OPTIMIZERS[optimizer]), Watch(), ScriptedFreeze(FREEZE, THAW)
+    make_trainer(freezer, watch, max_epochs=2, limit_val_batches=0).fit(model)
+    events = [(event.layer, event.kind, event.step) for event in freezer.timeline.events]
+    assert events == [("net.0", "freeze", 3), ("net.0", "thaw", 8), ("net.0", "freeze", 12), ("net.4", "freeze", 12)]
+    assert freezer.frozen == ["net.0", "net.4"] and freezer.timeline.periods("net.0") == [(3, 8), (12, None)]
+    for name in ("net.0.weight", "net.1.running_mean"):
+        at = [state[name] for state in watch.states]
+        for step in range(1, 20):
+            still = 3 <= step < 8 or step >= 12
+            assert torch.equal(at[step - 1], at[step]) == still, (name, step)
+    for name, tensor in by_hand(optimizer).items():
+        assert torch.equal(tensor, model.state_dict()[f"net.{name}"]), name
+
+
+def test_flops_of_every_state_are_measured(make_trainer):
+    freezer = ScriptedFreeze({2: [0], 9: [0]}, {5: [0]})
+    make_trainer(freezer, max_epochs=2).fit(Classifier(mlp()))
+    start, frozen, thawed, again = (state.flops.total for state in freezer.timeline.states)
+    assert start == thawed > frozen == again
+    saved = (start - frozen) * (5 - 2 + 16 - 9)
+    assert freezer.timeline.saved == pytest.approx(saved / (16 * start))
+
+
+def test_the_history_of_a_thawed_layer_begins_anew():
+    from smartfrz_lightning import MovementFreezeCallback
+
+    class Thaws(MovementFreezeCallback):
+        thaws = True
+
+    net = mlp(norm=False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    method = Thaws(window=4, snapshot_every_n_steps=1, every_n_train_steps=1)
+    freezer = Freezer(net, optimizer, method)
+
+    def step():
+        with freezer.batch():
+            net(torch.rand(4, 12)).sum().backward()
+            optimizer.step()
+
+    for _ in range(4):
+        step()
+    assert freezer.run.frozen == ["0", "4", "7"]  # nothing moved
+    freezer.change(thaw_now=["4"])
+    for _ in range(3):
+        step()
+        assert "4" not in freezer.run.frozen
+    step()
+    assert freezer.run.frozen[-1] == "4"
+    freezer.end()
+
+
+def test_change_refuses_what_is_no_layer():
+    net = mlp(norm=False)
+    freezer = Freezer(net, torch.optim.SGD(net.parameters(), lr=0.1), ScriptedFreeze({}))
+    freezer.timeline.layers = find_layers(net, torch.rand(2, 12))
+    with pytest.raises(ValueError, match=r"change.*\['net.77'\]"):
+        freezer.change(freeze_now=["0", "net.77"])
+    assert not freezer.run.frozen and net[0].weight.requires_grad
