@@ -157,8 +157,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
                 return
             stepped = trainer.global_step != self._global_step
             self._global_step = trainer.global_step
-            self._freezer.after_batch(batch, stepped)
-            self._log.log(trainer, self.timeline)
+            if self._freezer.after_batch(batch, stepped):
+                self._log.log(trainer, self._freezer.timeline, self._freezer.run.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs

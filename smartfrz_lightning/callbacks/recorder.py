@@ -124,7 +124,7 @@ class HistoryRecorder(Callback):
     ) -> None:
         stepped = trainer.global_step != self._last_global_step
         self._last_global_step = trainer.global_step
-        if self._finder.after_batch(stepped):
+        if self._finder.after_batch():
             self._layers = [layer for layer in self._finder.layers if layer.pinned not in ("unused", "excluded")]
             self._sampler = WeightSampler(pl_module, self._layers, self.sample_size, self.seed)
             self._probe.meet_reference(load_reference(self.reference, pl_module), self._layers)

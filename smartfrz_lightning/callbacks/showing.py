@@ -22,7 +22,7 @@ class FreezeLog:
         >>> from smartfrz_lightning.callbacks.showing import FreezeLog
         >>> from smartfrz_lightning.report import Timeline
         >>> trainer = Trainer(accelerator="cpu", barebones=True)
-        >>> FreezeLog().log(trainer, Timeline())
+        >>> FreezeLog().log(trainer, Timeline(), steps=1)
         >>> trainer.progress_bar_metrics["freeze/layers"]
         0.0
     """
@@ -30,10 +30,16 @@ class FreezeLog:
     def __init__(self) -> None:
         self._shown = -1
 
-    def log(self, trainer: Trainer, timeline: Timeline) -> None:
-        """Call it after every training batch, and after what was frozen changed."""
+    def log(self, trainer: Trainer, timeline: Timeline, steps: int) -> None:
+        """Call it after every step.
+
+        Args:
+            trainer: Its progress bar and loggers.
+            timeline: What is frozen.
+            steps: Steps of this run that are done.
+        """
         changed = len(timeline.events) != self._shown
-        due = bool(trainer.loggers) and trainer._logger_connector.should_update_logs
+        due = trainer.log_every_n_steps > 0 and steps % trainer.log_every_n_steps == 0
         if not (changed or due):
             return
         values = frozen_metrics(timeline)
@@ -44,7 +50,7 @@ class FreezeLog:
         if due:
             trainer.logged_metrics.update({name: torch.tensor(value) for name, value in values.items()})
             for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.log_metrics(values, step=steps - 1)  # counted from 0, as Lightning does
 
 
 def frozen_metrics(timeline: Timeline) -> dict[str, float]:

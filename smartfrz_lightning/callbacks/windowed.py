@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
@@ -86,6 +87,12 @@ class WindowedFreezingCallback(FreezingCallback):
 
     def layers_found(self, run: TrainingRun) -> None:
         if self._history is None:
+            first = next((layer for layer in run.layers if layer.pinned != "unused"), None)
+            if self.front_only and first is not None and first.pinned and run.active:
+                rank_zero_info(
+                    f"{type(self).__name__}: the first layer, {first.name!r}, always trains ({first.pinned}), so layers that "
+                    "freeze behind it save their weight gradients, but neither activation gradients nor memory"
+                )
             self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
         self._history.watch(run.active)
 

@@ -8,11 +8,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from smartfrz_lightning.layers.tracing import ParameterTracer
+from smartfrz_lightning.layers.tracing import ParameterTracer, tensors_in
 
 aten = torch.ops.aten
 
-_FORMULAS = {  # fused attention on the CPU is missing in the table of older versions of PyTorch
+
+def _recurrent(x: Tensor, *rest: Any, out_val: Any = None, **_: Any) -> int:
+    """Fused LSTM and RNN layers, which the table lacks: at every step of every sequence all weights are multiplied."""
+    weights = [tensor for tensor in tensors_in(rest[:4]) if tensor.ndim == 2 and tensor is not x]
+    return 2 * (x.numel() // x.shape[-1]) * sum(weight.numel() for weight in weights)
+
+
+def _recurrent_backward(*args: Any, **kwargs: Any) -> int:
+    return 2 * _recurrent(*args, **kwargs)
+
+
+_FORMULAS = {
+    aten.mkldnn_rnn_layer: lambda x, *args, **kw: _recurrent(x, *args[:2], **kw),
+    aten.mkldnn_rnn_layer_backward: lambda x, *args, **kw: _recurrent_backward(x, *args[:2], **kw),
+    aten._cudnn_rnn: lambda x, weights, *args, **kw: _recurrent(x, weights, **kw),
+    aten._cudnn_rnn_backward: lambda x, weights, *args, **kw: _recurrent_backward(x, weights, **kw),
+    # Fused attention on the CPU is missing in the table of older versions of PyTorch.
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
     aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         aten._scaled_dot_product_flash_attention_backward

@@ -1,7 +1,10 @@
 """Bytes that autograd keeps for the backward pass of a training step."""
 
+import contextlib
 import weakref
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +44,23 @@ class SavedActivations(torch.autograd.graph.saved_tensors_hooks):
 
     def __enter__(self) -> "SavedActivations":
         super().__enter__()
+        # torch.func's transforms refuse to run while such hooks are on: stand aside for them, and see nothing inside.
+        self._stock = torch.autograd.graph.disable_saved_tensors_hooks
+        torch.autograd.graph.disable_saved_tensors_hooks = self._stand_aside
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.autograd.graph.disable_saved_tensors_hooks = self._stock
+        super().__exit__(*error)
+
+    @contextlib.contextmanager
+    def _stand_aside(self, error_message: str) -> Iterator[None]:
+        super().__exit__()
+        try:
+            with self._stock(error_message):
+                yield
+        finally:
+            super().__enter__()
 
     def _pack(self, tensor: Tensor) -> "_Saved":
         saved = _Saved(tensor)

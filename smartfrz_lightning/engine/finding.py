@@ -25,6 +25,7 @@ class LayerFinder:
 
     Attributes:
         layers: The layers in forward order; empty until they are found.
+        unused: Parameters of the layers that took no part in what was watched.
 
     Example:
         >>> import torch
@@ -34,7 +35,7 @@ class LayerFinder:
         >>> finder = LayerFinder(net, exclude=["0"])
         >>> finder.before_batch()
         >>> net(torch.rand(3, 4)).sum().backward()
-        >>> finder.after_batch(stepped=True)
+        >>> finder.after_batch()
         True
         >>> [(layer.name, layer.pinned) for layer in finder.layers]
         [('0', 'excluded'), ('1', 'output')]
@@ -43,16 +44,32 @@ class LayerFinder:
     def __init__(self, model: nn.Module, exclude: Sequence[str] = (), layers: Sequence[Layer] = ()) -> None:
         self._model = model
         self._exclude = tuple(exclude)
-        self.layers = list(layers)
         self._tracer: LayerTracer | None = None
         self._watching = contextlib.ExitStack()
         self._saw_loss = False
         self.look_again = False
         """Whether the next batch is to be watched although layers are known."""
+        self.layers = list(layers)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return self._layers
+
+    @layers.setter
+    def layers(self, layers: list[Layer]) -> None:
+        self._layers = layers
+        unused = [name for layer in layers if layer.pinned == "unused" for name in layer.parameters]
+        self.unused = [self._model.get_parameter(name) for name in unused]
+
+    @property
+    def watching(self) -> bool:
+        """Whether the present batch is watched."""
+        return self._tracer is not None
 
     def before_batch(self) -> None:
         """Watch this batch, if layers are to be found in it."""
         self.stop()
+        self._tracer = None
         if self.layers and not self.look_again:
             return
         self._saw_loss = False
@@ -68,19 +85,19 @@ class LayerFinder:
 
     def stop(self) -> None:
         """Watch no more; may be called at any time, and more than once."""
-        self._watching.close()
+        if self._tracer is not None:
+            self._watching.close()
 
-    def after_batch(self, stepped: bool, agree: Callable[[Any], Any] = lambda value: value) -> bool:
+    def after_batch(self, agree: Callable[[Any], Any] = lambda value: value) -> bool:
         """Whether layers were found in the batch that is done.
 
         Args:
-            stepped: Whether an optimizer moved weights in it; a skipped batch shows nothing.
             agree: Gives every process the value of the first.
         """
         self.stop()
         tracer, self._tracer = self._tracer, None
-        if tracer is None or not (self._saw_loss or stepped):
-            return False
+        if tracer is None or not (self._saw_loss or tracer.saw_backward):
+            return False  # a skipped step does not show what leads to the loss
         found = agree(tracer.layers())
         self.layers = merge_layers(self.layers, found) if self.layers else found
         self.look_again = False
@@ -88,8 +105,7 @@ class LayerFinder:
 
     def unused_layer_trains(self) -> bool:
         """Whether a layer that took no part in the watched batch has a gradient now; the watched batch was not all."""
-        unused = [name for layer in self.layers if layer.pinned == "unused" for name in layer.parameters]
-        return any(_moves(self._model.get_parameter(name).grad) for name in unused)
+        return any(_moves(parameter.grad) for parameter in self.unused)
 
 
 def _moves(gradient: Tensor | None) -> bool:

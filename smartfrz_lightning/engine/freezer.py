@@ -44,6 +44,10 @@ class Freezer:
             known; by default batches are counted.
         schedulers: Learning-rate schedulers; methods that set rates themselves refuse them.
 
+    Attributes:
+        run: What the method knows of the training.
+        timeline: What froze when, and what it saved.
+
     Raises:
         ValueError: The model has no trainable parameter, or a pattern of what to exclude matches nothing in it.
 
@@ -101,6 +105,7 @@ class Freezer:
 
     def _clear(self, timeline: Timeline) -> None:
         old = getattr(self, "run", None)
+        self.timeline = timeline
         self.ledger = Ledger(timeline)
         self.run = TrainingRun(
             model=self._model,
@@ -120,13 +125,9 @@ class Freezer:
         self._escaped: dict[str, None] = {}
         self._checked_epoch = -1
         self._check_waits = False
+        self._passes = 0  # backward passes of this batch
         self._turned_up = False  # a layer trains that the first batch did not use
         self._started = False
-
-    @property
-    def timeline(self) -> Timeline:
-        """What froze when, and what it saved."""
-        return self.run.timeline
 
     @property
     def layers(self) -> list[Layer]:
@@ -210,20 +211,22 @@ class Freezer:
                 self._finder.stop()
 
     def after_backward(self) -> None:
-        """The only backward pass of the batch is over: measuring need not go on."""
+        """A backward pass is over, and any other of this batch would be one more of the same kind, as LBFGS does."""
+        self._passes += 1
         self.ledger.after_backward()
 
     def gradients_ready(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step; the gradients are complete."""
-        if not self.run.layers:
+        if not self.timeline.layers:
             return
-        self._escaped |= dict.fromkeys(self._outside.hold(optimizer))
-        if self.run.is_first_process and not self._turned_up:
+        if escaped := self._outside.hold():
+            self._escaped |= dict.fromkeys(escaped)
+        if self._finder.unused and self.run.is_first_process and not self._turned_up:
             self._turned_up = self._finder.unused_layer_trains()
         self.method.gradients_ready(self.run, optimizer)
 
-    def after_batch(self, batch: Any = None, stepped: bool = False) -> None:
-        """A training batch is over.
+    def after_batch(self, batch: Any = None, stepped: bool = False) -> bool:
+        """A training batch is over; returns whether it was a step and layers are known.
 
         Args:
             batch: What it consisted of.
@@ -234,22 +237,25 @@ class Freezer:
         stepped = stepped or bool(self._stepped)
         self._stepped.clear()
         self._seen.clear()
-        found = self._finder.after_batch(stepped, self.processes.agree)
+        found = self._finder.watching and self._finder.after_batch(self.processes.agree)
         if found:
             self.timeline.layers = self._finder.layers
-        if not self.layers:
+        passes, self._passes = max(1, self._passes), 0
+        if not self.timeline.layers:
             self.ledger.stop_measuring()
-            return
-        self.ledger.after_batch(batch)
+            return False
+        self.ledger.after_batch(batch, passes)
         if found:
             self.method.layers_found(self.run)
-        if stepped:
-            self._advance()
-            self.method.step_done(self.run)
-            if self._escaped:
-                self._give_up(list(self._escaped))
-            if self._check_waits or self.method.check_due(self.run):
-                self._check()
+        if not stepped:
+            return False
+        self._advance()
+        self.method.step_done(self.run)
+        if self._escaped:
+            self._give_up(list(self._escaped))
+        if self._check_waits or self.method.check_due(self.run):
+            self._check()
+        return True
 
     def end_epoch(self, epoch: int | None = None, last: bool = False) -> None:
         """An epoch is over.

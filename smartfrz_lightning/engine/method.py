@@ -1,5 +1,6 @@
 """FreezingMethod: what a freezing method is, for whatever loop trains."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,8 @@ class FreezingMethod(ABC):
     it sets in :meth:`reset`, not in ``__init__``: one object may see several models, one after the other.
 
     Args:
-        every_n_epochs: Ask at the end of every n-th epoch; 1 if neither interval is given.
+        every_n_epochs: Ask at the end of every n-th epoch; 1 if neither interval is given, or every tenth of a run that
+            has a single epoch or none.
         every_n_train_steps: Ask every n optimizer steps instead.
         exclude: Shell-style patterns of modules, layers or parameters that always train, such as ``"head"`` or
             ``"*.attn.*"``.
@@ -86,6 +88,7 @@ class FreezingMethod(ABC):
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
+        self._given_interval = bool(every_n_epochs or every_n_train_steps)
         self.every_n_epochs = every_n_epochs if every_n_train_steps else every_n_epochs or 1
         self.every_n_train_steps = every_n_train_steps
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
@@ -135,6 +138,8 @@ class FreezingMethod(ABC):
 
     def check_due(self, run: TrainingRun) -> bool:
         """Whether to ask after this step; must be the same on every process."""
+        if not self._given_interval and run.total_batches <= run.batches_per_epoch and run.total_batches < math.inf:
+            return run.passed(max(1.0, run.total_batches / 10)) and run.batches < run.total_batches
         return bool(self.every_n_train_steps) and run.timeline.steps % self.every_n_train_steps == 0
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 from torch import nn
-from torch.optim import Optimizer
 
 from smartfrz_lightning.layers.layer import Layer
 
@@ -56,9 +55,12 @@ class StillFrozen:
         }
         self._all = [parameter for parameters in self._parameters.values() for parameter in parameters]
 
-    def hold(self, optimizer: Optimizer | None = None) -> list[str]:
+    def hold(self) -> list[str]:
         """Take the gradients of frozen layers away that should have none; returns those layers."""
-        if not any(parameter.requires_grad for parameter in self._all):
+        for parameter in self._all:
+            if parameter.requires_grad:
+                break
+        else:
             return []
         thawed = self.thawed()
         for name in thawed:

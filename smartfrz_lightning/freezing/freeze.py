@@ -59,9 +59,7 @@ def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
     """
     for layer in layers:
         for name in layer.stateful:
-            module = model.get_submodule(name)
-            if module.training:
-                module.eval()
+            model.get_submodule(name).training = False  # of this one module alone, not of what it may contain
 
 
 def renew_statistics(model: nn.Module, layers: Iterable[Layer]) -> None:
@@ -81,7 +79,7 @@ def renew_statistics(model: nn.Module, layers: Iterable[Layer]) -> None:
     """
     for layer in layers:
         for name in layer.stateful:
-            model.get_submodule(name).train()
+            model.get_submodule(name).training = True
 
 
 def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:
@@ -103,4 +101,4 @@ def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:
         for name in layer.parameters:
             model.get_parameter(name).requires_grad_(True)
         for name in layer.stateful:
-            model.get_submodule(name).train(model.training)
+            model.get_submodule(name).training = model.training

@@ -1,10 +1,11 @@
 """Gather the parameters of a model into layers, from what one training step showed."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from smartfrz_lightning.layers.layer import Layer, matches
 
@@ -75,7 +76,7 @@ def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) ->
     keys = sorted(set(layer_of.values()), key=lambda key: _order(time[key]))
 
     # What is light goes, module by module, to the layer that feeds it or else to the nearest relative next to it.
-    stateful = facts.changed
+    stateful = {name for name in facts.changed if name in modules and _keeps_statistics(name, modules[name])}
     units = defaultdict(list)
     for name in trainable:
         if name not in heavy:
@@ -145,6 +146,23 @@ def _is_stock(module: nn.Module) -> bool:
     homes = {kind.__module__ for kind in type(module).__mro__}
     homes -= {"torch.nn.modules.module", "torch.nn.modules.container"}
     return any(home.startswith("torch.nn.modules.") for home in homes)
+
+
+def _keeps_statistics(name: str, module: nn.Module) -> bool:
+    """Whether buffers of a module that moved are statistics of a layer, which stop with it.
+
+    Norms and parametrisations have such; an EMA, a codebook or a running mean that the user keeps in a block or in the
+    whole model is the user's, and so is that module's training mode.
+    """
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return True
+    if ".parametrizations." in f".{name}." or any(isinstance(hook, SpectralNorm) for hook in _pre_hooks(module)):
+        return not any(True for _ in module.children())
+    return "Norm" in type(module).__name__ and not any(True for _ in module.children())
+
+
+def _pre_hooks(module: nn.Module) -> Iterable:
+    return module._forward_pre_hooks.values()
 
 
 def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> set[str]:

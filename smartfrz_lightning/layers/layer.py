@@ -71,7 +71,9 @@ def front(layers: Sequence[Layer], frozen: Iterable[str]) -> list[Layer]:
 
 
 def connected(layers: Sequence[Layer], frozen: Iterable[str], ready: Collection[str]) -> list[str]:
-    """Those ready layers before which every layer is frozen, ready or unused: what lets the front grow.
+    """Those ready layers before which every layer is frozen or ready, or can never freeze: what lets the front grow.
+
+    What is excluded, unused, or tied to the output does not stand in the way of those behind it.
 
     Example:
         >>> from smartfrz_lightning.layers.layer import Layer, connected
@@ -83,6 +85,6 @@ def connected(layers: Sequence[Layer], frozen: Iterable[str], ready: Collection[
     for layer in layers:
         if layer.name in ready:
             chosen.append(layer.name)
-        elif layer.name not in frozen and layer.pinned != "unused":
+        elif layer.name not in frozen and not layer.pinned:
             break
     return chosen

@@ -37,6 +37,8 @@ class LayerTracer(ParameterTracer):
         self._clock = 0
         self._facts = StepFacts()
         self._producer = WeakTensorKeyDictionary()
+        self.saw_backward = False
+        """Whether a backward pass ran."""
         self._buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
     def __enter__(self) -> "LayerTracer":
@@ -53,6 +55,9 @@ class LayerTracer(ParameterTracer):
         return hook
 
     def on_operation(self, func: Any, inputs: list[Tensor], out: Any, sources: list[frozenset[str] | None]) -> None:
+        if torch._C._current_autograd_node() is not None:
+            self.saw_backward = True
+            return
         product = is_product(func)
         if not product and None not in sources:
             return
@@ -84,11 +89,6 @@ class LayerTracer(ParameterTracer):
         if names:
             self._facts.ends.add(max(names, key=last_use.__getitem__))
 
-    @property
-    def saw_products(self) -> bool:
-        """Whether any parameter was multiplied, convolved or looked up."""
-        return bool(self._facts.in_product or self._facts.ran)
-
     def layers(self) -> list[Layer]:
         """The layers in forward order, those that took no part last.
 
@@ -98,7 +98,7 @@ class LayerTracer(ParameterTracer):
         self._facts.changed = {
             name.rpartition(".")[0]
             for name, buffer in self._model.named_buffers()
-            if name in self._buffers and not torch.equal(buffer, self._buffers[name])
+            if name in self._buffers and _moved(self._buffers[name], buffer)
         }
         return gather_layers(self._model, self._facts, self._exclude)
 
@@ -128,8 +128,15 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
     found = tracer.layers()
     with torch.no_grad():
         for name, buffer in model.named_buffers():
-            buffer.copy_(before[name])
+            if name in before:  # a cache may be made in the first call
+                buffer.copy_(before[name])
     return found
+
+
+def _moved(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape or not before.is_floating_point():
+        return before.shape != after.shape or not torch.equal(before, after)
+    return not torch.equal(before.nan_to_num(), after.nan_to_num())  # NaN is what it was
 
 
 def _plain(out: Any) -> Any:

@@ -1,11 +1,14 @@
 """Which parameters feed which tensor operation, seen while a model runs."""
 
+import functools
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -34,6 +37,9 @@ class ParameterTracer(TorchDispatchMode):
         ...     out = net(torch.rand(3, 4)).relu()
         addmm ['bias', 'weight']
     """
+
+    supports_higher_order_operators = True
+    """Such as ``torch.cond``: they run, but what happens inside is not seen."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -82,6 +88,9 @@ class ParameterTracer(TorchDispatchMode):
         start = time.perf_counter()
         out = func(*args, **kwargs)
         self.last_operation_seconds = time.perf_counter() - start
+        if isinstance(func, HigherOrderOperator):
+            _warn_of_unseen(func)
+            return out
         inputs = tensors_in((args, kwargs))
         sources = [self._sources.get(tensor) for tensor in inputs]
         if sources and None not in sources:
@@ -89,6 +98,15 @@ class ParameterTracer(TorchDispatchMode):
                 self._sources[result] = frozenset().union(*sources)
         self.on_operation(func, inputs, out, sources)
         return out
+
+
+@functools.cache
+def _warn_of_unseen(func: HigherOrderOperator) -> None:
+    warnings.warn(
+        f"{func} runs functions of its own, whose layers and FLOPs are not seen: layers that are used nowhere else count as "
+        "unused and always train",
+        stacklevel=2,
+    )
 
 
 _PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attention", "trilinear", "dot", "mv")

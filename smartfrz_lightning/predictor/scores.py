@@ -37,7 +37,10 @@ class PredictorScores(nn.Module):
         self._seen.append((confidence.cpu(), label.cpu(), instant.cpu()))
 
     def compute(self) -> dict[str, Tensor]:
-        """All scores."""
+        """All scores; of no windows at all, as from chance."""
+        if not self._seen:
+            chance = dict.fromkeys([*self._metrics, "auroc_within_instant"], torch.tensor(0.5))
+            return {**chance, "average_precision": torch.tensor(0.0)}
         scores = {name: metric.compute() for name, metric in self._metrics.items()}
         confidence, label, instant = (torch.cat(part) for part in zip(*self._seen, strict=True))
         ranked = []

@@ -2,16 +2,15 @@
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smartfrz_lightning.cost.layer_flops import layer_flops
 from smartfrz_lightning.cost.step_meter import StepMeter
 from smartfrz_lightning.freezing.compiled import CompileClock
-from smartfrz_lightning.layers.tracing import tensors_in
 from smartfrz_lightning.report.timeline import Compilation, FreezeEvent, Timeline, TrainingState
 
 
@@ -68,14 +67,9 @@ class Ledger:
         self.timeline.fit_seconds += time.perf_counter() - self._fit_started
         self.start_fit()
 
-    @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
+    def timed(self) -> contextlib.AbstractContextManager:
         """Time spent inside is time of the callback."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timeline.callback_seconds += time.perf_counter() - start
+        return _Timed(self.timeline)
 
     def state_dict(self) -> dict[str, Any]:
         """The timeline until now, as plain values."""
@@ -112,18 +106,23 @@ class Ledger:
             self._meter.stop()
             self._meter = None
 
-    def after_batch(self, batch: Any) -> None:
-        """Book a batch, as the one that was measured last, by its size."""
+    def after_batch(self, batch: Any, passes: int = 1) -> None:
+        """Book a batch, as the one that was measured last, by its size.
+
+        Args:
+            batch: What it consists of.
+            passes: How often it went forward and backward; measured is the first time.
+        """
         timeline, size = self.timeline, batch_size(batch)
         if self._meter is not None:
             self.after_backward()
             self._book_measured(self._meter, size)
             self._meter = None
         if timeline.states:
-            timeline.states[-1].seen += size + self._unmeasured
+            timeline.states[-1].seen += passes * size + self._unmeasured
             self._unmeasured = 0.0
         else:
-            self._unmeasured += size
+            self._unmeasured += passes * size
 
     def _book_measured(self, meter: StepMeter, size: float) -> None:
         self._book_compiling()
@@ -166,6 +165,21 @@ class Ledger:
             booked[-1].seconds += seconds
 
 
+class _Timed:
+    """A context manager of its own: several are entered at every step."""
+
+    __slots__ = ("_start", "_timeline")
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: Any) -> None:
+        self._timeline.callback_seconds += time.perf_counter() - self._start
+
+
 def batch_size(batch: Any) -> float:
     """How much a batch is: the values in its largest tensor, or 1 where it has none that can be seen.
 
@@ -179,5 +193,13 @@ def batch_size(batch: Any) -> float:
         >>> batch_size("a user's own kind of batch")
         1.0
     """
-    tree = dict(batch) if hasattr(batch, "items") else batch  # a BatchEncoding of transformers is no dict
-    return float(max((tensor.numel() for tensor in tensors_in(tree)), default=1) or 1)
+    return float(_largest(batch) or 1)
+
+
+def _largest(tree: Any) -> int:
+    # Called at every step, where torch's pytree would take longer than all the rest; nor does it open a BatchEncoding.
+    if isinstance(tree, Tensor):
+        return tree.numel()
+    if isinstance(tree, tuple | list):
+        return max(map(_largest, tree), default=0)
+    return max(map(_largest, tree.values()), default=0) if isinstance(tree, Mapping) else 0

@@ -137,7 +137,7 @@ def plot_timeline(timeline: Timeline, path: str | Path) -> None:
             index, start, length = zip(*bars, strict=True)
             axes.barh(index, length, left=start, color=color, label=label)
     axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=6)
-    axes.invert_yaxis()
+    axes.set_ylim(max(1, len(layers)) - 0.4, -0.6)
     axes.set_xlim(0, steps)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("layer, in forward order")
