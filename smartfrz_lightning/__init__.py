@@ -12,11 +12,15 @@ from smartfrz_lightning.callbacks.similarity import SimilarityFreezeCallback
 from smartfrz_lightning.callbacks.smart import SmartFreezeCallback
 from smartfrz_lightning.callbacks.static import StaticFreezeCallback
 from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
+from smartfrz_lightning.engine import Decision, Freezer, FreezingMethod, TrainingRun
 from smartfrz_lightning.version import __version__
 
 __all__ = [
     "AutoFreezeCallback",
+    "Decision",
+    "Freezer",
     "FreezingCallback",
+    "FreezingMethod",
     "GradientNormFreezeCallback",
     "HistoryRecorder",
     "IntervalFreezeCallback",
@@ -26,6 +30,7 @@ __all__ = [
     "SimilarityFreezeCallback",
     "SmartFreezeCallback",
     "StaticFreezeCallback",
+    "TrainingRun",
     "WindowedFreezingCallback",
     "__version__",
 ]

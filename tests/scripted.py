@@ -16,14 +16,14 @@ class ScriptedFreeze(FreezingCallback):
 
     def __init__(self, script, thaw=None, every_n_train_steps=1, **kwargs):
         super().__init__(every_n_train_steps=every_n_train_steps, **kwargs)
-        self.script, self.thaw = script, thaw or {}
+        self.script, self.thaw_script = script, thaw or {}
 
     def select(self, run):
         def named(script):
             return {run.layers[number].name for number in script.get(run.timeline.steps, ())}
 
         freeze = [layer.name for layer in run.active if layer.name in named(self.script)]
-        return Decision(freeze, sorted(named(self.thaw)))
+        return Decision(freeze, sorted(named(self.thaw_script)))
 
 
 class SaveEnd(Callback):

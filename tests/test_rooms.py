@@ -10,11 +10,22 @@ import smartfrz_lightning
 PACKAGE = Path(smartfrz_lightning.__file__).parent
 
 # Each room may import those before it.
-ROOMS = ["version", "extras", "layers", "freezing", "history", "similarity", "predictor", "cost", "report", "engine"]
+ROOMS = [
+    "version",
+    "extras",
+    "private",
+    "layers",
+    "freezing",
+    "history",
+    "similarity",
+    "predictor",
+    "cost",
+    "report",
+    "engine",
+]
 ROOMS += ["callbacks", "experiments", "benchmark", "cli"]
-# What works on plain modules and tensors; the files that adapt it to Lightning are named.
+# What works on plain modules and tensors.
 PLAIN = ["layers", "freezing", "history", "similarity", "cost", "report", "engine"]
-LIGHTNING = {"freezing/strategies.py", "predictor/data.py", "predictor/module.py"}
 
 
 def room_of(module):
@@ -61,7 +72,23 @@ def test_every_room_says_what_it_is_for(room):
 @pytest.mark.parametrize("room", PLAIN)
 def test_plain_rooms_do_without_lightning(room):
     for path in (PACKAGE / room).glob("*.py"):
-        if path.relative_to(PACKAGE).as_posix() not in LIGHTNING:
-            assert not [module for module in imports(path) if module.startswith(("lightning", "pytorch_lightning"))], (
-                path
+        used = [module for module in imports(path) if module.startswith(("lightning", "pytorch_lightning"))]
+        assert not used and "smartfrz_lightning.private.trainer" not in imports(path), path
+
+
+@pytest.mark.parametrize(("place", "path"), list(files()), ids=lambda value: value.as_posix() if value else "")
+def test_private_parts_of_others_are_used_in_one_room_only(place, path):
+    if place.parts[0] == "private":
+        return
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = node.value
+            own = isinstance(owner, ast.Name) and (
+                owner.id in ("self", "cls", "aten", "other") or owner.id[0].isupper()
             )
+            own |= isinstance(owner, ast.Call) or (isinstance(owner, ast.Attribute) and owner.attr.startswith("_"))
+            own |= isinstance(owner, ast.Attribute) and owner.attr in ("ops", "aten")
+            assert own, f"{place}:{node.lineno} uses {ast.unparse(node)}"
+    for module in imports(path):
+        assert not any(part.startswith("_") for part in module.split(".")), f"{place} imports {module}"

@@ -98,6 +98,8 @@ def run_once(
         trainer.callbacks.append(
             ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
         )
+        for old in folder.glob("freeze_timeline*"):
+            old.unlink()  # of a run that was begun before: reports overwrite nothing
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=_interrupted(folder, digest(benchmark, run)))
         metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     if benchmark.metric not in metrics:

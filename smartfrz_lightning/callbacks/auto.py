@@ -28,7 +28,8 @@ class AutoFreezeCallback(FreezingCallback):
         percentile: N, between 0 and 100; 50 in both papers.
         norm: ``"l2"`` as in the paper or ``"l1"`` as in the authors' code.
         every_n_train_steps: Evaluate every n optimizer steps instead of M times an epoch.
-        exclude: Patterns of what always trains.
+        exclude: Patterns of what always trains, one or several.
+        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
 
     Raises:
         ValueError: An argument is out of range; on ``fit``: the data loader has no length and
@@ -48,9 +49,10 @@ class AutoFreezeCallback(FreezingCallback):
         percentile: float = 50,
         norm: Literal["l2", "l1"] = "l2",
         every_n_train_steps: int | None = None,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str] | str = (),
+        report: bool | str = True,
     ) -> None:
-        super().__init__(every_n_train_steps=every_n_train_steps or 1, exclude=exclude)
+        super().__init__(every_n_train_steps=every_n_train_steps or 1, exclude=exclude, report=report)
         if evaluations_per_epoch < 1:
             raise ValueError(f"evaluations_per_epoch={evaluations_per_epoch}: must be at least 1")
         if not 0 < percentile < 100:

@@ -2,7 +2,7 @@
 
 import weakref
 from abc import ABC
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,6 +24,7 @@ from smartfrz_lightning.engine.outside import frozen_here
 from smartfrz_lightning.engine.state import check_version
 from smartfrz_lightning.freezing.freeze import thaw
 from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.private.trainer import trains_statistics_only
 from smartfrz_lightning.report.timeline import Timeline
 
 
@@ -38,7 +39,9 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         every_n_epochs: Ask at the end of every n-th epoch; 1 if neither interval is given.
         every_n_train_steps: Ask every n optimizer steps instead.
         exclude: Shell-style patterns of modules, layers or parameters that always train, such as ``"head"`` or
-            ``"*.attn.*"``.
+            ``"*.attn.*"``; one or several.
+        report: Whether to print a table at the end of a fit and to leave it as CSV and picture in the folder of the
+            Trainer's logger; or another folder for the files.
 
     Raises:
         ValueError: Both intervals are given, or one is below 1; on ``fit``: a pattern matches nothing in the model, or
@@ -62,6 +65,16 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         ([('layer', 'output')], [])
     """
 
+    def __init__(
+        self,
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
+        exclude: Sequence[str] | str = (),
+        report: bool | str = True,
+    ) -> None:
+        super().__init__(every_n_epochs, every_n_train_steps, exclude)
+        self.report = report
+
     _freezer: Freezer | None = None  # during a fit
     _carried: dict[str, Any] | None = None  # between two fits of one model
     _loaded: dict[str, Any] | None = None  # from a checkpoint, until a fit takes it up
@@ -83,6 +96,13 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         """Names of the layers that are frozen, in the order in which they froze."""
         return self.timeline.frozen
 
+    def thaw(self) -> None:
+        """Let every layer train again that this package froze in the model, now or after the fit."""
+        if self._freezer is not None:
+            self._freezer.change(thaw_now=self.frozen)
+        elif (model := self._model and self._model()) is not None:
+            _thaw_all(model)
+
     # --- before training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -96,13 +116,11 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
                 "keep one of them"
             )
         if not self._knows(pl_module):  # an optimizer may be about to take what trains
-            layers = frozen_here(pl_module)
-            thaw(pl_module, layers.values())
-            layers.clear()
+            _thaw_all(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log = FreezeLog()
-        self._folder: Path | None = None
+        self._folder: str | None = None
         state = self._loaded or (self._carried if self._knows(pl_module) else None)
         self._model = weakref.ref(pl_module)
         self._freezer = Freezer(
@@ -120,7 +138,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         forget_late_restore(trainer)
         self._loaded = self._carried = None  # taken up before
-        self._folder = None if trainer.fast_dev_run else Path(trainer.log_dir or trainer.default_root_dir)
+        folder = trainer.log_dir or trainer.default_root_dir  # asks all processes
+        self._folder = None if trainer.fast_dev_run else self.report if isinstance(self.report, str) else folder
         self._global_step = trainer.global_step
         if trainer.global_step == 0:
             self._freezer.new_run()
@@ -136,7 +155,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         with self._freezer.ledger.timed():
-            self._freezer.before_batch(train_statistics=_statistics_only(trainer))
+            self._freezer.before_batch(train_statistics=trains_statistics_only(trainer))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._freezer.before_backward(loss, only=pl_module.automatic_optimization)
@@ -153,7 +172,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         with self._freezer.ledger.timed():
-            if _statistics_only(trainer):
+            if trains_statistics_only(trainer):
                 return
             stepped = trainer.global_step != self._global_step
             self._global_step = trainer.global_step
@@ -189,7 +208,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         self._timeline, self._carried = self.timeline, self._freezer.state_dict()
         self._freezer = None
         self.reset()
-        if report and trainer.is_global_zero:
+        if report and self.report and trainer.is_global_zero:
             show_report(self._timeline, type(self).__name__, self._folder)
 
     def _knows(self, pl_module: LightningModule) -> bool:
@@ -212,10 +231,11 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         return {name: value for name, value in vars(self).items() if name not in ("_freezer", "_model", "_log")}
 
 
+def _thaw_all(model: LightningModule) -> None:
+    layers = frozen_here(model)
+    thaw(model, layers.values())
+    layers.clear()
+
+
 def _finds_layers(callback: Callback) -> bool:
     return isinstance(callback, FreezingCallback) or getattr(callback, "watches_layers", False)
-
-
-def _statistics_only(trainer: Trainer) -> bool:
-    """Whether this is the last epoch of ``StochasticWeightAveraging``: no training, all BatchNorms measure anew."""
-    return getattr(trainer.fit_loop, "_skip_backward", False)

@@ -26,7 +26,8 @@ class LinearFreezeCallback(FreezingCallback):
         t_0: When the first layer freezes, as a share of the run; before cubing, where ``schedule="cubic"``.
         schedule: ``"linear"`` or ``"cubic"``.
         scale_rates: Start layer i at ``lr / t_i``, so that all layers travel equally far.
-        exclude: Patterns of what always trains.
+        exclude: Patterns of what always trains, one or several.
+        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
 
     Raises:
         ValueError: ``t_0`` is not between 0 and 1, or ``schedule`` unknown; on ``fit``: the module
@@ -47,9 +48,10 @@ class LinearFreezeCallback(FreezingCallback):
         t_0: float = 0.5,
         schedule: Literal["linear", "cubic"] = "linear",
         scale_rates: bool = False,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str] | str = (),
+        report: bool | str = True,
     ) -> None:
-        super().__init__(every_n_train_steps=1, exclude=exclude)
+        super().__init__(every_n_train_steps=1, exclude=exclude, report=report)
         if not 0 < t_0 < 1:
             raise ValueError(f"t_0={t_0}: must lie between 0 and 1, as a share of the run")
         if schedule not in ("linear", "cubic"):

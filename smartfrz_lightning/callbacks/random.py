@@ -19,7 +19,8 @@ class RandomFreezeCallback(FreezingCallback):
     Args:
         timeline: ``freeze_timeline.csv`` of the other run.
         seed: Of the lot.
-        exclude: Patterns of what always trains.
+        exclude: Patterns of what always trains, one or several.
+        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -37,8 +38,10 @@ class RandomFreezeCallback(FreezingCallback):
         0
     """
 
-    def __init__(self, timeline: str, seed: int = 0, exclude: Sequence[str] = ()) -> None:
-        super().__init__(every_n_train_steps=1, exclude=exclude)
+    def __init__(
+        self, timeline: str, seed: int = 0, exclude: Sequence[str] | str = (), report: bool | str = True
+    ) -> None:
+        super().__init__(every_n_train_steps=1, exclude=exclude, report=report)
         if not Path(timeline).is_file():
             raise FileNotFoundError(f"timeline={timeline!r}: no such file; give the freeze_timeline.csv of a run")
         self.freeze_steps = read_freeze_steps(timeline)

@@ -58,7 +58,7 @@ class HistoryRecorder(Callback):
         snapshot_every_n_steps: int | None = None,
         sample_size: int = 1024,
         seed: int = 0,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str] | str = (),
     ) -> None:
         super().__init__()
         for name, value in (

@@ -1,10 +1,12 @@
 """What a Trainer shows of freezing: the progress bar, its loggers, and the report at the end."""
 
-from pathlib import Path
+import io
 
 import torch
+from fsspec.core import url_to_fs
 from lightning.pytorch import Trainer
-from rich.console import Console
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from rich.console import Console, RenderableType
 
 from smartfrz_lightning.layers.layer import front
 from smartfrz_lightning.report.show import plot_timeline, timeline_table
@@ -72,13 +74,15 @@ def frozen_metrics(timeline: Timeline) -> dict[str, float]:
     }
 
 
-def show_report(timeline: Timeline, title: str, folder: Path | None) -> None:
+def show_report(timeline: Timeline, title: str, folder: str | None) -> None:
     """Print the table of a run, and leave its CSV and picture in a folder.
+
+    Nothing that was written there before is overwritten. Whatever fails here costs a warning, never the finished fit.
 
     Args:
         timeline: Of the run.
         title: Of the table.
-        folder: Where the files go; none are written without one.
+        folder: Where the files go, also ``s3://...`` and whatever else fsspec knows; none are written without one.
 
     Example:
         >>> from contextlib import redirect_stdout
@@ -90,10 +94,37 @@ def show_report(timeline: Timeline, title: str, folder: Path | None) -> None:
         >>> report.getvalue().splitlines()[-1].strip()
         'Freezing saved nothing: no training step was completed, so no layer was found.'
     """
-    shown = [timeline_table(timeline, title)]
+    lines = []
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "freeze_timeline.csv").write_text(timeline.to_csv())
-        plot_timeline(timeline, folder / "freeze_timeline.png")
-        shown.append(f"timeline: {folder / 'freeze_timeline.csv'} and .png")
-    Console().print(*shown, sep="\n")
+        try:
+            lines.append(f"timeline: {_write(timeline, folder)} and .png")
+        except Exception as error:
+            rank_zero_warn(f"the freezing timeline could not be written to {folder}: {error!r}; it is in .timeline")
+    try:
+        _print(timeline_table(timeline, title), *lines)
+    except Exception as error:
+        rank_zero_warn(f"the freezing report could not be printed: {error!r}; it is in .timeline")
+
+
+def _write(timeline: Timeline, folder: str) -> str:
+    system, root = url_to_fs(folder)
+    system.makedirs(root, exist_ok=True)
+    name, number = "freeze_timeline", 1
+    while system.exists(f"{root}/{name}.csv"):
+        name, number = f"freeze_timeline-v{number}", number + 1
+    with system.open(f"{root}/{name}.csv", "w") as file:
+        file.write(timeline.to_csv())
+    picture = io.BytesIO()
+    plot_timeline(timeline, picture)
+    with system.open(f"{root}/{name}.png", "wb") as file:
+        file.write(picture.getvalue())
+    return system.unstrip_protocol(f"{root}/{name}.csv").removeprefix("file://")
+
+
+def _print(*shown: RenderableType) -> None:
+    try:
+        Console().print(*shown, sep="\n")
+    except UnicodeEncodeError:  # a terminal or a pipe that takes ASCII only
+        text = io.StringIO()
+        Console(file=text, width=Console().width).print(*shown, sep="\n")
+        print(text.getvalue().encode("ascii", "replace").decode())

@@ -24,6 +24,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         threshold: Confidence above which a layer freezes, between 0 and 1. The paper takes the more likely of the two
             decisions. The shipped predictor was trained with both labels weighted alike, though 7.6 % of its windows
             say "freeze", so 0.5 is far less than an even chance; that is at 0.92.
+        window: Snapshots kept a layer; by default as many as the predictor was trained on.
+        sample_size: Sampled weights a layer; that of the predictor, which the file says.
         kwargs: Arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: the history and when to look at it.
 
     Raises:
@@ -37,13 +39,23 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         >>> trainer = Trainer(max_epochs=10, callbacks=[SmartFreezeCallback(threshold=0.7)], logger=False)
     """
 
-    def __init__(self, predictor: str | None = None, threshold: float = 0.9, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        predictor: str | None = None,
+        threshold: float = 0.9,
+        window: int | None = None,
+        sample_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        network = load_predictor(predictor, sample_size)
+        super().__init__(window=network.window if window is None else window, sample_size=network.sample_size, **kwargs)
         if not 0 < threshold < 1:
             raise ValueError(f"threshold={threshold}: must lie between 0 and 1; 0.9 is the default")
         self.predictor = predictor
         self.threshold = threshold
-        self._network = load_predictor(predictor, self.sample_size)
+        self._network = network
+        if self.window != network.window:
+            rank_zero_warn(f"window={self.window}: the predictor was trained on windows of {network.window} snapshots")
 
     def start(self, run: TrainingRun) -> None:
         super().start(run)

@@ -17,7 +17,8 @@ class StaticFreezeCallback(FreezingCallback):
 
     Args:
         layers: How many layers from the front, or their share of all layers if it is below 1 (at least one layer).
-        exclude: Patterns of what always trains.
+        exclude: Patterns of what always trains, one or several.
+        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
 
     Raises:
         ValueError: ``layers`` is negative, or a share of 1 or more; in the first step: it is
@@ -31,8 +32,8 @@ class StaticFreezeCallback(FreezingCallback):
 
     works_sharded = False
 
-    def __init__(self, layers: int | float = 0.5, exclude: Sequence[str] = ()) -> None:
-        super().__init__(every_n_train_steps=1, exclude=exclude)
+    def __init__(self, layers: int | float = 0.5, exclude: Sequence[str] | str = (), report: bool | str = True) -> None:
+        super().__init__(every_n_train_steps=1, exclude=exclude, report=report)
         if layers < 0 or (layers >= 1 and not isinstance(layers, int)):
             raise ValueError(
                 f"layers={layers}: give a whole number of layers, such as 3, or a share below 1, such as 0.5"

@@ -11,6 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from smartfrz_lightning.freezing.wrappers import keep_communication_hooks, reshard
+from smartfrz_lightning.private.pytorch import communication_hooks
+from smartfrz_lightning.private.trainer import checkpoint_file, without_first_sync
 
 
 def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
@@ -84,11 +86,9 @@ def before_late_restore(
     load = strategy.load_checkpoint
 
     def load_checkpoint(checkpoint_path: str | Path, **kwargs: Any) -> dict[str, Any]:
-        from lightning.fabric.strategies.fsdp import _METADATA_FILENAME
-
         forget_late_restore(trainer)
         path = Path(strategy.broadcast(checkpoint_path))
-        file = path / _METADATA_FILENAME if path.is_dir() else path
+        file = checkpoint_file(path)
         saved = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=kwargs.get("weights_only"))
         state = saved.get("callbacks", {}).get(state_key)
         with contextlib.nullcontext() if state is None else take_up(state):
@@ -154,13 +154,8 @@ class TrainerProcesses:
         strategy = self._strategy
         if not isinstance(strategy, DDPStrategy):
             return
-        hooks = list(strategy.model._comm_hooks)
-        settings = strategy._ddp_kwargs
+        hooks = communication_hooks(strategy.model)
         strategy.model = strategy.lightning_module
-        strategy._ddp_kwargs = {**settings, "init_sync": False}  # all ranks hold the same weights already
-        try:
+        with without_first_sync(strategy):
             strategy.configure_ddp()
-        finally:
-            strategy._ddp_kwargs = settings
-        strategy._pl_static_graph_delay_done = False
         keep_communication_hooks(strategy.model, hooks)

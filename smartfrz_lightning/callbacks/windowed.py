@@ -1,7 +1,7 @@
 """WindowedFreezingCallback: for methods that judge a layer by the recent history of its weights."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -21,14 +21,12 @@ class WindowedFreezingCallback(FreezingCallback):
     Args:
         front_only: Freeze a layer only once all before it are frozen: that saves activation gradients and memory too.
             ``False`` is the paper's rule, each layer for itself.
-        every_n_epochs: Check at the end of every n-th epoch; 1 if neither interval is given.
-        every_n_train_steps: Check every n optimizer steps instead.
         snapshot_every_n_steps: Optimizer steps between snapshots; by default a window covers about 1.5 epochs, in a
             short run half of the run.
         window: Snapshots kept a layer, at least 2 (30 in the paper).
         sample_size: Sampled weights a layer (1,024 in the paper).
         seed: Fixes which weights are sampled.
-        exclude: Patterns of modules, layers or parameters that always train.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`: when to check, what to exclude, the report.
 
     Raises:
         ValueError: An argument is out of range, or both intervals are given.
@@ -47,15 +45,13 @@ class WindowedFreezingCallback(FreezingCallback):
     def __init__(
         self,
         front_only: bool = True,
-        every_n_epochs: int | None = None,
-        every_n_train_steps: int | None = None,
         snapshot_every_n_steps: int | None = None,
         window: int = 30,
         sample_size: int = 1024,
         seed: int = 0,
-        exclude: Sequence[str] = (),
+        **kwargs: Any,
     ) -> None:
-        super().__init__(every_n_epochs, every_n_train_steps, exclude)
+        super().__init__(**kwargs)
         least = {"window": (window, 2), "sample_size": (sample_size, 1)}
         least["snapshot_every_n_steps"] = (1 if snapshot_every_n_steps is None else snapshot_every_n_steps, 1)
         for name, (value, bound) in least.items():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from smartfrz_lightning.layers.tracing import ParameterTracer, tensors_in
+from smartfrz_lightning.private.pytorch import in_backward
 
 aten = torch.ops.aten
 
@@ -111,7 +112,7 @@ class StepFlopCounter(ParameterTracer):
         return out
 
     def on_operation(self, func: Any, inputs: list[Tensor], out: Any, sources: list[frozenset[str] | None]) -> None:
-        backward = torch._C._current_autograd_node() is not None
+        backward = in_backward()
         self.saw_backward |= backward
         packet = func.overloadpacket
         if packet not in _FORMULAS:

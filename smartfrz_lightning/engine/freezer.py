@@ -207,7 +207,7 @@ class Freezer:
         """
         self._finder.before_backward(*losses)
         if only:
-            with self.ledger.interrupted_before_backward():
+            with self.ledger.interrupted_before_backward(losses[0].device):
                 self._finder.stop()
 
     def after_backward(self) -> None:
@@ -276,7 +276,6 @@ class Freezer:
     def end(self) -> None:
         """Training is over, or broke off: everything that watches it goes. May be called more than once."""
         self.stop_watching()
-        self.ledger.note_device_peak(next(self._model.parameters()).device)
         self.ledger.stop()
         for hook in self._hooks:
             hook.remove()
@@ -312,7 +311,6 @@ class Freezer:
         stopped = self._leave_one_training(chosen, thawed)
         if not stopped and not thawed:
             return
-        self.ledger.note_device_peak(next(self._model.parameters()).device)
         self.processes.before_change()
         thaw(self._model, thawed)
         freeze(self._model, stopped, self._optimizers)
@@ -484,9 +482,3 @@ class Freezer:
         self.run.steps = self.run.batches = self.run.batches_before = self._batches = 0
         self.run.epoch, self.run.progress = 0.0, None
         self._checked_epoch = -1
-
-    def thaw_all(self) -> None:
-        """Let every layer train that this package froze in the model."""
-        layers = frozen_here(self._model)
-        thaw(self._model, layers.values())
-        layers.clear()

@@ -78,7 +78,10 @@ class FreezingMethod(ABC):
     """Whether the method may answer with layers to thaw: it is then asked also when none is left to freeze."""
 
     def __init__(
-        self, every_n_epochs: int | None = None, every_n_train_steps: int | None = None, exclude: Sequence[str] = ()
+        self,
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
+        exclude: Sequence[str] | str = (),
     ) -> None:
         super().__init__()
         if every_n_epochs is not None and every_n_train_steps is not None:

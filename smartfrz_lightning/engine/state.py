@@ -3,10 +3,10 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.private.pytorch import tree_map_only
 from smartfrz_lightning.report.ledger import Ledger
 from smartfrz_lightning.report.timeline import Timeline
 

@@ -5,7 +5,8 @@ import time
 from typing import Any
 
 import torch
-from torch._dynamo.callback import callback_handler
+
+from smartfrz_lightning.private.pytorch import compile_callbacks, compile_config
 
 
 def eager() -> contextlib.AbstractContextManager:
@@ -42,7 +43,7 @@ def allow_recompiling(patterns: int) -> None:
         ...     torch._dynamo.config.recompile_limit
         28
     """
-    config: Any = torch._dynamo.config
+    config = compile_config()
     for name in ("recompile_limit", "accumulated_recompile_limit"):
         default = _DEFAULT_LIMITS.setdefault(name, getattr(config, name))
         setattr(config, name, max(getattr(config, name), default + 2 * patterns))
@@ -86,15 +87,15 @@ class CompileClock:
 
     def start(self) -> None:
         """Listen to the compiler; does nothing if it listens already."""
-        if self._begin not in callback_handler.start_callbacks:  # torch.compiler.reset clears the lists
-            callback_handler.register_start_callback(self._begin)
-            callback_handler.register_end_callback(self._end)
+        if self._begin not in compile_callbacks.start_callbacks:  # torch.compiler.reset clears the lists
+            compile_callbacks.register_start_callback(self._begin)
+            compile_callbacks.register_end_callback(self._end)
 
     def stop(self) -> None:
         """Listen no more."""
-        if self._begin in callback_handler.start_callbacks:
-            callback_handler.remove_start_callback(self._begin)
-            callback_handler.remove_end_callback(self._end)
+        if self._begin in compile_callbacks.start_callbacks:
+            compile_callbacks.remove_start_callback(self._begin)
+            compile_callbacks.remove_end_callback(self._end)
 
     def take(self) -> tuple[int, float]:
         """Compilations and their seconds since this was asked last."""

@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from smartfrz_lightning.private.pytorch import bucket_megabytes, communication_hooks, module_hooks
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside of DDP, of ``torch.compile`` or of Fabric's wrapper; one that is not wrapped as it is.
@@ -65,19 +67,15 @@ def rebuild_ddp(model: nn.Module) -> None:
         _build_anew(wrapper)
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-_HOOKS += ("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks")
-
-
 def _build_anew(wrapper: DistributedDataParallel) -> None:
     # What it was made with, it keeps under the same names.
     names = set(inspect.signature(DistributedDataParallel.__init__).parameters) - {"self", "module", "init_sync"}
     settings: dict[str, Any] = {name: getattr(wrapper, name) for name in sorted(names) if hasattr(wrapper, name)}
     if settings.get("device_mesh") is not None:
         del settings["process_group"]  # it comes from the mesh
-    settings["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 1024 / 1024
-    hooks = {name: getattr(wrapper, name) for name in _HOOKS if hasattr(wrapper, name)}
-    communication, training, module = list(wrapper._comm_hooks), wrapper.training, wrapper.module
+    settings["bucket_cap_mb"] = bucket_megabytes(wrapper)
+    hooks = module_hooks(wrapper)
+    communication, training, module = communication_hooks(wrapper), wrapper.training, wrapper.module
     wrapper.__init__(module, init_sync=False, **settings)  # all ranks hold the same weights already
     wrapper.training = training
     for name, kept in hooks.items():
@@ -93,15 +91,16 @@ def keep_communication_hooks(wrapper: DistributedDataParallel, hooks: list) -> N
         >>> from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
         >>> from torch.nn.parallel import DistributedDataParallel
         >>> from smartfrz_lightning.freezing.wrappers import keep_communication_hooks
+        >>> from smartfrz_lightning.private.pytorch import communication_hooks
         >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
         >>> wrapper = DistributedDataParallel(nn.Linear(4, 4))
         >>> keep_communication_hooks(wrapper, [(allreduce_hook, None)])
-        >>> wrapper._comm_hooks == [(allreduce_hook, None)]
+        >>> communication_hooks(wrapper) == [(allreduce_hook, None)]
         True
         >>> distributed.destroy_process_group()
     """
     for hook, state in hooks:
         for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by bucket: the buckets are others
             getattr(state, name, {}).clear()
-        if (hook, state) not in wrapper._comm_hooks:
+        if (hook, state) not in communication_hooks(wrapper):
             wrapper.register_comm_hook(state, hook)

@@ -1,13 +1,13 @@
 """Gather the parameters of a model into layers, from what one training step showed."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
-from torch.nn.utils.spectral_norm import SpectralNorm
 
 from smartfrz_lightning.layers.layer import Layer, matches
+from smartfrz_lightning.private.pytorch import Convolution, RunningNorm, SpectralNorm, module_hooks
 
 # An embedding this much smaller than the largest of its siblings (token types, positions) is light.
 _LIGHT_EMBEDDING = 0.05
@@ -154,15 +154,15 @@ def _keeps_statistics(name: str, module: nn.Module) -> bool:
     Norms and parametrisations have such; an EMA, a codebook or a running mean that the user keeps in a block or in the
     whole model is the user's, and so is that module's training mode.
     """
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, RunningNorm):
         return True
-    if ".parametrizations." in f".{name}." or any(isinstance(hook, SpectralNorm) for hook in _pre_hooks(module)):
+    if ".parametrizations." in f".{name}." or _has_spectral_norm(module):
         return not any(True for _ in module.children())
     return "Norm" in type(module).__name__ and not any(True for _ in module.children())
 
 
-def _pre_hooks(module: nn.Module) -> Iterable:
-    return module._forward_pre_hooks.values()
+def _has_spectral_norm(module: nn.Module) -> bool:
+    return any(isinstance(hook, SpectralNorm) for hook in module_hooks(module)["_forward_pre_hooks"].values())
 
 
 def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> set[str]:
@@ -171,7 +171,7 @@ def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> se
     for name, parameter in trainable.items():
         kind = modules[owners[name][0]]
         # A convolution or linear layer with a single output counts, a scale of shape [C, 1, 1] does not.
-        least = 0 if isinstance(kind, nn.Linear | nn.modules.conv._ConvNd) else 2
+        least = 0 if isinstance(kind, nn.Linear | Convolution) else 2
         if parameter.ndim < 2 or sum(size > 1 for size in parameter.shape) < least:
             continue
         unseen = name not in facts.first_use

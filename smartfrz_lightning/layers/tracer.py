@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from smartfrz_lightning.layers.gathering import StepFacts, gather_layers
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.layers.tracing import ParameterTracer, is_product, parameters_reaching, tensors_in
+from smartfrz_lightning.private.pytorch import WeakTensorKeyDictionary, in_backward
 
 
 class LayerTracer(ParameterTracer):
@@ -55,7 +55,7 @@ class LayerTracer(ParameterTracer):
         return hook
 
     def on_operation(self, func: Any, inputs: list[Tensor], out: Any, sources: list[frozenset[str] | None]) -> None:
-        if torch._C._current_autograd_node() is not None:
+        if in_backward():
             self.saw_backward = True
             return
         product = is_product(func)

@@ -6,13 +6,16 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from smartfrz_lightning.private.pytorch import (
+    HigherOrderOperator,
+    OpOverload,
+    TorchDispatchMode,
+    WeakTensorKeyDictionary,
+    tree_leaves,
+)
 
 
 class ParameterTracer(TorchDispatchMode):
@@ -74,7 +77,7 @@ class ParameterTracer(TorchDispatchMode):
         return hook
 
     def on_operation(
-        self, func: torch._ops.OpOverload, inputs: list[Tensor], out: Any, sources: list[frozenset[str] | None]
+        self, func: OpOverload, inputs: list[Tensor], out: Any, sources: list[frozenset[str] | None]
     ) -> None:
         """Called after every operation.
 
@@ -112,7 +115,7 @@ def _warn_of_unseen(func: HigherOrderOperator) -> None:
 _PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attention", "trilinear", "dot", "mv")
 
 
-def is_product(func: torch._ops.OpOverload) -> bool:
+def is_product(func: OpOverload) -> bool:
     """Whether an operation multiplies matrices, convolves or looks up: the work that layers are made of.
 
     Example:

@@ -48,6 +48,8 @@ class AttentionPredictor(nn.Module):
         if sample_size < 1:
             raise ValueError(f"sample_size={sample_size}: must be at least 1; the paper takes 1024")
         self.sample_size = sample_size
+        self.window = 30
+        """Snapshots in the windows that it was trained on; the paper's by default."""
         self.representation = representation
         self.key = _mlp(sample_size, hidden, features)
         self.query = _mlp(sample_size, hidden, features)

@@ -92,6 +92,7 @@ def load_predictor(path: str | Path | None = None, sample_size: int | None = Non
         raise ValueError(f"predictor={str(path)!r} has version {header.get('version')}, this package reads {VERSION}")
     try:
         predictor = AttentionPredictor(**header["arguments"])
+        predictor.window = int(header.get("about", {}).get("window", predictor.window))
         predictor.load_state_dict(tensors)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"predictor={str(path)!r} does not fit its own description: {error}") from error

@@ -44,6 +44,7 @@ class Ledger:
         self._meter: StepMeter | None = None
         self._unmeasured = 0.0  # sizes of batches before the first that could be measured
         self._compile_clock = CompileClock()
+        self._device_bytes = 0
         self.start_fit()
 
     # --- one fit
@@ -90,8 +91,9 @@ class Ledger:
             self._meter = StepMeter(model)
             self._meter.start()
 
-    def interrupted_before_backward(self) -> contextlib.AbstractContextManager:
+    def interrupted_before_backward(self, device: torch.device) -> contextlib.AbstractContextManager:
         """The backward pass is about to begin; another mode that began before the measuring may end in here."""
+        self._device_bytes = torch.cuda.memory_allocated(device) if self._meter and device.type == "cuda" else 0
         return self._meter.interrupted_before_backward() if self._meter else contextlib.nullcontext()
 
     def after_backward(self) -> None:
@@ -131,7 +133,8 @@ class Ledger:
         timeline = self.timeline
         if not timeline.costs:
             timeline.costs = layer_flops(timeline.layers, meter.counter)
-        state = TrainingState(timeline.steps, meter.flops, meter.saved_bytes, size=size, events=len(timeline.events))
+        events, memory = len(timeline.events), (meter.saved_bytes, self._device_bytes)
+        state = TrainingState(timeline.steps, meter.flops, *memory, size=size, events=events)
         timeline.states.append(state)
 
     # --- freezing
@@ -148,12 +151,6 @@ class Ledger:
         steps = self.timeline.steps
         self.timeline.events += [FreezeEvent(name, steps, epoch, None, "thaw") for name in thawed]
         self.timeline.events += [FreezeEvent(name, steps, epoch, sure) for name, sure in frozen.items()]
-
-    def note_device_peak(self, device: torch.device) -> None:
-        """Book the most memory that was allocated on a CUDA device since this was called last."""
-        if device.type == "cuda" and self.timeline.states:
-            self.timeline.states[-1].device_bytes = torch.cuda.max_memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
 
     def _book_compiling(self) -> None:
         count, seconds = self._compile_clock.take()

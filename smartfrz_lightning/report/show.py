@@ -1,6 +1,7 @@
 """Show a freezing timeline: a table for the terminal, and a picture."""
 
 from pathlib import Path
+from typing import IO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -99,7 +100,7 @@ def nothing_saved(timeline: Timeline) -> str:
     return "the layers froze too late: no training step came after."
 
 
-def plot_timeline(timeline: Timeline, path: str | Path) -> None:
+def plot_timeline(timeline: Timeline, path: str | Path | IO[bytes]) -> None:
     """Draw layers against steps: when each trained and when it was frozen, as a picture file.
 
     Example:

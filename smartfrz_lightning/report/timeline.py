@@ -47,7 +47,8 @@ class TrainingState:
         step: Optimizer steps done before.
         flops: FLOPs of the measured batch.
         saved_bytes: The most that autograd keeps at once for the backward pass of that batch.
-        device_bytes: Most memory that was allocated on the accelerator in this state; 0 on the CPU.
+        device_bytes: Memory that was allocated on the accelerator when that batch's backward pass began, which is about
+            the peak of a step; 0 on the CPU.
         size: Size of the measured batch: values in its largest tensor.
         seen: Sizes of all batches in this state, added up.
         events: Events before this state.

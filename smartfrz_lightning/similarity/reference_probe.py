@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.layers.tracing import tensors_in
+from smartfrz_lightning.private.pytorch import tree_map_only
 from smartfrz_lightning.similarity.cka import gram_cka
 from smartfrz_lightning.similarity.features import layer_grams
 

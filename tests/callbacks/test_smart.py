@@ -47,9 +47,21 @@ def test_an_early_sweep_is_warned_of(make_trainer):
 
 
 def test_front_only_waits_for_the_layers_before(make_trainer):
-    freezer = SmartFreezeCallback(front_only=True, snapshot_every_n_steps=1, exclude=["net.4"])
+    class Third(SmartFreezeCallback):
+        def ready(self, windows, names, steps):
+            return {name: 1.0 for name in names if name != "net.4"}
+
+    freezer = Third(front_only=True, snapshot_every_n_steps=1)
     make_trainer(freezer).fit(Classifier(mlp(norm=False), still))
     assert freezer.frozen == ["net.0"]
+
+
+@pytest.mark.parametrize("excluded", ["net.0", "net.4"])
+def test_what_is_excluded_does_not_stand_in_the_way(make_trainer, excluded):
+    freezer = SmartFreezeCallback(snapshot_every_n_steps=1, exclude=excluded)
+    make_trainer(freezer).fit(Classifier(mlp(norm=False), still))
+    assert freezer.frozen == [name for name in ("net.0", "net.4", "net.7") if name != excluded]
+    assert freezer.timeline.saved > 0
 
 
 @pytest.mark.parametrize("length", [{"max_epochs": -1, "max_steps": 20}, {"max_epochs": -1, "max_time": "00:00:00:02"}])

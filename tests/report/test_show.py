@@ -3,6 +3,7 @@
 import csv
 import io
 
+import fsspec
 import pytest
 from conftest import Classifier, mlp
 from rich.console import Console
@@ -35,14 +36,45 @@ def test_a_trial_run_leaves_no_files(make_trainer, tmp_path, capsys):
     assert not list(tmp_path.rglob("freeze_timeline*"))
 
 
-def test_the_timeline_is_kept_when_it_cannot_be_shown(make_trainer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["print", "plot"])
+def test_a_finished_fit_is_not_lost_when_it_cannot_be_shown(make_trainer, tmp_path, monkeypatch, what):
     def closed(*_, **__):
         raise BrokenPipeError
 
-    monkeypatch.setattr(Console, "print", closed)
-    with pytest.raises(BrokenPipeError):
-        make_trainer(ScriptedFreeze({4: [0]}), max_epochs=1).fit(Classifier(mlp()))
-    assert (tmp_path / "freeze_timeline.csv").exists()
+    if what == "print":
+        monkeypatch.setattr(Console, "print", closed)
+    else:
+        monkeypatch.setattr("smartfrz_lightning.callbacks.showing.plot_timeline", closed)
+    freezer = ScriptedFreeze({4: [0]})
+    with pytest.warns(UserWarning, match="could not be (printed|written).*BrokenPipeError.*it is in .timeline"):
+        make_trainer(freezer, max_epochs=1).fit(Classifier(mlp()))
+    assert (tmp_path / "freeze_timeline.csv").exists() and freezer.timeline.frozen == ["net.0"]
+
+
+def test_a_terminal_that_takes_ascii_only(make_trainer, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr("sys.stdout", out)
+    make_trainer(ScriptedFreeze({4: [0]}), max_epochs=1).fit(Classifier(mlp()))
+    out.flush()
+    assert "1 of 4 layers frozen, 1" in out.buffer.getvalue().decode("ascii")
+
+
+def test_the_next_run_overwrites_nothing(make_trainer, tmp_path):
+    for step in (4, 6):
+        make_trainer(ScriptedFreeze({step: [0]}), max_epochs=1).fit(Classifier(mlp()))
+    first, second = (list(csv.DictReader((tmp_path / f"freeze_timeline{n}.csv").open())) for n in ("", "-v1"))
+    assert (first[0]["step"], second[0]["step"]) == ("4", "6")
+    assert (tmp_path / "freeze_timeline-v1.png").exists()
+
+
+def test_the_report_goes_where_it_is_told(make_trainer, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_trainer(ScriptedFreeze({4: [0]}, report=False), max_epochs=1).fit(Classifier(mlp()))
+    assert "layers frozen" not in capsys.readouterr().out and not list(tmp_path.rglob("freeze_timeline*"))
+    make_trainer(ScriptedFreeze({4: [0]}, report="memory://reports"), max_epochs=1).fit(Classifier(mlp()))
+    system = fsspec.filesystem("memory")
+    assert system.exists("/reports/freeze_timeline.csv") and system.exists("/reports/freeze_timeline.png")
+    assert not list(tmp_path.rglob("freeze_timeline*")) and not (tmp_path / "memory:").exists()
 
 
 def test_a_method_that_names_no_layer(make_trainer):

@@ -1,0 +1,104 @@
+"""Parts of PyTorch that are not public, under names of our own."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.callback import callback_handler as compile_callbacks
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.nn.modules.batchnorm import _NormBase as RunningNorm
+from torch.nn.modules.conv import _ConvNd as Convolution
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = [
+    "Convolution",
+    "HigherOrderOperator",
+    "OpOverload",
+    "RunningNorm",
+    "SpectralNorm",
+    "TorchDispatchMode",
+    "WeakTensorKeyDictionary",
+    "bucket_megabytes",
+    "communication_hooks",
+    "compile_callbacks",
+    "compile_config",
+    "in_backward",
+    "module_hooks",
+    "tree_leaves",
+    "tree_map_only",
+]
+
+
+def in_backward() -> bool:
+    """Whether the operation that runs now belongs to a backward pass.
+
+    Example:
+        >>> from smartfrz_lightning.private.pytorch import in_backward
+        >>> in_backward()
+        False
+    """
+    return torch._C._current_autograd_node() is not None
+
+
+def compile_config() -> Any:
+    """Settings of ``torch.compile``.
+
+    Example:
+        >>> from smartfrz_lightning.private.pytorch import compile_config
+        >>> compile_config().recompile_limit > 0
+        True
+    """
+    return torch._dynamo.config
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+_HOOKS += ("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks")
+
+
+def module_hooks(module: nn.Module, names: Iterable[str] = _HOOKS) -> dict[str, dict]:
+    """The hooks of a module, by the names of the tables that hold them.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.private.pytorch import module_hooks
+        >>> net = nn.Linear(2, 2)
+        >>> handle = net.register_forward_pre_hook(print)
+        >>> list(module_hooks(net)["_forward_pre_hooks"].values())
+        [<built-in function print>]
+    """
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
+
+def communication_hooks(wrapper: DistributedDataParallel) -> list[tuple[Any, Any]]:
+    """What was registered with ``register_comm_hook``, as ``(hook, state)``.
+
+    Example:
+        >>> from torch import distributed, nn
+        >>> from torch.nn.parallel import DistributedDataParallel
+        >>> from smartfrz_lightning.private.pytorch import communication_hooks
+        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        >>> communication_hooks(DistributedDataParallel(nn.Linear(2, 2)))
+        []
+        >>> distributed.destroy_process_group()
+    """
+    return list(wrapper._comm_hooks)
+
+
+def bucket_megabytes(wrapper: DistributedDataParallel) -> float:
+    """``bucket_cap_mb`` of a wrapper.
+
+    Example:
+        >>> from torch import distributed, nn
+        >>> from torch.nn.parallel import DistributedDataParallel
+        >>> from smartfrz_lightning.private.pytorch import bucket_megabytes
+        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        >>> bucket_megabytes(DistributedDataParallel(nn.Linear(2, 2), bucket_cap_mb=10))
+        10.0
+        >>> distributed.destroy_process_group()
+    """
+    return wrapper.bucket_bytes_cap / 1024 / 1024
