@@ -16,6 +16,10 @@ from smartfrz_lightning.layers.layer import Layer, matches
 from smartfrz_lightning.layers.tracer import LayerTracer
 
 
+_LOOKS = 50
+"""Batches that are watched at most for a layer that took no part in the first."""
+
+
 class LayerFinder:
     """Watch training batches until one shows the layers, and again when a layer turns up that took no part in it.
 
@@ -47,6 +51,7 @@ class LayerFinder:
         self._tracer: LayerTracer | None = None
         self._watching = contextlib.ExitStack()
         self._saw_loss = False
+        self._looks_left = _LOOKS
         self.look_again = False
         """Whether the next batch is to be watched although layers are known."""
         self.layers = list(layers)
@@ -99,8 +104,11 @@ class LayerFinder:
         if tracer is None or not (self._saw_loss or tracer.saw_backward):
             return False  # a skipped step does not show what leads to the loss
         found = agree(tracer.layers())
-        self.layers = merge_layers(self.layers, found) if self.layers else found
-        self.look_again = False
+        merged = merge_layers(self.layers, found) if self.layers else found
+        if len(self.unused) and merged == self.layers and self._looks_left:
+            self._looks_left -= 1  # what turned up is not in every batch: wait for one that has it
+            return False
+        self.layers, self.look_again, self._looks_left = merged, False, _LOOKS
         return True
 
     def unused_layer_trains(self) -> bool:

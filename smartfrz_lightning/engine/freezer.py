@@ -239,7 +239,7 @@ class Freezer:
         self._seen.clear()
         found = self._finder.watching and self._finder.after_batch(self.processes.agree)
         if found:
-            self.timeline.layers = self._finder.layers
+            self.timeline.layers, self._turned_up = self._finder.layers, False
         passes, self._passes = max(1, self._passes), 0
         if not self.timeline.layers:
             self.ledger.stop_measuring()
@@ -253,7 +253,7 @@ class Freezer:
         self.method.step_done(self.run)
         if self._escaped:
             self._give_up(list(self._escaped))
-        if self._check_waits or self.method.check_due(self.run):
+        if (self._check_waits and not self._finder.look_again) or self.method.check_due(self.run):
             self._check()
         return True
 
@@ -325,6 +325,9 @@ class Freezer:
         self.method.changed(self.run, [layer.name for layer in stopped], names)
 
     def _check(self) -> None:
+        if self._finder.look_again:
+            self._check_waits = True
+            return
         self._check_waits = False
         if not self.run.active and not (self.method.thaws and self.run.frozen):
             return

@@ -1,0 +1,152 @@
+"""What used to do nothing without a word: it works, or says so before training."""
+
+import pytest
+import torch
+from conftest import Classifier, Vectors, mlp
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from scripted import ScriptedFreeze
+from torch import nn
+from torch.utils.data import DataLoader
+
+from smartfrz_lightning import (
+    IntervalFreezeCallback,
+    LinearFreezeCallback,
+    MovementFreezeCallback,
+    SmartFreezeCallback,
+    StaticFreezeCallback,
+)
+
+
+def still(parameters):
+    return torch.optim.SGD(parameters, lr=0.0)
+
+
+class TiedLanguageModel(LightningModule):
+    """Predicts the next token with the embedding's own weights, as most language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    def training_step(self, ids, batch_idx):
+        x = self.embedding(ids[:, :-1])
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return nn.functional.cross_entropy((x @ self.embedding.weight.T).flatten(0, 1), ids[:, 1:].flatten())
+
+    def configure_optimizers(self):
+        return still(self.parameters())
+
+    def train_dataloader(self):
+        return DataLoader(torch.randint(20, (60, 7), generator=torch.Generator().manual_seed(0)), 8)
+
+
+@pytest.mark.parametrize("method", [SmartFreezeCallback, MovementFreezeCallback])
+def test_a_language_model_with_tied_weights_freezes(make_trainer, method):
+    freezer = method(snapshot_every_n_steps=1, every_n_train_steps=4, window=4, front_only=True)
+    make_trainer(freezer, limit_val_batches=0).fit(TiedLanguageModel())
+    assert freezer.layers[0].pinned == "output"
+    assert freezer.frozen == ["blocks.0", "blocks.1", "blocks.2"] and freezer.timeline.saved > 0.1
+
+
+@pytest.mark.parametrize("exclude", [["net.0"], []])
+def test_an_interval_passes_over_what_is_excluded(make_trainer, exclude):
+    freezer = IntervalFreezeCallback(flops_reduction=0.1, exclude=exclude)
+    make_trainer(freezer, max_epochs=6).fit(Classifier(mlp()))
+    assert freezer.timeline.saved == pytest.approx(0.1, abs=0.015)
+    assert not set(freezer.frozen) & set(exclude)
+
+
+def test_a_run_of_a_single_epoch_is_checked(make_trainer):
+    class Longer(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Vectors(300), 8)
+
+    freezer = SmartFreezeCallback()
+    make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(Longer(mlp(norm=False), still))
+    assert freezer.frozen == ["net.0", "net.4", "net.7"] and 0.1 < freezer.timeline.saved < 0.7
+
+
+def test_a_window_of_one_snapshot_shows_no_movement():
+    with pytest.raises(ValueError, match="window=1: must be at least 2"):
+        MovementFreezeCallback(window=1)
+
+
+def test_a_small_share_of_few_layers_is_one_layer(make_trainer):
+    freezer = StaticFreezeCallback(layers=0.2)
+    make_trainer(freezer, max_epochs=1).fit(Classifier(mlp()))
+    assert freezer.frozen == ["net.0"]
+
+
+class OwnSteps(Classifier):
+    """Manual optimization: several batches a step, or several steps a batch, or past Lightning's own optimizer."""
+
+    def __init__(self, every=1, times=1, raw=False):
+        super().__init__(mlp(norm=False))
+        self.automatic_optimization = False
+        self.every, self.times, self.raw = every, times, raw
+        self.rates = []
+
+    def train_dataloader(self):
+        return DataLoader(Vectors(96), 8)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=not self.raw)
+        for _ in range(self.times):
+            self.manual_backward(super().training_step(batch, batch_idx))
+            if (batch_idx + 1) % self.every == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+        self.rates.append({group.get("layer"): group["lr"] for group in optimizer.param_groups})
+
+
+WAYS = {
+    "own accumulation": (lambda: OwnSteps(every=3), {}, 4),
+    "two steps a batch": (lambda: OwnSteps(times=2), {}, 12),
+    "past Lightning's optimizer": (lambda: OwnSteps(raw=True), {}, 12),
+    "a schedule of accumulation": (lambda: Classifier(mlp(norm=False)), {"scheduled": True}, None),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_length_of_a_run_is_right_however_it_steps(make_trainer, way):
+    make, how, steps_per_epoch = WAYS[way]
+    callbacks = [GradientAccumulationScheduler({0: 4, 4: 1})] if how else []
+    freezer, epochs = IntervalFreezeCallback(flops_reduction=0.3), 10
+    make_trainer(freezer, *callbacks, max_epochs=epochs, limit_val_batches=0).fit(make())
+    assert freezer.timeline.saved == pytest.approx(0.3, abs=0.02)
+    if steps_per_epoch:
+        assert freezer.timeline.steps == epochs * steps_per_epoch
+        for event in freezer.timeline.events:
+            assert event.epoch == pytest.approx(event.step / steps_per_epoch)
+
+    freezer, model = LinearFreezeCallback(t_0=0.5), make()
+    trainer = make_trainer(freezer, *[type(c)({0: 4, 4: 1}) for c in callbacks], max_epochs=epochs, limit_val_batches=0)
+    trainer.fit(model)
+    assert freezer.frozen == ["net.0", "net.4", "net.7"]
+    moments = [event.epoch / epochs for event in freezer.timeline.events]
+    assert moments == pytest.approx([1 / 2, 2 / 3, 5 / 6], abs=0.04)
+    rate = next(g["lr"] for o in trainer.optimizers for g in o.param_groups if g["layer"] == "net.9")
+    assert rate < 0.001  # of 0.05, and falling to zero
+
+
+def test_steps_and_epochs_of_events_are_those_of_lightning(make_trainer):
+    class Watch(ScriptedFreeze):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            before = len(self.timeline.events)
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            for event in self.timeline.events[before:]:
+                epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+                assert (event.step, event.epoch) == (trainer.global_step, epoch)
+                self.checked += 1
+
+    class Uneven(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Vectors(53), 8)  # seven batches, the last with five
+
+    freezer = Watch({3: [0], 7: [1], 12: [2]}, {9: [0]})
+    freezer.checked = 0
+    make_trainer(freezer, accumulate_grad_batches=2, max_epochs=4).fit(Uneven(mlp()))
+    assert freezer.checked == 4

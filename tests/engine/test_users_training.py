@@ -1,0 +1,284 @@
+"""What the engine must not do to a user's training, and must notice of it."""
+
+import pytest
+import torch
+from conftest import Classifier, Vectors, mlp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+from scripted import ScriptedFreeze
+from torch import nn
+from torch.utils.data import DataLoader
+
+from smartfrz_lightning import AutoFreezeCallback, FreezingCallback, GradientNormFreezeCallback
+from smartfrz_lightning.engine import Freezer
+from smartfrz_lightning.freezing import freeze, hold_still
+from smartfrz_lightning.layers import find_layers
+
+
+class Modes(Callback):
+    """In which mode every module was while the batch ran."""
+
+    def __init__(self):
+        self.training = []
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        self.training.append({name: module.training for name, module in pl_module.named_modules()})
+
+
+class RunningMean(Classifier):
+    """Keeps a running mean of its inputs as a buffer of the LightningModule itself."""
+
+    def __init__(self, net, start=0.0):
+        super().__init__(net)
+        self.register_buffer("mean", torch.full((12,), start))
+
+    def training_step(self, batch, batch_idx):
+        self.mean.lerp_(batch[0].mean(0), 0.1)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("start", [0.0, float("nan")])
+def test_a_buffer_that_moves_on_the_lightning_module_puts_nothing_in_eval_mode(make_trainer, start):
+    model, freezer, modes = RunningMean(mlp(), start), ScriptedFreeze({4: [0]}), Modes()
+    make_trainer(freezer, modes, max_epochs=2, limit_val_batches=0).fit(model)
+    assert freezer.frozen == ["net.0"] and freezer.layers[0].stateful == ("net.1",)
+    # The net has the BatchNorm net.1 of the frozen layer, a Dropout, and the BatchNorm of a layer that trains.
+    assert [name for name, training in modes.training[-1].items() if not training] == ["net.1"]
+
+
+class Block(nn.Module):
+    """A block with a weight of its own, an EMA of its outputs, dropout inside and functional dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 12) / 4)
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("ema", torch.zeros(16))
+
+    def forward(self, x):
+        x = nn.functional.dropout(x @ self.weight.T, 0.2, self.training)
+        if self.training:
+            self.ema.lerp_(x.detach().mean(0), 0.1)
+        return self.dropout(x)
+
+
+def test_a_block_with_a_moving_average_keeps_its_dropout(make_trainer):
+    model = Classifier(nn.Sequential(Block(), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 3)))
+    freezer, modes = ScriptedFreeze({4: [0]}), Modes()
+    make_trainer(freezer, modes, max_epochs=2, limit_val_batches=0).fit(model)
+    assert freezer.frozen == ["net.0"] and all(modes.training[-1].values())
+
+
+class Tree(nn.Module):
+    """A random tree of modules, some of them with buffers that move."""
+
+    def __init__(self, draw, depth):
+        super().__init__()
+        self.counts = draw(st.booleans())
+        if self.counts:
+            self.register_buffer("seen", torch.zeros(1))
+        if draw(st.booleans()):
+            self.weight = nn.Parameter(torch.eye(6))
+        kinds = [lambda: nn.Linear(6, 6), lambda: nn.BatchNorm1d(6), lambda: nn.Dropout(0.1), lambda: nn.LayerNorm(6)]
+        kinds += [lambda: Tree(draw, depth - 1)] * bool(depth)
+        self.inner = nn.ModuleList(draw(st.sampled_from(kinds))() for _ in range(draw(st.integers(1, 3))))
+
+    def forward(self, x):
+        if self.counts:
+            self.seen += 1
+        x = x @ self.weight if hasattr(self, "weight") else x
+        for module in self.inner:
+            x = module(x)
+        return x
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_holding_still_changes_the_mode_of_frozen_norms_alone(data):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), Tree(data.draw, 2), nn.Linear(6, 2))
+    layers = find_layers(net, torch.rand(4, 6))
+    frozen = [layer for layer in layers if not layer.pinned and data.draw(st.booleans())]
+    freeze(net, frozen)
+    still = {name for layer in frozen for name in layer.stateful}
+    for _ in range(2):
+        for name, module in net.named_modules():
+            assert module.training == (name not in still), name
+            assert name not in still or isinstance(module, nn.BatchNorm1d)
+        net.train()
+        hold_still(net, frozen)
+    norms = {name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm1d)}
+    if {layer.name for layer in frozen} == {layer.name for layer in layers if not layer.pinned}:
+        held = {name for layer in layers if layer.pinned for name in layer.stateful}
+        assert still == norms - held
+
+
+@pytest.mark.parametrize("every_step", [False, True], ids=["unfreeze", "the loop of a GAN"])
+def test_a_layer_that_the_users_code_thaws_is_taken_over_and_said(make_trainer, every_step):
+    class Thaws(Classifier):
+        def training_step(self, batch, batch_idx):
+            if every_step or self.global_step == 9:
+                self.net.requires_grad_(True)
+            return super().training_step(batch, batch_idx)
+
+    class States(Callback):
+        states = []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.states.append(pl_module.net[0].weight.detach().clone())
+
+    model, freezer, states = Thaws(mlp()), ScriptedFreeze({4: [0]}), States()
+    states.states = []
+    with pytest.warns(UserWarning, match=r"requires_grad=True on 1 layers that ScriptedFreeze had frozen \(net.0\)"):
+        make_trainer(freezer, states, max_epochs=2, limit_val_batches=0).fit(model)
+    noticed = 5 if every_step else 10
+    events = [(event.kind, event.step) for event in freezer.timeline.events]
+    assert events == [("freeze", 4), ("thaw", noticed)] and freezer.layers[0].pinned == "thawed"
+    for step in range(1, 16):  # it is held for the step in which that is noticed, and trains on after it
+        assert torch.equal(states.states[step - 1], states.states[step]) == (4 <= step < noticed), step
+    assert freezer.timeline.states[-1].flops.total == freezer.timeline.states[0].flops.total
+
+
+class TwoStems(nn.Module):
+    """Two inputs in turn, each with a stem of its own, and a trunk behind both."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.stems = nn.ModuleList([nn.Linear(12, 8), nn.Linear(12, 8)])
+        self.turn = 0
+
+    def forward(self, x):
+        x = self.stems[self.turn % 2](x)
+        self.turn += self.training
+        return self.head(self.trunk(x).relu())
+
+
+class FrontFirst(FreezingCallback):
+    """Freezes the layer at the front that trains."""
+
+    def select(self, run):
+        return [run.active[0].name]
+
+
+def test_a_layer_that_the_first_batch_did_not_use_is_found_when_it_trains(make_trainer):
+    freezer = FrontFirst(every_n_train_steps=4)
+    make_trainer(freezer, max_epochs=2, limit_val_batches=0).fit(Classifier(TwoStems()))
+    assert [(layer.name, layer.pinned) for layer in freezer.layers] == [
+        ("net.stems.0", ""),
+        ("net.stems.1", ""),
+        ("net.trunk", ""),
+        ("net.head", "output"),
+    ]
+    assert freezer.frozen == ["net.stems.0", "net.stems.1", "net.trunk"]  # the trunk not before both stems
+    assert freezer.timeline.events[0].step == 6  # the check waits for the batch that shows where the layer lies
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_a_first_step_without_a_loss_shows_no_layers(make_trainer, automatic):
+    class Skips(Classifier):
+        def __init__(self):
+            super().__init__(mlp())
+            self.automatic_optimization = automatic
+
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 0:
+                self.net[:5](batch[0])  # ends in a layer in the middle
+                return None
+            loss = super().training_step(batch, batch_idx)
+            if not automatic:
+                self.optimizers().zero_grad()
+                self.manual_backward(loss)
+                self.optimizers().step()
+            return loss
+
+    freezer = ScriptedFreeze({6: [0, 1, 2, 3]})
+    make_trainer(freezer, max_epochs=2, limit_val_batches=0).fit(Skips())
+    assert [layer.pinned for layer in freezer.layers] == ["", "", "", "output"]
+    assert freezer.frozen == ["net.0", "net.4", "net.7"]
+
+
+@pytest.mark.parametrize(("before", "after"), [([], ["net.4"]), (["net.4"], [])])
+def test_what_is_excluded_on_resume_counts(make_trainer, tmp_path, before, after):
+    saved = ModelCheckpoint(tmp_path, "half", save_on_train_epoch_end=True)
+    first = ScriptedFreeze({4: [0, 1]}, exclude=before)
+    make_trainer(first, saved, max_epochs=1, enable_checkpointing=True).fit(Classifier(mlp()))
+    assert ("net.4" in first.frozen) == (not before)
+    model, second = Classifier(mlp()), ScriptedFreeze({12: [1, 2]}, exclude=after)
+    make_trainer(second, max_epochs=2).fit(model, ckpt_path=tmp_path / "half.ckpt")
+    assert ("net.4" in second.frozen) == (not after) and "net.7" in second.frozen
+    assert model.net[4].weight.requires_grad == bool(after) and model.net[5].training == bool(after)
+
+
+@pytest.mark.parametrize("method", [AutoFreezeCallback, GradientNormFreezeCallback])
+def test_a_gradscaler_that_overflows_costs_no_evaluation(make_trainer, method):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, growth_interval=3)
+    freezer = method(every_n_train_steps=4)
+    trainer = make_trainer(freezer, plugins=MixedPrecision("16-mixed", "cpu", scaler), max_epochs=8)
+    trainer.fit(Classifier(mlp(norm=False)))
+    assert scaler.get_scale() < 2.0**60, "no step overflowed"
+    assert freezer.frozen
+    state = freezer.state_dict()["method"]
+    assert all(torch.isfinite(tensor).all() for tensor in state["gradients"].values())
+    assert all(0 <= norm < float("inf") for norm in state.get("norms", {}).values())
+
+
+def test_a_method_starts_afresh_with_every_model(make_trainer):
+    class Counts(FreezingCallback):
+        """As CONTRIBUTING says: what is known of a model is set in reset."""
+
+        def reset(self):
+            self.asked = 0
+
+        def select(self, run):
+            self.asked += 1
+            return [run.active[0].name] if self.asked == 2 else []
+
+        def method_state(self):
+            return {"asked": self.asked}
+
+        def load_method_state(self, state, run):
+            self.asked = state["asked"]
+
+    method = Counts()
+    for _ in range(2):
+        make_trainer(method, max_epochs=4, limit_val_batches=0).fit(Classifier(mlp()))
+        assert [(event.layer, event.step) for event in method.timeline.events] == [("net.0", 16)]
+
+
+def test_gradients_can_be_taken_away_before_the_optimizer_steps(make_trainer):
+    class TakesAway(FreezingCallback):
+        """No gradient reaches the second layer."""
+
+        def select(self, run):
+            return []
+
+        def gradients_ready(self, run, optimizer):
+            for name in run.layers[1].parameters:
+                run.model.get_parameter(name).grad = None
+
+    model = Classifier(mlp(norm=False))
+    before = [model.net[number].weight.detach().clone() for number in (0, 4)]
+    make_trainer(TakesAway(), max_epochs=1, limit_val_batches=0).fit(model)
+    first = Classifier(mlp(norm=False))
+    make_trainer(TakesAway(), max_steps=1, limit_val_batches=0).fit(first)  # in the first step no layer is known yet
+    assert not torch.equal(before[0], model.net[0].weight)
+    assert torch.equal(first.net[4].weight, model.net[4].weight) and not torch.equal(before[1], model.net[4].weight)
+
+
+def test_ddp_in_a_loop_of_ones_own_is_told_by_the_engine():
+    """One process here; two in test_loops_of_two.py."""
+    net = mlp(norm=False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    freezer = Freezer(net, optimizer, ScriptedFreeze({2: [0]}))
+    for x, y in DataLoader(Vectors(), 8):
+        with freezer.batch((x, y)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    freezer.end()
+    assert freezer.run.frozen == ["0"] and freezer.run.steps == 8
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
