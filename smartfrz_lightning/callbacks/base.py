@@ -28,6 +28,10 @@ from smartfrz_lightning.private.trainer import trains_statistics_only
 from smartfrz_lightning.report.timeline import Timeline
 
 
+# Lightning gives every callback these methods of the LightningModule, which keep it alive.
+_ATTACHED = ("log", "log_dict")
+
+
 class FreezingCallback(FreezingMethod, Callback, ABC):
     """Base of all freezing methods; a method says in :meth:`select` which active layers should stop now.
 
@@ -208,6 +212,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         self._timeline, self._carried = self.timeline, self._freezer.state_dict()
         self._freezer = None
         self.reset()
+        for attached in _ATTACHED:
+            vars(self).pop(attached, None)
         if report and self.report and trainer.is_global_zero:
             show_report(self._timeline, type(self).__name__, self._folder)
 
@@ -228,7 +234,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         self._loaded = state_dict
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_freezer", "_model", "_log")}
+        return {name: value for name, value in vars(self).items() if name not in ("_freezer", "_model", *_ATTACHED)}
 
 
 def _thaw_all(model: LightningModule) -> None:
