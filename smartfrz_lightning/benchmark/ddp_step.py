@@ -18,8 +18,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
@@ -48,9 +48,10 @@ class FrontInTurn(FreezingCallback):
 
     def __init__(self, steps: int) -> None:
         super().__init__(every_n_train_steps=steps)
+        self.steps = steps
 
     def select(self, run: TrainingRun) -> dict[str, float]:
-        state = min(run.timeline.steps // self.every_n_train_steps, len(STATES) - 1)
+        state = min(run.timeline.steps // self.steps, len(STATES) - 1)
         free = [layer for layer in run.layers if not layer.pinned]
         share = list(STATES.values())[state]
         return {layer.name: 1.0 for layer in free[: round(share * len(free))]}
@@ -77,11 +78,15 @@ class CommunicationMeter(Callback):
         self.seconds: list[float] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.strategy.model.register_comm_hook(None, self._count)
+        wrapper = trainer.strategy.model
+        assert isinstance(wrapper, DistributedDataParallel)
+        wrapper.register_comm_hook(None, self._count)
 
-    def _count(self, state: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def _count(self, state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
         self.bytes[-1] += bucket.buffer().nbytes
-        return allreduce_hook(torch.distributed.group.WORLD, bucket)
+        world = torch.distributed.group.WORLD
+        assert world is not None, "only under DDP"
+        return allreduce_hook(world, bucket)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.bytes.append(0)
@@ -112,7 +117,7 @@ def main(model: str = "resnet50", image_size: int = 64, batch_size: int = 8, ste
     processes, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     measured: dict[str, list[tuple[float, float]]] = {state: [] for state in STATES}
     total = len(STATES) * steps
-    with Progress(transient=True, disable=None) as progress:
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         for seed in progress.track(range(seeds), description=f"{model}, {seeds} repetitions"):
             torch.manual_seed(seed)
             images = torch.rand(batch_size, 3, image_size, image_size)

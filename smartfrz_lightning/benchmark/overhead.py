@@ -70,8 +70,8 @@ def minilm(layers: int = 6) -> Logits:
     require("transformers", "text")
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
-    return Logits(BertForSequenceClassification(BertConfig(num_hidden_layers=layers, **sizes)))
+    config = BertConfig(hidden_size=384, num_attention_heads=12, intermediate_size=1536, num_hidden_layers=layers)
+    return Logits(BertForSequenceClassification(config))
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # with the images or sentences of a batch
@@ -264,7 +264,7 @@ def main(networks: list[str] | None = None, steps: int = 100, epochs: int = 4, r
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     fit(chosen[0], 2, 4, 1, SmartFreezeCallback())  # what is imported and allocated once
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
-    with Progress(transient=True, disable=None, console=Console(stderr=True)) as progress:
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
         for _ in progress.track(range(repetitions), description=f"{len(chosen)} networks, {repetitions} repetitions"):
             for name in chosen:
                 runs[name].append(measure(name, steps, epochs))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib import colormaps
@@ -90,7 +91,7 @@ def _freezing(runs: Sequence[Result]) -> Figure:
     figure = Figure(figsize=(3.2 * columns, 2.6 * lines + 0.4), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, run in zip(panels, runs, strict=False):
-        steps, events = run["timeline"]["steps"], {e["layer"]: e["step"] for e in run["timeline"]["events"]}
+        steps, events = run["timeline"]["steps"], _froze_last(run["timeline"]["events"])
         for number, layer in enumerate(run["timeline"]["layers"]):
             end = events.get(layer["name"], steps)
             axes.barh(number, end, color="tab:orange", height=1)
@@ -106,7 +107,7 @@ def _freezing(runs: Sequence[Result]) -> Figure:
 
 def _memory(runs: Sequence[Result]) -> Figure:
     """Bytes saved for the backward pass against steps (Fig. 5a)."""
-    axes = _one_panel("optimizer step", "saved for backward, MB")
+    figure, axes = _one_panel("optimizer step", "saved for backward, MB")
     for number, run in enumerate(runs):
         states, steps = run["timeline"]["states"], run["timeline"]["steps"]
         at = [state["step"] for state in states] + [steps]
@@ -115,48 +116,55 @@ def _memory(runs: Sequence[Result]) -> Figure:
         axes.step(at, [*values, values[-1]], where="post", linestyle=line, label=run["run"])
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return axes.figure
+    return figure
 
 
 def _moments(runs: Sequence[Result]) -> Figure:
     """When each layer froze, all methods in one (Fig. 5b)."""
-    axes = _one_panel("layer, in forward order", "epoch at which it froze")
+    figure, axes = _one_panel("layer, in forward order", "epoch at which it froze")
     for number, run in enumerate(runs):
         order = {layer["name"]: place for place, layer in enumerate(run["timeline"]["layers"])}
-        events = sorted(run["timeline"]["events"], key=lambda event: order[event["layer"]])
+        froze = [event for event in run["timeline"]["events"] if event.get("kind", "freeze") == "freeze"]
+        events = sorted(froze, key=lambda event: order[event["layer"]])
         mark = _MARKS[number % len(_MARKS)]
         places = [order[event["layer"]] for event in events]
         axes.plot(places, [event["epoch"] for event in events], mark, label=run["run"], alpha=0.8)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return axes.figure
+    return figure
+
+
+def _froze_last(events: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """When each layer froze that is frozen at the end."""
+    last = {event["layer"]: event for event in events}
+    return {name: event["step"] for name, event in last.items() if event.get("kind", "freeze") == "freeze"}
 
 
 def _cka(recording: Recording) -> Figure:
     """CKA to the finished model of up to six layers, evenly spread over the depth (Fig. 4)."""
-    axes = _one_panel("epoch", "CKA to the finished model")
+    figure, axes = _one_panel("epoch", "CKA to the finished model")
     count = len(recording.layers)
     for number in sorted({round(place * (count - 1) / 5) for place in range(6)}):
         axes.plot(recording.check_epoch, recording.cka[:, number], label=f"{number}: {recording.layers[number]}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
-    return axes.figure
+    return figure
 
 
 def _gradient(path: Path) -> Figure:
     """Distribution of a gradient, in full and sampled (Fig. 3)."""
     with safe_open(path, "pt") as file:
         about, full, sample = file.metadata(), file.get_tensor("gradient"), file.get_tensor("sample")
-    axes = _one_panel(f"gradient of {about['weight']} at step {about['step']}", "density")
+    figure, axes = _one_panel(f"gradient of {about['weight']} at step {about['step']}", "density")
     low, high = torch.quantile(full[torch.randperm(len(full))[:100_000]], torch.tensor([0.002, 0.998])).tolist()
     for values, label in ((full, f"all {len(full):,} values"), (sample, f"{len(sample):,} sampled")):
         axes.hist(values.numpy(), bins=60, range=(low, high), density=True, alpha=0.5, label=label)
     axes.legend(frameon=False)
-    return axes.figure
+    return figure
 
 
-def _one_panel(x: str, y: str) -> Axes:
+def _one_panel(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    return axes
+    return figure, axes

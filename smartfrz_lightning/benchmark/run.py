@@ -23,6 +23,7 @@ from smartfrz_lightning.benchmark.clock import TrainingClock
 from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.private.trainer import callbacks_of
 from smartfrz_lightning.report.timeline import Timeline
 from smartfrz_lightning.version import __version__
 
@@ -84,27 +85,26 @@ def run_once(
     folder.mkdir(parents=True, exist_ok=True)
     with log_file(folder).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         freezing = {"class_path": run.callback, "init_args": run.arguments} if run.callback else MEASURE
-        callbacks = extra_callbacks or [freezing]
-        arguments = _arguments(benchmark, run, seed, folder, callbacks, max_steps)
+        chosen = extra_callbacks or [freezing]
+        arguments = _arguments(benchmark, run, seed, folder, chosen, max_steps)
         try:
             cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
         except SystemExit as error:  # what is wrong stands in the log
             raise SettingsError("its config cannot be parsed") from error
         trainer, clock = cli.trainer, TrainingClock()
         _check_processes(trainer)
-        trainer.callbacks = [clock, EpochSeed(seed), *trainer.callbacks]
+        callbacks = callbacks_of(trainer)
+        callbacks[:0] = [clock, EpochSeed(seed)]
         if on_epoch is not None:
-            trainer.callbacks.append(_AfterEpoch(on_epoch))
-        trainer.callbacks.append(
-            ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-        )
+            callbacks.append(_AfterEpoch(on_epoch))
+        callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
         for old in folder.glob("freeze_timeline*"):
             old.unlink()  # of a run that was begun before: reports overwrite nothing
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=_interrupted(folder, digest(benchmark, run)))
         metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     if benchmark.metric not in metrics:
         raise SettingsError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
-    freezer = next((c for c in trainer.callbacks if isinstance(c, FreezingCallback)), None)
+    freezer = next((c for c in callbacks if isinstance(c, FreezingCallback)), None)
     result = {
         "run": name,
         "seed": seed,

@@ -148,7 +148,8 @@ class Benchmark:
 
     def schedule(self) -> list[tuple[str, Run, int]]:
         """All runs in their order: name, run, seed. Methods alternate, so that a drifting machine hits all alike."""
-        first = [(name, self.prepare[name], self.prepare[name].seed) for name in self.order(self.prepare)]
+        seed_of = {name: run.seed or 0 for name, run in self.prepare.items()}  # one without is refused above
+        first = [(name, self.prepare[name], seed_of[name]) for name in self.order(self.prepare)]
         order = self.order(self.methods)
         return [*first, *((name, self.methods[name], seed) for seed in self.seeds for name in order)]
 

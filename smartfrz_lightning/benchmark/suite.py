@@ -81,7 +81,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
             if any(result.get("processes", 1) > 1 for result in results):
                 console.print(f"record={benchmark.record!r} left out: a recording needs a single process")
             else:
-                _record(benchmark, show)
+                _record(benchmark, benchmark.record, show)
     if rank_zero_only.rank == 0:
         _show(benchmark, [result for result in results if result["run"] in benchmark.methods])
     for line in failed:
@@ -114,7 +114,7 @@ def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:
 
 def _missing(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> str:
     """The runs that this one needs and that have no result."""
-    at = {name: prepared.seed for name, prepared in benchmark.prepare.items()}
+    at = {name: prepared.seed or 0 for name, prepared in benchmark.prepare.items()}
     needed = [(name, at.get(name, seed)) for name in sorted(benchmark.needs(run))]
     return " and ".join(f"{name} (seed {n})" for name, n in needed if find_result(results, name, n) is None)
 
@@ -124,17 +124,18 @@ def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) ->
     if run.shorten_to is None:
         return None
     other, full = (find_result(results, name, seed) for name in (run.shorten_to, benchmark.baseline))
+    assert other is not None and full is not None, "both are needed by this run, and so were done before"
     return max(1, min(full["steps"], round(full["steps"] * cost(other, run.by) / cost(full, run.by))))
 
 
-def _record(benchmark: Benchmark, show: Any) -> None:
+def _record(benchmark: Benchmark, method: str, show: Any) -> None:
     seed = benchmark.seeds[0]
     folder = benchmark.folder(RECORDING, seed)
     if (folder / "recording.safetensors").exists():
         return
-    reference = benchmark.folder(benchmark.record, seed) / "last.ckpt"
+    reference = benchmark.folder(method, seed) / "last.ckpt"
     recorder = {"class_path": "HistoryRecorder", "init_args": {"reference": str(reference)}}
     gradients = {"class_path": "smartfrz_lightning.benchmark.gradient_sample.GradientSample"}
     (folder / "last.ckpt").unlink(missing_ok=True)  # a recording cannot be taken up in the middle
-    run = benchmark.methods[benchmark.record]
+    run = benchmark.methods[method]
     run_once(benchmark, RECORDING, Run(overrides=run.overrides), seed, [recorder, gradients], None, show)

@@ -24,9 +24,8 @@ from smartfrz_lightning.engine.outside import frozen_here
 from smartfrz_lightning.engine.state import check_version
 from smartfrz_lightning.freezing.freeze import thaw
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.private.trainer import trains_statistics_only
+from smartfrz_lightning.private.trainer import callbacks_of, is_trial, trains_statistics_only
 from smartfrz_lightning.report.timeline import Timeline
-
 
 # Lightning gives every callback these methods of the LightningModule, which keep it alive.
 _ATTACHED = ("log", "log_dict")
@@ -86,6 +85,11 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     _timeline = Timeline()
 
     @property
+    def _engine(self) -> Freezer:
+        assert self._freezer is not None, "only during a fit"
+        return self._freezer
+
+    @property
     def timeline(self) -> Timeline:
         """What froze when, and what it saved."""
         return self._freezer.timeline if self._freezer is not None else self._timeline
@@ -113,7 +117,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         if stage != "fit":
             return
         check_strategy(trainer, type(self).__name__, self.works_sharded)
-        rivals = [type(c).__name__ for c in trainer.callbacks if c is not self and _finds_layers(c)]
+        rivals = [type(c).__name__ for c in callbacks_of(trainer) if c is not self and _finds_layers(c)]
         if rivals:
             raise MisconfigurationException(
                 f"{type(self).__name__} and {', '.join(rivals)} in one Trainer: both would act on the same layers, "
@@ -143,55 +147,55 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         forget_late_restore(trainer)
         self._loaded = self._carried = None  # taken up before
         folder = trainer.log_dir or trainer.default_root_dir  # asks all processes
-        self._folder = None if trainer.fast_dev_run else self.report if isinstance(self.report, str) else folder
+        self._folder = None if is_trial(trainer) else self.report if isinstance(self.report, str) else folder
         self._global_step = trainer.global_step
         if trainer.global_step == 0:
-            self._freezer.new_run()
-        self._freezer.start(trainer.optimizers, trainer.num_training_batches, total_batches(trainer))
+            self._engine.new_run()
+        self._engine.start(trainer.optimizers, trainer.num_training_batches, total_batches(trainer))
 
     # --- while training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A checkpoint of the validation at an epoch's end was saved before that epoch's check.
         if trainer.current_epoch:
-            with self._freezer.ledger.timed():
-                self._freezer.end_epoch(trainer.current_epoch - 1)
+            with self._engine.ledger.timed():
+                self._engine.end_epoch(trainer.current_epoch - 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        with self._freezer.ledger.timed():
-            self._freezer.before_batch(train_statistics=trains_statistics_only(trainer))
+        with self._engine.ledger.timed():
+            self._engine.before_batch(train_statistics=trains_statistics_only(trainer))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._freezer.before_backward(loss, only=pl_module.automatic_optimization)
+        self._engine.before_backward(loss, only=pl_module.automatic_optimization)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.automatic_optimization:
-            self._freezer.after_backward()
+            self._engine.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        with self._freezer.ledger.timed():
-            self._freezer.note_gradients(optimizer)
+        with self._engine.ledger.timed():
+            self._engine.note_gradients(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        with self._freezer.ledger.timed():
+        with self._engine.ledger.timed():
             if trains_statistics_only(trainer):
                 return
             stepped = trainer.global_step != self._global_step
             self._global_step = trainer.global_step
-            if self._freezer.after_batch(batch, stepped):
-                self._log.log(trainer, self._freezer.timeline, self._freezer.run.steps)
+            if self._engine.after_batch(batch, stepped):
+                self._log.log(trainer, self._engine.timeline, self._engine.run.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
-        with self._freezer.ledger.timed():
-            self._freezer.end_epoch(trainer.current_epoch, last)
+        with self._engine.ledger.timed():
+            self._engine.end_epoch(trainer.current_epoch, last)
 
     # --- after training
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._freezer.end()
+        self._engine.end()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._loaded = None  # a checkpoint that was only validated is none to resume from
@@ -207,9 +211,9 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     def _leave(self, trainer: Trainer, report: bool) -> None:
         """Nothing of the model is held any more, but what a further fit of it needs."""
-        self._freezer.end()
-        self._freezer.ledger.end_fit()
-        self._timeline, self._carried = self.timeline, self._freezer.state_dict()
+        self._engine.end()
+        self._engine.ledger.end_fit()
+        self._timeline, self._carried = self.timeline, self._engine.state_dict()
         self._freezer = None
         self.reset()
         for attached in _ATTACHED:

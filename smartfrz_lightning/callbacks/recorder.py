@@ -76,8 +76,8 @@ class HistoryRecorder(Callback):
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self.sample_size = sample_size
         self.seed = seed
+        self._finder: LayerFinder | None = None  # while a fit is recorded
         self._probe: ReferenceProbe | None = None
-        self._finder: LayerFinder | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.world_size > 1:
@@ -110,11 +110,13 @@ class HistoryRecorder(Callback):
         )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert self._finder is not None
         if self._probe is None:
             self._probe = ReferenceProbe(pl_module)
         self._finder.before_batch()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        assert self._finder is not None
         self._finder.before_backward(loss)
         if pl_module.automatic_optimization:
             self._finder.stop()
@@ -122,6 +124,7 @@ class HistoryRecorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert self._finder is not None and self._probe is not None
         stepped = trainer.global_step != self._last_global_step
         self._last_global_step = trainer.global_step
         if self._finder.after_batch():
@@ -144,6 +147,7 @@ class HistoryRecorder(Callback):
             self._check(trainer, pl_module)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._probe is not None
         _, epoch, progress = position(trainer)
         self._checks.append(
             {
@@ -163,6 +167,7 @@ class HistoryRecorder(Callback):
             raise MisconfigurationException(
                 f"the run ended after {self._step} steps, before the first check: nothing was recorded"
             )
+        assert self._probe is not None
         columns = {key: [check[key] for check in self._checks] for key in self._checks[0]}
         recording = Recording(
             snapshots=torch.stack(self._snapshots),

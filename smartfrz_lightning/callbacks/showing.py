@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console, RenderableType
 
 from smartfrz_lightning.layers.layer import front
+from smartfrz_lightning.private.trainer import log_interval
 from smartfrz_lightning.report.show import plot_timeline, timeline_table
 from smartfrz_lightning.report.timeline import Timeline
 
@@ -41,7 +42,8 @@ class FreezeLog:
             steps: Steps of this run that are done.
         """
         changed = len(timeline.events) != self._shown
-        due = trainer.log_every_n_steps > 0 and steps % trainer.log_every_n_steps == 0
+        interval = log_interval(trainer)
+        due = interval > 0 and steps % interval == 0
         if not (changed or due):
             return
         values = frozen_metrics(timeline)

@@ -73,12 +73,12 @@ class SimilarityFreezeCallback(FreezingCallback):
             self._probe = ReferenceProbe(run.model)
 
     def layers_found(self, run: TrainingRun) -> None:
-        if run.is_first_process and not self._cka:
+        if self._probe is not None and not self._cka:
             self._probe.meet_reference(load_reference(self.reference, run.model), run.active)
 
     def step_done(self, run: TrainingRun) -> None:
         spacing = max(1, round(run.batches_per_epoch / self.measurements_per_epoch))
-        if run.is_first_process and run.passed(spacing) and (active := run.active):
+        if self._probe is not None and run.passed(spacing) and (active := run.active):
             for layer, cka in zip(active, self._probe.cka(active), strict=True):
                 self._cka.setdefault(layer.name, []).append(cka)
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.nn.parallel import DistributedDataParallel
 
 from smartfrz_lightning.freezing.wrappers import keep_communication_hooks, reshard
 from smartfrz_lightning.private.pytorch import communication_hooks
@@ -94,8 +95,8 @@ def before_late_restore(
         with contextlib.nullcontext() if state is None else take_up(state):
             return load(checkpoint_path, **kwargs)
 
-    load_checkpoint.instead_of = load
-    strategy.load_checkpoint = load_checkpoint
+    vars(load_checkpoint)["instead_of"] = load
+    vars(strategy)["load_checkpoint"] = load_checkpoint
 
 
 def forget_late_restore(trainer: Trainer) -> None:
@@ -107,8 +108,8 @@ def forget_late_restore(trainer: Trainer) -> None:
         >>> forget_late_restore(Trainer(accelerator="cpu", barebones=True))
     """
     own = vars(trainer.strategy).get("load_checkpoint")
-    if hasattr(own, "instead_of"):
-        trainer.strategy.load_checkpoint = own.instead_of
+    if own is not None and "instead_of" in vars(own):
+        vars(trainer.strategy)["load_checkpoint"] = own.instead_of
 
 
 class TrainerProcesses:
@@ -143,8 +144,9 @@ class TrainerProcesses:
 
     def before_change(self) -> None:
         """FSDP2's modules go back to their sharded parameters, which are those that freeze."""
-        if isinstance(self._strategy, ModelParallelStrategy):
-            reshard(self._strategy.lightning_module)
+        model = self._strategy.lightning_module
+        if isinstance(self._strategy, ModelParallelStrategy) and model is not None:
+            reshard(model)
 
     def after_change(self) -> None:
         """The DDP wrapper is built anew, so that frozen parameters take no part in the all-reduce.
@@ -152,10 +154,11 @@ class TrainerProcesses:
         Communication hooks are kept. Call it on every rank, outside of ``training_step``.
         """
         strategy = self._strategy
-        if not isinstance(strategy, DDPStrategy):
+        if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
             return
         hooks = communication_hooks(strategy.model)
         strategy.model = strategy.lightning_module
         with without_first_sync(strategy):
             strategy.configure_ddp()
+        assert isinstance(strategy.model, DistributedDataParallel)
         keep_communication_hooks(strategy.model, hooks)

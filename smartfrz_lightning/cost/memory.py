@@ -4,11 +4,14 @@ import contextlib
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SavedActivations(torch.autograd.graph.saved_tensors_hooks):
@@ -42,7 +45,7 @@ class SavedActivations(torch.autograd.graph.saved_tensors_hooks):
         self._kept_now = 0
         super().__init__(self._pack, lambda saved: saved.tensor)
 
-    def __enter__(self) -> "SavedActivations":
+    def __enter__(self) -> "Self":
         super().__enter__()
         # torch.func's transforms refuse to run while such hooks are on: stand aside for them, and see nothing inside.
         self._stock = torch.autograd.graph.disable_saved_tensors_hooks

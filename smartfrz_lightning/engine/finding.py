@@ -15,7 +15,6 @@ from smartfrz_lightning.freezing.compiled import eager
 from smartfrz_lightning.layers.layer import Layer, matches
 from smartfrz_lightning.layers.tracer import LayerTracer
 
-
 _LOOKS = 50
 """Batches that are watched at most for a layer that took no part in the first."""
 

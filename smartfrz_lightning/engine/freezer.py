@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from smartfrz_lightning.engine.finding import LayerFinder, check_patterns, pin
 from smartfrz_lightning.engine.method import Decision, FreezingMethod
 from smartfrz_lightning.engine.outside import StillFrozen, frozen_here
-from smartfrz_lightning.engine.processes import Processes
+from smartfrz_lightning.engine.processes import Processes, TorchProcesses
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.engine.state import restore, saved_state
 from smartfrz_lightning.engine.stillness import Stillness
@@ -88,7 +88,7 @@ class Freezer:
         several = optimizers if isinstance(optimizers, Sequence) else [optimizers]
         self._optimizers = [getattr(optimizer, "optimizer", optimizer) for optimizer in several]  # Fabric wraps them
         self.method = method
-        self.processes = processes or Processes(model)
+        self.processes = processes or TorchProcesses(model)
         if not any(parameter.requires_grad for parameter in self._model.parameters()):
             raise ValueError(
                 f"{type(self._model).__name__} has no trainable parameter: set requires_grad=True on what should train"

@@ -1,13 +1,42 @@
 """How the processes of a training agree, and what their wrappers need when it changes what trains."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import distributed, nn
 
 from smartfrz_lightning.freezing.wrappers import rebuild_ddp, reshard
 
 
-class Processes:
+@runtime_checkable
+class Processes(Protocol):
+    """What the engine asks of the processes of a training.
+
+    Example:
+        >>> from smartfrz_lightning.engine.processes import Processes
+        >>> class Alone:
+        ...     is_first = True
+        ...     agree = staticmethod(lambda value: value)
+        ...     before_change = after_change = staticmethod(lambda: None)
+        >>> isinstance(Alone(), Processes)
+        True
+    """
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that decides."""
+        ...
+
+    def agree(self, value: Any) -> Any:
+        """What the first process gives; every process calls it."""
+
+    def before_change(self) -> None:
+        """Layers are about to freeze or thaw; every process calls it."""
+
+    def after_change(self) -> None:
+        """Layers froze or thawed; every process calls it."""
+
+
+class TorchProcesses:
     """Those of ``torch.distributed``, for a training loop of your own; a single one where there are none.
 
     Args:
@@ -16,8 +45,8 @@ class Processes:
 
     Example:
         >>> from torch import nn
-        >>> from smartfrz_lightning.engine.processes import Processes
-        >>> alone = Processes(nn.Linear(2, 2))
+        >>> from smartfrz_lightning.engine.processes import TorchProcesses
+        >>> alone = TorchProcesses(nn.Linear(2, 2))
         >>> alone.is_first, alone.agree({"stem": 0.9})
         (True, {'stem': 0.9})
     """

@@ -127,10 +127,10 @@ class DigitsDataModule(LightningDataModule):
         require("sklearn", "vision")
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
+        pixels, labels = load_digits(return_X_y=True)
+        images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
         images = torch.nn.functional.interpolate(images, size=32, mode="bilinear")
-        everything = TensorDataset(images, torch.tensor(digits.target))
+        everything = TensorDataset(images, torch.tensor(labels))
         generator = torch.Generator().manual_seed(0)
         self._train, self._val = torch.utils.data.random_split(everything, [0.8, 0.2], generator)
 

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 
 from smartfrz_lightning.extras import require
@@ -79,11 +79,13 @@ class TextClassifier(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup = warmup
-        measures = {
+        measures: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(num_classes, average="micro"),
             "matthews": MulticlassMatthewsCorrCoef(num_classes),
         }
-        self.metrics = MetricCollection(measures | ({"f1": BinaryF1Score()} if num_classes == 2 else {}), prefix="val_")
+        if num_classes == 2:
+            measures["f1"] = BinaryF1Score()
+        self.metrics = MetricCollection(measures, prefix="val_")
 
     def forward(self, **tokens: Tensor) -> Tensor:
         """Logits ``[batch, num_classes]`` of token batches ``[batch, tokens]``."""

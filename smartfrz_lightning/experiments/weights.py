@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -35,7 +36,9 @@ def load_weights(network: nn.Module, path: str, fresh: Sequence[str] = ()) -> No
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights={path!r}: no such file")
-    state = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+    state: dict[str, Any] = (
+        dict(load_file(path)) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+    )
     state = state.get("state_dict", state)
     state = {name.removeprefix("network."): tensor for name, tensor in state.items()}
     own = network.state_dict()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from smartfrz_lightning.private.pytorch import compile_callbacks, compile_config
+from smartfrz_lightning.private.pytorch import compile_callbacks, compile_config, torch_is_older
 
 
 def eager() -> contextlib.AbstractContextManager:
@@ -65,7 +65,7 @@ def forget_graphs() -> None:
         >>> len(graphs) == (1 if torch.__version__ >= (2, 13) else 2)
         True
     """
-    if torch.__version__ < (2, 13):
+    if torch_is_older(2, 13):
         torch.compiler.reset()
 
 

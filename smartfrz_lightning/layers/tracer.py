@@ -1,7 +1,7 @@
 """Find the layers of any model by watching it run."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from smartfrz_lightning.layers.gathering import StepFacts, gather_layers
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.layers.tracing import ParameterTracer, is_product, parameters_reaching, tensors_in
 from smartfrz_lightning.private.pytorch import WeakTensorKeyDictionary, in_backward
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class LayerTracer(ParameterTracer):
@@ -41,7 +44,7 @@ class LayerTracer(ParameterTracer):
         """Whether a backward pass ran."""
         self._buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
-    def __enter__(self) -> "LayerTracer":
+    def __enter__(self) -> "Self":
         for name, module in self._model.named_modules():
             if any(True for _ in module.parameters(recurse=False)):
                 self._hooks.append(module.register_forward_pre_hook(self._ran_hook(name)))

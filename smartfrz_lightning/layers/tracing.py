@@ -4,7 +4,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -16,6 +16,9 @@ from smartfrz_lightning.private.pytorch import (
     WeakTensorKeyDictionary,
     tree_leaves,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ParameterTracer(TorchDispatchMode):
@@ -54,7 +57,7 @@ class ParameterTracer(TorchDispatchMode):
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._sources[tensor] = frozenset({name})
 
-    def __enter__(self) -> "ParameterTracer":
+    def __enter__(self) -> "Self":
         if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):
             for name, module in self._model.named_modules():
                 self._hooks.append(module.register_forward_pre_hook(self._take_gathered(name)))
@@ -96,9 +99,10 @@ class ParameterTracer(TorchDispatchMode):
             return out
         inputs = tensors_in((args, kwargs))
         sources = [self._sources.get(tensor) for tensor in inputs]
-        if sources and None not in sources:
+        known = [source for source in sources if source is not None]
+        if known and len(known) == len(sources):
             for result in tensors_in(out):
-                self._sources[result] = frozenset().union(*sources)
+                self._sources[result] = frozenset().union(*known)
         self.on_operation(func, inputs, out, sources)
         return out
 
@@ -160,7 +164,7 @@ def parameters_reaching(losses: Iterable[Tensor]) -> set[int]:
         if node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
         stack.extend(parent for parent, _ in node.next_functions if parent is not None)
     return found

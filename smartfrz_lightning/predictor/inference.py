@@ -60,6 +60,6 @@ class FreezeConfidence:
             rows = torch.tensor([self._names.index(name) for name in names], device=windows.device)
             columns = torch.tensor([self._steps.index(step) for step in known], device=windows.device)
             old = [kept[rows][:, columns] for kept in self._kept]
-            fresh = tuple(torch.cat(pair, 1) for pair in zip(old, fresh, strict=True))
+            fresh = torch.cat([old[0], fresh[0]], 1), torch.cat([old[1], fresh[1]], 1)
         self._names, self._steps, self._kept = names, steps, fresh
         return fresh

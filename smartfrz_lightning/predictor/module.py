@@ -56,7 +56,7 @@ class PredictorModule(LightningModule):
         self.balance = balance
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
+        data = self._data
         if data.sample_size != self.predictor.sample_size:
             raise ValueError(
                 f"sample_size={self.predictor.sample_size}, but the recordings sample {data.sample_size} weights: "
@@ -68,24 +68,31 @@ class PredictorModule(LightningModule):
         counts = data.train.labels.bincount(minlength=2).clamp_min(1)
         self.register_buffer("label_weight", counts.sum() / (2 * counts), persistent=False)
 
+    @property
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule")  # noqa: B009  # the class does not declare what its connector sets
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        weight = self.label_weight if self.balance else None
+        weight = self.get_buffer("label_weight") if self.balance else None
         loss = F.cross_entropy(self.predictor(batch["window"], batch["length"]), batch["label"], weight)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         confidence = self.predictor(batch["window"], batch["length"]).softmax(-1)[:, 1]
-        for name, scores in self.metrics.items():
+        for name, scores in self._scores():
             chosen = slice(None) if name == "all" else batch["network"] == self.networks.index(name)
             scores.update(confidence[chosen], batch["label"][chosen], batch["instant"][chosen])
 
     def on_validation_epoch_end(self) -> None:
-        for name, scores in self.metrics.items():
+        for name, scores in self._scores():
             prefix = "val" if name == "all" else f"val/{name}"
             values = {f"{prefix}/{key}": value for key, value in scores.compute().items()}
             self.log_dict(values, prog_bar=name == "all")
             scores.reset()
+
+    def _scores(self) -> list[tuple[str, PredictorScores]]:
+        return [(name, scores) for name, scores in self.metrics.items() if isinstance(scores, PredictorScores)]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -96,7 +103,7 @@ class PredictorModule(LightningModule):
     def on_fit_end(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        data = self.trainer.datamodule
+        data = self._data
         about = {
             "trained_on": sorted({run.network for run in data.runs} - set(data.held_out)),
             "held_out": data.held_out,

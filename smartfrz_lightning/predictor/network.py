@@ -50,7 +50,7 @@ class AttentionPredictor(nn.Module):
         self.sample_size = sample_size
         self.window = 30
         """Snapshots in the windows that it was trained on; the paper's by default."""
-        self.representation = representation
+        self.representation: Representation = representation
         self.key = _mlp(sample_size, hidden, features)
         self.query = _mlp(sample_size, hidden, features)
         self.value = _mlp(sample_size, hidden, features)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAveragePrecision
 from torchmetrics.functional.classification import binary_auroc
 
@@ -23,8 +24,9 @@ class PredictorScores(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._metrics = nn.ModuleDict(
-            {"auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision(), "accuracy": BinaryAccuracy()}
+        self._metrics = MetricCollection(
+            {"auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision(), "accuracy": BinaryAccuracy()},
+            compute_groups=False,
         )
         self.reset()
 
@@ -32,16 +34,17 @@ class PredictorScores(nn.Module):
         """Add windows: confidence to freeze, label and number of the check, ``[windows]`` each."""
         if not len(confidence):
             return
-        for metric in self._metrics.values():
-            metric.update(confidence, label)
+        self._metrics.update(confidence, label)
         self._seen.append((confidence.cpu(), label.cpu(), instant.cpu()))
 
     def compute(self) -> dict[str, Tensor]:
         """All scores; of no windows at all, as from chance."""
         if not self._seen:
-            chance = dict.fromkeys([*self._metrics, "auroc_within_instant"], torch.tensor(0.5))
-            return {**chance, "average_precision": torch.tensor(0.0)}
-        scores = {name: metric.compute() for name, metric in self._metrics.items()}
+            return {
+                **dict.fromkeys(("auroc", "accuracy", "auroc_within_instant"), torch.tensor(0.5)),
+                "average_precision": torch.tensor(0.0),
+            }
+        scores: dict[str, Tensor] = self._metrics.compute()
         confidence, label, instant = (torch.cat(part) for part in zip(*self._seen, strict=True))
         ranked = []
         for moment in instant.unique():
@@ -54,5 +57,4 @@ class PredictorScores(nn.Module):
     def reset(self) -> None:
         """Forget everything."""
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        for metric in self._metrics.values():
-            metric.reset()
+        self._metrics.reset()

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
 from torch._dynamo.callback import callback_handler as compile_callbacks
 from torch._ops import HigherOrderOperator, OpOverload
@@ -29,9 +30,21 @@ __all__ = [
     "compile_config",
     "in_backward",
     "module_hooks",
+    "torch_is_older",
     "tree_leaves",
     "tree_map_only",
 ]
+
+
+def torch_is_older(major: int, minor: int) -> bool:
+    """Whether PyTorch is older than a version.
+
+    Example:
+        >>> from smartfrz_lightning.private.pytorch import torch_is_older
+        >>> torch_is_older(2, 9), torch_is_older(99, 0)
+        (False, True)
+    """
+    return Version(torch.__version__) < Version(f"{major}.{minor}.0.dev0")
 
 
 def in_backward() -> bool:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightning.fabric.strategies.fsdp import _METADATA_FILENAME
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.load import _METADATA_FILENAME
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 
@@ -13,12 +13,49 @@ def trains_statistics_only(trainer: Trainer) -> bool:
     """Whether this is the last epoch of ``StochasticWeightAveraging``: no training, all BatchNorms measure anew.
 
     Example:
-        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch import Callback, Trainer
         >>> from smartfrz_lightning.private.trainer import trains_statistics_only
         >>> trains_statistics_only(Trainer(accelerator="cpu", barebones=True))
         False
     """
     return trainer.fit_loop._skip_backward
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The callbacks of a Trainer, which its connector sets from outside.
+
+    Example:
+        >>> from lightning.pytorch import Callback, Trainer
+        >>> from smartfrz_lightning.private.trainer import callbacks_of
+        >>> mine = Callback()
+        >>> mine in callbacks_of(Trainer(accelerator="cpu", barebones=True, callbacks=[mine]))
+        True
+    """
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # not declared in the class
+
+
+def log_interval(trainer: Trainer) -> int:
+    """``log_every_n_steps`` of a Trainer; 0 if it does not log.
+
+    Example:
+        >>> from lightning.pytorch import Callback, Trainer
+        >>> from smartfrz_lightning.private.trainer import log_interval
+        >>> log_interval(Trainer(accelerator="cpu", log_every_n_steps=7, logger=False, enable_checkpointing=False))
+        7
+    """
+    return trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  # not declared in the class
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Whether it is a ``fast_dev_run``.
+
+    Example:
+        >>> from lightning.pytorch import Callback, Trainer
+        >>> from smartfrz_lightning.private.trainer import is_trial
+        >>> is_trial(Trainer(accelerator="cpu", fast_dev_run=3))
+        True
+    """
+    return bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]  # not declared in the class
 
 
 def checkpoint_file(path: Path) -> Path:

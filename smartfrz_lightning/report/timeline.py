@@ -211,10 +211,8 @@ class Timeline:
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Timeline":
         """The timeline that was saved."""
-        layers = [
-            Layer(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in layer.items()})
-            for layer in state["layers"]
-        ]
+        lists = ("parameters", "weights", "stateful")  # JSON knows no tuples
+        layers = [Layer(**{**layer, **{key: tuple(layer[key]) for key in lists}}) for layer in state["layers"]]
         rest = {name: value for name, value in state.items() if name not in ("spent", "full")}
         states = [TrainingState(**{**entry, "flops": StepFlops(**entry["flops"])}) for entry in state["states"]]
         events = [FreezeEvent(**event) for event in state["events"]]

@@ -56,7 +56,12 @@ class ReferenceProbe:
     @property
     def network(self) -> str:
         """Class name of the module that the probe is given to."""
-        return type(self._call[0]).__name__
+        return type(self._seen[0]).__name__
+
+    @property
+    def _seen(self) -> tuple[nn.Module, tuple, dict]:
+        assert self._call is not None, "meet_reference comes first"
+        return self._call
 
     def remove_hooks(self) -> None:
         """Stop waiting for a batch."""
@@ -84,7 +89,7 @@ class ReferenceProbe:
         return [float(gram_cka(gram, self._reference[layer.name])) for layer, gram in pairs]
 
     def _grams(self, layers: Sequence[Layer]) -> list[Tensor]:
-        module, args, kwargs = self._call
+        module, args, kwargs = self._seen
         examples = max(len(tensor) for tensor in tensors_in((args, kwargs)) if tensor.ndim)
         modes = {m: m.training for m in self.model.modules()}
         device = next(self.model.parameters()).device
@@ -98,7 +103,7 @@ class ReferenceProbe:
 
     def state_dict(self) -> dict[str, Any]:
         """The probe's inputs and the reference's Gram matrices."""
-        module, args, kwargs = self._call
+        module, args, kwargs = self._seen
         name = next(name for name, m in self.model.named_modules() if m is module)
         return {"module": name, "args": args, "kwargs": kwargs, "reference": self._reference}
 

@@ -1,5 +1,6 @@
 """After any fit everything is as it was: modes, hooks, the compiler's stance; and nothing of the model is kept."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -75,10 +76,8 @@ def test_after_any_fit_modes_and_hooks_are_as_before(data):
         callbacks.append(StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1))
     before, model = surroundings(), Classifier(mlp())
     trainer = Trainer(max_epochs=data.draw(st.integers(1, 3)), callbacks=callbacks, **QUIET)
-    try:
+    with contextlib.suppress(RuntimeError, KeyboardInterrupt, SystemExit):
         trainer.fit(model)
-    except (RuntimeError, KeyboardInterrupt, SystemExit):
-        pass
     assert surroundings() == before
     for optimizer in trainer.optimizers:
         assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
