@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from smartfrz_lightning.benchmark.batch_sizes import BatchSizes
 from smartfrz_lightning.benchmark.clock import TrainingClock
 from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.predictor.weights import SHIPPED
 from smartfrz_lightning.private.trainer import callbacks_of
 from smartfrz_lightning.report.timeline import Timeline
 from smartfrz_lightning.version import __version__
 
-MEASURE = {"class_path": "StaticFreezeCallback", "init_args": {"layers": 0}}
+MEASURE = {"class_path": "StaticFreezeCallback", "init_args": {"layers": 0, "report": False}}
 
 
 class SettingsError(ValueError):
@@ -84,17 +88,18 @@ def run_once(
     folder = benchmark.folder(name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with log_file(folder).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        freezing = {"class_path": run.callback, "init_args": run.arguments} if run.callback else MEASURE
-        chosen = extra_callbacks or [freezing]
+        # Without a method, training is plain: what the engine costs, the others' times show.
+        freezing = [{"class_path": run.callback, "init_args": run.arguments}] if run.callback else []
+        chosen = freezing if extra_callbacks is None else extra_callbacks
         arguments = _arguments(benchmark, run, seed, folder, chosen, max_steps)
         try:
             cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
         except SystemExit as error:  # what is wrong stands in the log
             raise SettingsError("its config cannot be parsed") from error
-        trainer, clock = cli.trainer, TrainingClock()
+        trainer, clock, sizes = cli.trainer, TrainingClock(), BatchSizes()
         _check_processes(trainer)
         callbacks = callbacks_of(trainer)
-        callbacks[:0] = [clock, EpochSeed(seed)]
+        callbacks[:0] = [clock, EpochSeed(seed), *([] if chosen else [sizes])]
         if on_epoch is not None:
             callbacks.append(_AfterEpoch(on_epoch))
         callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
@@ -102,9 +107,12 @@ def run_once(
             old.unlink()  # of a run that was begun before: reports overwrite nothing
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=_interrupted(folder, digest(benchmark, run)))
         metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+        freezer = next((c for c in callbacks if isinstance(c, FreezingCallback)), None)
+        timeline = freezer.timeline if freezer else Timeline()
+        if not chosen:
+            timeline = _plain_timeline(_arguments(benchmark, run, seed, folder, [MEASURE], 1), sizes)
     if benchmark.metric not in metrics:
         raise SettingsError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
-    freezer = next((c for c in callbacks if isinstance(c, FreezingCallback)), None)
     result = {
         "run": name,
         "seed": seed,
@@ -113,7 +121,7 @@ def run_once(
         "metrics": metrics,
         "steps": trainer.global_step,
         "seconds": clock.seconds,
-        "timeline": freezer.timeline.state_dict() if freezer else Timeline().state_dict(),
+        "timeline": timeline.state_dict(),
         **_circumstances(trainer.world_size),
     }
     return trainer.strategy.broadcast(result)  # all processes go on alike
@@ -154,7 +162,7 @@ def _check_processes(trainer: Trainer) -> None:
 
 
 def digest(benchmark: Benchmark, run: Run) -> str:
-    """Fingerprint of all settings that a run depends on.
+    """Fingerprint of all that a run depends on: its settings, this package's code, the predictor.
 
     Example:
         >>> from smartfrz_lightning.benchmark.run import digest
@@ -167,7 +175,28 @@ def digest(benchmark: Benchmark, run: Run) -> str:
     """
     experiment = [Path(path).read_text() for path in run.experiment or benchmark.experiment]
     settings = [experiment, run.callback, run.arguments, run.overrides, run.shorten_to, run.by, benchmark.metric]
+    settings += [_code(), _predictor(run)]
     return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code() -> str:
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _predictor(run: Run) -> str:
+    path = Path(str(run.arguments.get("predictor") or SHIPPED))
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _plain_timeline(arguments: list[str], sizes: BatchSizes) -> Timeline:
+    """What a plain fit cost: its batches, at the price of one step of the same experiment that is measured now."""
+    cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    measured = next(c for c in callbacks_of(cli.trainer) if isinstance(c, FreezingCallback)).timeline
+    start = replace(measured.states[0], seen=sizes.seen)
+    return Timeline(layers=measured.layers, states=[start], costs=measured.costs, steps=sizes.steps)
 
 
 def _arguments(

@@ -107,8 +107,8 @@ def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:
         result = find_result(results, name, seed)
         if result is not None and result["digest"] != digest(benchmark, run):
             raise ValueError(
-                f"output={benchmark.output!r} holds a result of {name!r} with other settings: choose another output, "
-                "or delete that folder"
+                f"output={benchmark.output!r} holds a result of {name!r} with other settings, or of another version of "
+                "the code or the predictor: choose another output, or delete that folder"
             )
 
 

@@ -29,7 +29,7 @@ class Row:
         seconds: Seconds of training relative to it, mean; the method's overhead is in it, validation is not.
         seconds_sd: Their sample standard deviation.
         memory: Bytes that autograd saves for the backward pass, mean over the steps, relative to the baseline.
-        overhead: Seconds in the callback as a share of the seconds of training.
+        overhead: Seconds in the callback's hooks as a share of the seconds of training.
 
     Example:
         >>> from smartfrz_lightning.benchmark.table import Row
@@ -174,7 +174,7 @@ def _heads(metric: str, baseline: str, published: Mapping[str, Published]) -> li
         "FLOPs",
         "time ± sd",
         "saved activations",
-        "overhead, % of time",
+        "in the callback, % of time",
     ]
     return heads + (["published, %", "published FLOPs", "published time"] if published else [])
 

@@ -49,8 +49,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     Raises:
         ValueError: Both intervals are given, or one is below 1; on ``fit``: a pattern matches nothing in the model, or
             nothing in it trains.
-        MisconfigurationException: On ``fit``: the strategy is not supported, or the Trainer has another callback of this
-            kind.
+        MisconfigurationException: On ``fit``: the strategy is not supported, or the Trainer has another callback of
+            this kind.
 
     Example:
         >>> from contextlib import redirect_stdout

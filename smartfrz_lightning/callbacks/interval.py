@@ -100,8 +100,8 @@ def plan_freezing(
         full: FLOPs of a step in which everything trains.
         names: The layers to freeze, in this order.
         reduction: Share to save.
-        interval: Time between two layers, as a share of the run; by default they are spread evenly from the start to the
-            end of the run.
+        interval: Time between two layers, as a share of the run; by default they are spread evenly from the start
+            to the end of the run.
         earliest: Share of the run that is over already.
 
     Returns:

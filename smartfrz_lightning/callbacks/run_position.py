@@ -39,7 +39,8 @@ def position(trainer: Trainer) -> tuple[int, float, float | None]:
         >>> class Show(Callback):
         ...     def on_train_batch_end(self, trainer, *_):
         ...         print(position(trainer))
-        >>> Trainer(max_epochs=2, limit_train_batches=2, accelerator="cpu", barebones=True, callbacks=[Show()]).fit(BoringModel())
+        >>> quiet = {"accelerator": "cpu", "barebones": True}
+        >>> Trainer(max_epochs=2, limit_train_batches=2, callbacks=[Show()], **quiet).fit(BoringModel())
         (1, 0.5, 0.25)
         (2, 1.0, 0.5)
         (3, 1.5, 0.75)

@@ -28,7 +28,8 @@ class SimilarityFreezeCallback(FreezingCallback):
 
     Raises:
         FileNotFoundError: On ``fit``: there is no such reference.
-        ValueError: An argument is out of range; on ``fit``: the data loader has no length, or the reference cannot be read or is of another architecture.
+        ValueError: An argument is out of range; on ``fit``: the data loader has no length, or the reference cannot be
+            read or is of another architecture.
 
     Example:
         >>> from smartfrz_lightning import SimilarityFreezeCallback

@@ -86,8 +86,8 @@ class WindowedFreezingCallback(FreezingCallback):
             first = next((layer for layer in run.layers if layer.pinned != "unused"), None)
             if self.front_only and first is not None and first.pinned and run.active:
                 rank_zero_info(
-                    f"{type(self).__name__}: the first layer, {first.name!r}, always trains ({first.pinned}), so layers that "
-                    "freeze behind it save their weight gradients, but neither activation gradients nor memory"
+                    f"{type(self).__name__}: the first layer, {first.name!r}, always trains ({first.pinned}), "
+                    "so layers that freeze behind it save their weight gradients, not activation gradients or memory"
                 )
             self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
         self._history.watch(run.active)

@@ -40,8 +40,8 @@ class Freezer:
         batches_per_epoch: Batches an epoch.
         total_batches: Batches of the whole run; methods that go by the schedule need it.
         processes: How processes agree; by default those of ``torch.distributed``, if there are any.
-        position: Gives, after a batch, the batches and epochs done and the share of the run done, ``None`` if that is not
-            known; by default batches are counted.
+        position: Gives, after a batch, the batches and epochs done and the share of the run done, ``None`` if that is
+            not known; by default batches are counted.
         schedulers: Learning-rate schedulers; methods that set rates themselves refuse them.
 
     Attributes:
@@ -349,7 +349,7 @@ class Freezer:
             )
 
     def _leave_one_training(self, layers: Sequence[Layer], thawed: Sequence[Layer]) -> list[Layer]:
-        """Take back the last layer of an optimizer that would be left with nothing to train: a GradScaler would fail."""
+        """Take back the last layer of an optimizer that would have nothing left to train: a GradScaler would fail."""
         layers = list(layers)
         fresh = {id(self._model.get_parameter(name)) for layer in thawed for name in layer.parameters}
         for optimizer in self._optimizers:
@@ -369,8 +369,8 @@ class Freezer:
             return
         warnings.warn(
             f"something set requires_grad=True on {len(names)} layers that {type(self.method).__name__} had frozen "
-            f"({', '.join(names[:3])}): they train again and are left alone from now on. Name them in exclude, or do not "
-            "set requires_grad on parameters that do not have it",
+            f"({', '.join(names[:3])}): they train again and are left alone from now on. Name them in exclude, or do "
+            "not set requires_grad on parameters that do not have it",
             stacklevel=2,
         )
         self._pin([replace(layer, pinned="thawed") if layer.name in names else layer for layer in self.layers])
@@ -429,7 +429,7 @@ class Freezer:
     # --- save and resume
 
     def state_dict(self) -> dict[str, Any]:
-        """The timeline, the counters and the method's own state; plain values and tensors that training does not move."""
+        """The timeline, the counters and the method's own state: plain values, and tensors that no later step moves."""
         return saved_state(self.ledger, self.run, self.method, self._checked_epoch, self._batches)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -45,8 +45,8 @@ class Decision:
 class FreezingMethod(ABC):
     """A rule that says which layers should stop training now. Everything else is the engine's.
 
-    A method says in :meth:`select` what should freeze, and overrides of the rest what it needs. What it knows of a model
-    it sets in :meth:`reset`, not in ``__init__``: one object may see several models, one after the other.
+    A method says in :meth:`select` what should freeze, and overrides of the rest what it needs. What it knows of a
+    model it sets in :meth:`reset`, not in ``__init__``: one object may see several models, one after the other.
 
     Args:
         every_n_epochs: Ask at the end of every n-th epoch; 1 if neither interval is given, or every tenth of a run that

@@ -40,8 +40,8 @@ class TorchProcesses:
     """Those of ``torch.distributed``, for a training loop of your own; a single one where there are none.
 
     Args:
-        model: The model as the loop calls it: as it is, in ``DistributedDataParallel``, with FSDP2's ``fully_shard``, or
-            as Fabric returned it.
+        model: The model as the loop calls it: as it is, in ``DistributedDataParallel``, with FSDP2's ``fully_shard``,
+            or as Fabric returned it.
 
     Example:
         >>> from torch import nn

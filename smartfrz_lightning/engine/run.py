@@ -38,7 +38,8 @@ class TrainingRun:
         >>> from smartfrz_lightning.layers import Layer
         >>> from smartfrz_lightning.report import Timeline
         >>> from torch import nn
-        >>> layers = [Layer("stem", (), (), (), 8), Layer("block", (), (), (), 8), Layer("head", (), (), (), 8, "output")]
+        >>> layers = [Layer(name, (), (), (), 8) for name in ("stem", "block")]
+        >>> layers.append(Layer("head", (), (), (), 8, "output"))
         >>> run = TrainingRun(nn.Identity(), timeline=Timeline(layers), steps=50, total_batches=200)
         >>> [layer.name for layer in run.active]
         ['stem', 'block']

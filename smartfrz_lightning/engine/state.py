@@ -53,10 +53,10 @@ def check_version(state: dict[str, Any], method: str) -> None:
 
     Example:
         >>> from smartfrz_lightning.engine.state import check_version
-        >>> check_version({"version": 1}, "SmartFreezeCallback")
+        >>> check_version({"version": 1}, "SmartFreezeCallback")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ValueError: the checkpoint holds a SmartFreezeCallback of state version 1, this package reads 2: resume with the package that wrote it
+        ValueError: the checkpoint holds a SmartFreezeCallback of state version 1, this package reads 2: ...
     """
     if state.get("version") != VERSION:
         raise ValueError(
@@ -84,7 +84,7 @@ def restore(state: dict[str, Any], model: nn.Module) -> Timeline:
     lost = [name for layer in timeline.layers for name in layer.parameters if name not in known]
     if lost:
         raise ValueError(
-            f"the checkpoint froze layers of another model: no parameter {lost[:3]} here. Resume with the model that was "
-            "saved, or without ckpt_path"
+            f"the checkpoint froze layers of another model: no parameter {lost[:3]} here. Resume with the model that "
+            "was saved, or without ckpt_path"
         )
     return timeline

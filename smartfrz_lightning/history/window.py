@@ -85,7 +85,7 @@ class WeightHistory:
         return self._ring[:, order]
 
     def windows_by_length(self) -> list[tuple[list[str], Tensor, list[int]]]:
-        """Windows of layers that are watched for equally long: their names, windows and steps, each in forward order."""
+        """Windows of layers that are watched for equally long: their names, windows and steps, in forward order."""
         windows = self.windows()
         groups: dict[int, list[int]] = {}
         for row, since in enumerate(self._since):
@@ -101,7 +101,7 @@ class WeightHistory:
         ]
 
     def watch(self, layers: Sequence[Layer]) -> None:
-        """Watch exactly these layers from now on: known ones keep their snapshots, of new ones this is the beginning."""
+        """Watch exactly these layers from now on: known ones keep their snapshots, new ones begin."""
         row_of = {layer.name: row for row, layer in enumerate(self._layers)}
         if [layer.name for layer in layers] == list(row_of):
             return

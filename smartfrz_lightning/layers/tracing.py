@@ -110,8 +110,8 @@ class ParameterTracer(TorchDispatchMode):
 @functools.cache
 def _warn_of_unseen(func: HigherOrderOperator) -> None:
     warnings.warn(
-        f"{func} runs functions of its own, whose layers and FLOPs are not seen: layers that are used nowhere else count as "
-        "unused and always train",
+        f"{func} runs functions of its own, whose layers and FLOPs are not seen: layers that are used nowhere else "
+        "count as unused and always train",
         stacklevel=2,
     )
 

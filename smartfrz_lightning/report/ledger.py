@@ -180,7 +180,7 @@ class _Timed:
 def batch_size(batch: Any) -> float:
     """How much a batch is: the values in its largest tensor, or 1 where it has none that can be seen.
 
-    Images of one size count by their number, padded sentences by their number times the length that they were padded to.
+    Images of one size count by their number, padded sentences by their number times the length that they are padded to.
 
     Example:
         >>> import torch

@@ -115,8 +115,8 @@ class Timeline:
         >>> from smartfrz_lightning.layers.layer import Layer
         >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline, TrainingState
         >>> layers, events = [Layer("0", (), (), (), 66), Layer("1", (), (), (), 8)], [FreezeEvent("0", 4, 1.0, 0.9)]
-        >>> start, later = TrainingState(0, StepFlops(6, 6, 4), 80, seen=4), TrainingState(4, StepFlops(6, 2), 40, seen=4)
-        >>> timeline = Timeline(layers, events, [start, later], steps=8)
+        >>> states = [TrainingState(0, StepFlops(6, 6, 4), 80, seen=4), TrainingState(4, StepFlops(6, 2), 40, seen=4)]
+        >>> timeline = Timeline(layers, events, states, steps=8)
         >>> timeline.saved  # four steps of 16 and four of 8, in the place of eight of 16
         0.25
         >>> print(timeline.to_csv())

@@ -1,0 +1,47 @@
+"""Add up the sizes of all training batches of a plain fit, from which its FLOPs follow."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from smartfrz_lightning.report.ledger import batch_size
+
+
+class BatchSizes(Callback):
+    """All that a benchmark adds to plain training besides its clock: a few microseconds a step.
+
+    Attributes:
+        seen: Sizes of all batches so far, see :func:`~smartfrz_lightning.report.ledger.batch_size`.
+        steps: Batches after which an optimizer stepped.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from smartfrz_lightning.benchmark.batch_sizes import BatchSizes
+        >>> sizes = BatchSizes()
+        >>> Trainer(max_steps=5, accelerator="cpu", barebones=True, callbacks=[sizes]).fit(BoringModel())
+        >>> sizes.seen, sizes.steps  # five vectors of 32
+        (160.0, 5)
+    """
+
+    def __init__(self) -> None:
+        self.seen, self.steps = 0.0, 0
+        self._global_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._global_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.seen += batch_size(batch)
+        self.steps += trainer.global_step != self._global_step
+        self._global_step = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added up so far."""
+        return {"seen": self.seen, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.seen, self.steps = state_dict["seen"], state_dict["steps"]

@@ -1,0 +1,45 @@
+"""Training loops of one's own in two processes: as one process does it, and frozen parameters are not communicated."""
+
+import pytest
+import torch
+from conftest import Vectors
+from loop_worker import Net, sgd, train
+from torch.utils.data import DataLoader
+from two_processes import two_processes
+
+SCRIPT = {"script": {"2": [0, 1], "9": [0]}, "thaw": {"6": [0]}}
+CASES = {
+    "by hand": {**SCRIPT, "by": "hand"},
+    "by hand, bucket view": {**SCRIPT, "by": "hand", "view": True},
+    "by Fabric": {**SCRIPT, "by": "fabric"},
+}
+LAYERS = {"net.net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.net.3": 8 * (16 * 16 + 16), "net.net.5": 8 * (16 * 3 + 3)}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    return two_processes("loop_worker.py", CASES, tmp_path_factory.mktemp("loops"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_one_process(outcomes, case):
+    first, second = outcomes[case]
+    net = Net().double()
+    loader = DataLoader(Vectors(64), 16)
+    freezer, losses = train(net, sgd(net.parameters()), loader, SCRIPT, lambda loss: loss.backward())
+    events = [(event.layer, event.kind, event.step) for event in freezer.timeline.events]
+    assert first["events"] == second["events"] == events and len(events) == 4
+    for one, *both in zip(losses, first["losses"], second["losses"], strict=True):
+        assert one == pytest.approx(sum(both) / 2, rel=1e-12)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        assert torch.allclose(tensor, first["weights"][name], rtol=1e-11, atol=1e-13), name
+
+
+@pytest.mark.parametrize("case", ["by hand", "by hand, bucket view"])
+def test_bytes_fall_and_rise_with_what_trains_and_the_users_hooks_survive(outcomes, case):
+    first, _ = outcomes[case]
+    stem, middle, head = LAYERS.values()
+    everything = [stem + middle + head] * 2
+    assert first["bytes"] == everything + [head] * 4 + [stem + head] * 3 + [head] * 3
+    assert first["calls"] == 12
