@@ -19,6 +19,8 @@ from smartfrz_lightning.private.trainer import checkpoint_file, without_first_sy
 def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
     """Raise ``MisconfigurationException`` for a strategy under which a method cannot freeze layers while training.
 
+    A Trainer of the package ``pytorch_lightning`` is a ``TypeError``.
+
     Args:
         trainer: Its strategy is checked.
         method: Name of the freezing method.
@@ -35,6 +37,12 @@ def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
             ...
         lightning...MisconfigurationException: strategy=ModelParallelStrategy shards parameters, and...
     """
+    if not isinstance(trainer, Trainer):
+        raise TypeError(
+            f"{method} is a callback of the package lightning, and this is the Trainer of {type(trainer).__module__}: the "
+            "two packages have the same code but do not know each other's classes. Import Trainer and LightningModule "
+            "from lightning.pytorch instead of pytorch_lightning"
+        )
     strategy = type(trainer.strategy).__name__
     if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
         raise MisconfigurationException(

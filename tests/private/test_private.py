@@ -1,0 +1,72 @@
+"""Whatever this package uses of PyTorch and Lightning that is not public does what it is used for; else this says so."""
+
+import pytest
+import torch
+from conftest import Classifier, mlp
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from torch import nn
+
+from smartfrz_lightning.private import pytorch, trainer
+
+DOCTESTED = {"bucket_megabytes", "communication_hooks", "in_backward", "module_hooks", "torch_is_older", "compile_config"}
+
+
+def dispatch_mode():
+    seen = []
+
+    class Mode(pytorch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append((func, pytorch.in_backward()))
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        nn.Linear(3, 2)(torch.rand(4, 3)).sum().backward()
+    assert all(isinstance(func, pytorch.OpOverload) for func, _ in seen)
+    return {inside for _, inside in seen} == {True, False}
+
+
+def weak_dictionary():
+    known = pytorch.WeakTensorKeyDictionary()
+    tensor = torch.ones(2)
+    known[tensor] = 1
+    assert known[tensor] == 1 and torch.ones(2) not in known
+    del tensor
+    return not len(known)
+
+
+CHECKS = {
+    "Convolution": lambda: isinstance(nn.ConvTranspose1d(2, 2, 1), pytorch.Convolution),
+    "RunningNorm": lambda: all(
+        isinstance(norm(2), pytorch.RunningNorm) for norm in (nn.BatchNorm2d, nn.InstanceNorm1d, nn.SyncBatchNorm)
+    ),
+    "SpectralNorm": lambda: isinstance(
+        next(iter(pytorch.module_hooks(nn.utils.spectral_norm(nn.Linear(2, 2)))["_forward_pre_hooks"].values())),
+        pytorch.SpectralNorm,
+    ),
+    "HigherOrderOperator": lambda: isinstance(torch.ops.higher_order.cond, pytorch.HigherOrderOperator),
+    "TorchDispatchMode": dispatch_mode,
+    "OpOverload": dispatch_mode,
+    "WeakTensorKeyDictionary": weak_dictionary,
+    "compile_callbacks": lambda: isinstance(pytorch.compile_callbacks.start_callbacks, list),
+    "tree_leaves": lambda: pytorch.tree_leaves({"a": [1, (2,)]}) == [1, 2],
+    "tree_map_only": lambda: pytorch.tree_map_only(int, lambda n: n + 1, {"a": [1, "b"]}) == {"a": [2, "b"]},
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(pytorch.__all__) - DOCTESTED))
+def test_private_part_of_pytorch(name):
+    assert CHECKS[name]()
+
+
+def test_the_last_epoch_of_weight_averaging_is_known(make_trainer):
+    class Watch(Callback):
+        known = []
+
+        def on_train_batch_start(self, trainer_, *_):
+            self.known.append(trainer.trains_statistics_only(trainer_))
+
+    watch = Watch()
+    watch.known = []
+    averaging = StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1)
+    make_trainer(watch, averaging, max_epochs=3, limit_val_batches=0).fit(Classifier(mlp()))
+    assert watch.known == [False] * 24 + [True] * 8
