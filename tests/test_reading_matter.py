@@ -9,6 +9,8 @@ import torch
 from small_bert import bert
 from torchvision.io import write_png
 
+from smartfrz_lightning import FreezingCallback
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -46,11 +48,11 @@ def test_readme(place, code, capsys):
     exec(code.replace("Trainer(", f"Trainer({settings}").replace("image_size=224", "image_size=32"), names)
     assert names["trainer"].global_step >= 4
     out = capsys.readouterr().out
-    assert "layers frozen" in out and "training FLOPs saved" in out
+    assert re.search(r"\d+ of [1-9]\d* layers frozen, \d+\.\d% of training FLOPs saved", out)
 
 
 def test_contributing(place):
     names = {}
     for code in blocks("CONTRIBUTING.md"):
         exec(code, names)
-    assert names["OneByOneFreezeCallback"].__mro__[1].__name__ == "FreezingCallback"
+    assert issubclass(names["OneByOneFreezeCallback"], FreezingCallback)

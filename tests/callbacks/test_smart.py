@@ -23,7 +23,7 @@ def test_a_model_that_hardly_moves_freezes_all_but_its_head(make_trainer, tmp_pa
     trainer = make_trainer(freezer, logger=CSVLogger(tmp_path), log_every_n_steps=1, max_epochs=4)
     trainer.fit(Classifier(mlp(norm=False), still))
     assert freezer.frozen == ["net.0", "net.4", "net.7"]
-    assert freezer.timeline.saved > 0.2 and freezer.timeline.overhead > 0
+    assert 0.2 < freezer.timeline.saved < 1 and 0 < freezer.timeline.callback_seconds < freezer.timeline.fit_seconds
     assert trainer.logged_metrics["freeze/layers"] == trainer.progress_bar_metrics["freeze/layers"] == 3
     folder = tmp_path / "lightning_logs" / "version_0"
     rows = list(csv.DictReader((folder / "freeze_timeline.csv").open()))

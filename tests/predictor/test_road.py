@@ -13,6 +13,7 @@ from safetensors import safe_open
 from smartfrz_lightning import HistoryRecorder, SmartFreezeCallback
 from smartfrz_lightning.cli import main
 from smartfrz_lightning.history.recording import Recording
+from smartfrz_lightning.predictor import FreezeConfidence, load_predictor
 from smartfrz_lightning.predictor.labels import stable_range_labels
 from smartfrz_lightning.similarity.cka import linear_cka
 
@@ -120,4 +121,9 @@ def test_a_predictor_is_trained_by_the_command_and_used(recorded, make_trainer):
     assert "held_out: ['other']" in card and "val/other/auroc_within_instant" in card
     freezer = SmartFreezeCallback(predictor=str(folder / "p.safetensors"), sample_size=64, threshold=0.01)
     make_trainer(freezer).fit(Classifier(mlp()))
-    assert freezer.frozen
+    ours, shipped = load_predictor(folder / "p.safetensors"), load_predictor()
+    assert ours.sample_size == 64 != shipped.sample_size
+    windows = torch.randn(3, 30, 64).cumsum(1)
+    confidences = FreezeConfidence(ours)(windows, list("abc"), list(range(30)))
+    assert freezer.frozen and len(set(confidences.tolist())) == 3
+    assert all(0.01 < event.confidence < 1 for event in freezer.timeline.events)

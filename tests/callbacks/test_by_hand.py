@@ -1,0 +1,143 @@
+"""What each method decides in cases that are worked out by hand: numbers, no formula."""
+
+import math
+
+import pytest
+import torch
+from conftest import Classifier, mlp
+from torch import nn
+
+from smartfrz_lightning import (
+    AutoFreezeCallback,
+    FreezingCallback,
+    GradientNormFreezeCallback,
+    LinearFreezeCallback,
+    MovementFreezeCallback,
+    SmartFreezeCallback,
+)
+from smartfrz_lightning.engine import TrainingRun
+from smartfrz_lightning.layers import find_layers
+from smartfrz_lightning.report import Timeline
+
+
+def run_of(weights):
+    """A chain of so many layers, each a matrix of 2 x 2, with the last one the output."""
+    net = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(weights)))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    timeline = Timeline(find_layers(net, torch.rand(1, 2)))
+    return TrainingRun(net, [optimizer], timeline=timeline, batches_per_epoch=8, total_batches=8)
+
+
+def give(run, gradients):
+    """Every layer's gradient: two values, the others zero."""
+    for layer, (a, b) in zip(run.model, gradients, strict=True):
+        layer.weight.grad = torch.tensor([[a, 0.0], [0.0, b]])
+
+
+def auto(norm):
+    method = AutoFreezeCallback(norm=norm, every_n_train_steps=2)
+    method.reset()
+    return method
+
+
+def test_autofreeze_by_hand():
+    """Gradients are summed over two steps: (3, 4) and (3, 4) have a norm of 10, or 14 as the authors' code counts."""
+    run, method = run_of(5), auto("l2")
+    for _ in range(2):
+        give(run, [(3, 4), (0, 5), (0, 10), (6, 8), (1, 1)])
+        method.gradients_ready(run, run.optimizers[0])
+    assert method.select(run) == [] and method._norms == {"0": 10, "1": 10, "2": 20, "3": 20}
+    give(run, [(0, 9), (0, 9.5), (0, 10), (0, 10), (1, 1)])  # changes of 0.1, 0.05, 0.5, 0.5: the median is 0.3
+    method.gradients_ready(run, run.optimizers[0])
+    assert method.select(run) == ["0", "1"]
+
+    run, method = run_of(4), auto("l1")
+    give(run, [(3, 4), (0, 10), (5, 5), (1, 1)])
+    method.gradients_ready(run, run.optimizers[0])
+    assert method.select(run) == [] and method._norms == {"0": 7, "1": 10, "2": 10}
+    give(run, [(0, 3.5), (0, 9), (0, 8), (1, 1)])  # changes of 0.5, 0.1, 0.2: the first does not wait for the others
+    method.gradients_ready(run, run.optimizers[0])
+    assert method.select(run) == []
+
+
+@pytest.mark.parametrize(
+    ("alpha", "frozen"),
+    # Norms 5, 4, 3, 1, 2, 6: three layers lie before the least; a third of six is two, all of them is more than three.
+    [(1 / 3, ["0", "1"]), (1.0, ["0", "1", "2"]), (0.1, [])],
+)
+def test_gradient_norm_by_hand(alpha, frozen):
+    run, method = run_of(6), GradientNormFreezeCallback(alpha=alpha)
+    method.reset()
+    for check in range(2):
+        give(run, [(3, 4), (0, 4), (3, 0), (1, 0), (0, 2), (6, 0)])
+        method.gradients_ready(run, run.optimizers[0])
+        assert method.select(run) == (frozen if check else [])
+
+
+def test_linear_by_hand(make_trainer):
+    """Three epochs of eight steps, four layers: they end after 12, 16, 20 and 24 of 24 steps."""
+    rates = []
+
+    class Watch(LinearFreezeCallback):
+        def step_done(self, run):
+            rates.append(run.learning_rates)
+
+    freezer = Watch(t_0=0.5)
+    make_trainer(freezer, max_epochs=3, limit_val_batches=0).fit(Classifier(mlp(norm=False)))
+    assert [(event.layer, event.step) for event in freezer.timeline.events] == [
+        ("net.0", 12),
+        ("net.4", 16),
+        ("net.7", 20),
+    ]
+    # The step after n was done at the rate for n. Half-way a cosine is at half, at a third of the way at three quarters.
+    assert rates[6]["net.0"] == pytest.approx(0.025) and rates[4]["net.0"] == pytest.approx(0.0375)
+    assert rates[8]["net.4"] == pytest.approx(0.025) and rates[10]["net.7"] == pytest.approx(0.025)
+    assert rates[12]["net.9"] == pytest.approx(0.025) and rates[16]["net.9"] == pytest.approx(0.0125)
+    assert rates[8]["net.9"] == pytest.approx(0.0375)
+
+
+def test_movement_by_hand():
+    method = MovementFreezeCallback(threshold=0.25, window=2)
+    # From (3, 4) to (3, 5): 1 of 5.83; to (6, 8): 5 of 10.
+    windows = torch.tensor([[[3.0, 4.0], [3.0, 5.0]], [[3.0, 4.0], [6.0, 8.0]]])
+    assert method.ready(windows, ["a", "b"], [1, 2]) == {"a": pytest.approx(1 - (1 / math.sqrt(34)) / 0.25)}
+    assert method.ready(windows, ["a", "b"], [1]) == {}  # the window is not full
+
+
+def test_the_threshold_of_the_predictor_decides():
+    """Windows from still to moving: what is above the threshold freezes, whatever the threshold."""
+    generator = torch.Generator().manual_seed(0)
+    start, noise = torch.randn(40, 1, 1024, generator=generator), torch.randn(40, 30, 1024, generator=generator)
+    windows = start + torch.logspace(-5, 0.5, 40)[:, None, None] * noise.cumsum(1) / 30
+    names = [str(number) for number in range(40)]
+    method = SmartFreezeCallback()
+    method.reset()
+    run = TrainingRun(nn.Linear(2, 2), batches_per_epoch=8, total_batches=80)
+    method.start(run)
+    confidence = method._confidence(windows, names, list(range(30))).tolist()
+    assert min(confidence) < 0.3 and max(confidence) > 0.9 and len(set(confidence)) > 30
+    for threshold in (0.3, 0.5, 0.7, 0.9):
+        method.threshold = threshold
+        ready = method.ready(windows, names, list(range(30)))
+        assert ready == {n: value for n, value in zip(names, confidence, strict=True) if value > threshold}
+    assert SmartFreezeCallback().threshold == 0.9
+
+
+def test_the_last_epoch_is_not_checked(make_trainer):
+    class Asked(FreezingCallback):
+        def reset(self):
+            self.epochs = []
+
+        def select(self, run):
+            self.epochs.append(run.epoch)
+            return []
+
+        def method_state(self):
+            return {"epochs": self.epochs}
+
+    freezer = Asked()
+    make_trainer(freezer, max_epochs=3, limit_val_batches=0).fit(Classifier(mlp()))
+    assert freezer.state_dict()["method"]["epochs"] == [1, 2]
+    freezer = Asked(every_n_epochs=2)
+    make_trainer(freezer, max_epochs=5, limit_val_batches=0).fit(Classifier(mlp()))
+    assert freezer.state_dict()["method"]["epochs"] == [2, 4]
