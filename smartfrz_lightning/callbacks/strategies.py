@@ -39,9 +39,9 @@ def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(
-            f"{method} is a callback of the package lightning, and this is the Trainer of {type(trainer).__module__}: the "
-            "two packages have the same code but do not know each other's classes. Import Trainer and LightningModule "
-            "from lightning.pytorch instead of pytorch_lightning"
+            f"{method} is a callback of the package lightning, and this is a Trainer of {type(trainer).__module__}: "
+            "the two packages have the same code but do not know each other's classes. Import Trainer and "
+            "LightningModule from lightning.pytorch instead of pytorch_lightning"
         )
     strategy = type(trainer.strategy).__name__
     if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):

@@ -16,7 +16,7 @@ from smartfrz_lightning.engine.outside import StillFrozen, frozen_here
 from smartfrz_lightning.engine.processes import Processes, TorchProcesses
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.engine.state import restore, saved_state
-from smartfrz_lightning.engine.stillness import Stillness
+from smartfrz_lightning.engine.stillness import SETTLING, SETTLING_SHARE, Stillness
 from smartfrz_lightning.freezing.compiled import allow_recompiling, forget_graphs
 from smartfrz_lightning.freezing.freeze import freeze, thaw
 from smartfrz_lightning.freezing.wrappers import unwrap
@@ -233,6 +233,7 @@ class Freezer:
             stepped: An optimizer stepped, or would have but for an overflow; it is noticed by itself otherwise.
         """
         self._batches += 1
+        self._still.batch_done(self.processes.agree)
         self.ledger.after_backward()
         stepped = stepped or bool(self._stepped)
         self._stepped.clear()
@@ -280,6 +281,7 @@ class Freezer:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._still.end()
         self.method.end(self.run)
         self._started = False
 
@@ -319,6 +321,9 @@ class Freezer:
         names = [layer.name for layer in thawed]
         self.ledger.change({layer.name: sure[layer.name] for layer in stopped}, names, self.run.epoch)
         self._watch_frozen()
+        if self.timeline.steps > 1:  # what was frozen before it trained has the statistics that belong to its weights
+            batches = min(SETTLING, self.run.total_batches * SETTLING_SHARE)
+            self._still.settle([name for layer in stopped for name in layer.stateful], int(batches))
         forget_graphs()
         self.ledger.start_training()  # forgetting stops the count of compilations
         allow_recompiling(self._patterns)
@@ -381,7 +386,7 @@ class Freezer:
 
     def _watch_frozen(self) -> None:
         frozen = self.run.frozen_layers
-        self._still = Stillness(self._model, frozen)
+        self._still.watch(frozen)
         self._outside = StillFrozen(self._model, frozen)
         here = frozen_here(self._model)
         here.clear()
@@ -392,10 +397,10 @@ class Freezer:
         """At most so many patterns of what trains has freezing brought to a function that blocks share.
 
         A frozen layer changes the pattern of its block, and the block behind the last one gets an input without
-        gradient.
+        gradient; BatchNorms go to eval mode a little later.
         """
         events = self.timeline.events
-        return len(events) + len({event.step for event in events})
+        return len(events) + 2 * len({event.step for event in events})
 
     # --- how far the training is
 
@@ -430,7 +435,8 @@ class Freezer:
 
     def state_dict(self) -> dict[str, Any]:
         """The timeline, the counters and the method's own state: plain values, and tensors that no later step moves."""
-        return saved_state(self.ledger, self.run, self.method, self._checked_epoch, self._batches)
+        state = saved_state(self.ledger, self.run, self.method, self._checked_epoch, self._batches)
+        return {**state, "settling": self._still.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state: what was frozen freezes, what froze later in this very model thaws.
@@ -458,6 +464,7 @@ class Freezer:
             self.processes.after_change()
             forget_graphs()
         self._watch_frozen()
+        self._still.load_state_dict(state["settling"], run.frozen_layers)
         if run.layers:
             self.method.load_method_state(state["method"], run)
         excluded = [layer.name for layer in run.frozen_layers if layer.pinned == "excluded"]

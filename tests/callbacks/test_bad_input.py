@@ -101,7 +101,7 @@ def test_a_trainer_of_the_other_package():
 
     quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     trainer = pytorch_lightning.Trainer(callbacks=[SmartFreezeCallback()], max_epochs=1, **quiet)
-    with pytest.raises(TypeError, match="from lightning.pytorch instead of pytorch_lightning"):
+    with pytest.raises(TypeError, match="LightningModule from lightning.pytorch instead of pytorch_lightning"):
         trainer.fit(Module())
 
 

@@ -89,7 +89,7 @@ def test_linear_by_hand(make_trainer):
         ("net.4", 16),
         ("net.7", 20),
     ]
-    # The step after n was done at the rate for n. Half-way a cosine is at half, at a third of the way at three quarters.
+    # Half-way a cosine is at half, at a third of the way at three quarters.
     assert rates[6]["net.0"] == pytest.approx(0.025) and rates[4]["net.0"] == pytest.approx(0.0375)
     assert rates[8]["net.4"] == pytest.approx(0.025) and rates[10]["net.7"] == pytest.approx(0.025)
     assert rates[12]["net.9"] == pytest.approx(0.025) and rates[16]["net.9"] == pytest.approx(0.0125)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from smartfrz_lightning.cost import StepFlopCounter
 from smartfrz_lightning.predictor.inference import FreezeConfidence
 from smartfrz_lightning.predictor.network import AttentionPredictor
 from smartfrz_lightning.predictor.representation import represent
@@ -61,7 +62,13 @@ def test_displacement_does_not_depend_on_scale_or_order_of_weights():
 def test_size_and_cost_are_those_of_appendix_c():
     predictor = AttentionPredictor()
     megabytes = sum(p.numel() for p in predictor.parameters()) * 4 / 1e6
-    assert 3.5 < megabytes < 4.5
+    assert 3.5 < megabytes < 4.5  # "about 4 MB"
+    with StepFlopCounter(predictor) as counter, torch.no_grad():
+        predictor(torch.randn(1, 30, 1024))
+    encoder, attention = 1024 * 256 + 256 * 256 + 256 * 64, 2 * 30 * 64
+    decision = 64 * 32 + 32 * 32 + 32 * 2
+    # A key and a value of every snapshot and one query; the paper's 0.12 GFLOPs allow for three times as many.
+    assert counter.flops.forward == 2 * (61 * encoder + attention + decision) < 0.12e9
 
 
 def test_save_and_load(predictor, tmp_path):

@@ -1,4 +1,4 @@
-"""Whatever this package uses of PyTorch and Lightning that is not public does what it is used for; else this says so."""
+"""What this package uses of PyTorch and Lightning that is not public does what it is used for."""
 
 import pytest
 import torch
@@ -8,7 +8,14 @@ from torch import nn
 
 from smartfrz_lightning.private import pytorch, trainer
 
-DOCTESTED = {"bucket_megabytes", "communication_hooks", "in_backward", "module_hooks", "torch_is_older", "compile_config"}
+DOCTESTED = {
+    "bucket_megabytes",
+    "communication_hooks",
+    "in_backward",
+    "module_hooks",
+    "torch_is_older",
+    "compile_config",
+}
 
 
 def dispatch_mode():

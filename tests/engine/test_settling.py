@@ -1,0 +1,97 @@
+"""A BatchNorm that freezes takes the mean of some batches as its statistics, then is still; also when resumed."""
+
+import pytest
+import torch
+from conftest import Classifier, Vectors, mlp
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from scripted import ScriptedFreeze
+from torch import nn
+from torch.utils.data import DataLoader
+
+from smartfrz_lightning import StaticFreezeCallback
+
+
+@pytest.fixture(autouse=True)
+def four_batches(monkeypatch):
+    monkeypatch.setattr("smartfrz_lightning.engine.freezer.SETTLING_SHARE", 0.1)  # of 40 batches
+
+
+class Long(Classifier):
+    def __init__(self):
+        super().__init__(mlp())
+
+    def train_dataloader(self):
+        return DataLoader(Vectors(76), 8)  # ten batches, the last of four
+
+    def on_train_batch_start(self, batch, batch_idx):
+        torch.manual_seed(self.global_step)  # dropout goes by the step, also after a resume
+
+
+class Watch(Callback):
+    def __init__(self):
+        self.seen, self.modes, self.inputs = [], [], []
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        self.modes.append([module.training for module in (pl_module.net[1], pl_module.net[3], pl_module.net[5])])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append({name: buffer.clone() for name, buffer in pl_module.net[1].named_buffers()})
+        self.inputs.append(batch[0])
+
+
+def test_the_statistics_are_the_mean_of_the_batches_after_the_freeze(make_trainer):
+    model, watch = Long(), Watch()
+    make_trainer(ScriptedFreeze({13: [0]}), watch, max_epochs=4, limit_val_batches=0).fit(model)
+    assert watch.modes == [[True] * 3] * 17 + [[False, True, True]] * 23
+    outputs = [model.net[0](x) for x in watch.inputs[13:17]]
+    mean = torch.stack([out.mean(0) for out in outputs]).mean(0)
+    variance = torch.stack([out.var(0) for out in outputs]).mean(0)
+    for seen in watch.seen[16:]:
+        assert torch.allclose(seen["running_mean"], mean, atol=1e-6)
+        assert torch.allclose(seen["running_var"], variance, atol=1e-6)
+    assert model.net[1].momentum == 0.1 and not model.net[1].training
+
+
+def test_resumed_while_it_settles(make_trainer, tmp_path):
+    def freezer():
+        return ScriptedFreeze({15: [1], 18: [0]}, {30: [0]})
+
+    whole, watch = Long(), Watch()
+    saved = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    trainer = make_trainer(freezer(), watch, saved, max_epochs=4, enable_checkpointing=True, limit_val_batches=0)
+    trainer.fit(whole)
+    path = tmp_path / "epoch=1.ckpt"
+    state = torch.load(path, weights_only=True)["callbacks"]["ScriptedFreeze"]["settling"]
+    assert state == {"net.1": {"left": 2, "momentum": 0.1}}  # the other one is settled
+    resumed, again = Long(), Watch()
+    make_trainer(freezer(), again, max_epochs=4, limit_val_batches=0).fit(resumed, ckpt_path=path)
+    settles, settled, thawed = [True, True, False], [False, True, False], [True, True, False]
+    assert again.modes == watch.modes[20:] == [settles] * 2 + [settled] * 8 + [thawed] * 10
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_run_that_ends_before_it_has_settled(make_trainer):
+    model = Long()
+    make_trainer(ScriptedFreeze({38: [0]}), max_epochs=4, limit_val_batches=0).fit(model)
+    assert model.net[1].momentum == 0.1 and not model.net[1].training and model.net[5].momentum == 0.1
+
+
+def test_what_never_trained_keeps_its_statistics(make_trainer):
+    model = Long()
+    before = {name: buffer.clone() for name, buffer in model.net[1].named_buffers()}
+    make_trainer(StaticFreezeCallback(layers=1), max_epochs=4, limit_val_batches=0).fit(model)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.net[1].named_buffers())
+
+
+def test_norms_without_statistics_of_batches_stop_at_once(make_trainer):
+    class Spectral(Long):
+        def __init__(self):
+            super().__init__()
+            nn.utils.parametrizations.spectral_norm(self.net[4])
+            self.net[5] = nn.BatchNorm1d(16, track_running_stats=False)
+
+    model = Spectral()
+    make_trainer(ScriptedFreeze({13: [1]}), max_epochs=4, limit_val_batches=0).fit(model)
+    assert model.net[5].training and not model.net[4].parametrizations.weight[0].training
