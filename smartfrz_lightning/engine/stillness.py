@@ -75,6 +75,8 @@ class Stillness:
         for module in self._modules:
             if module.training:
                 module.training = False
+        for name in self._settling:
+            self._model.get_submodule(name).training = True
 
     def let_go(self) -> None:
         """Let the statistics be measured anew."""
