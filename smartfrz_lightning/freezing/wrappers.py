@@ -71,6 +71,8 @@ def _build_anew(wrapper: DistributedDataParallel) -> None:
     # What it was made with, it keeps under the same names.
     names = set(inspect.signature(DistributedDataParallel.__init__).parameters) - {"self", "module", "init_sync"}
     settings: dict[str, Any] = {name: getattr(wrapper, name) for name in sorted(names) if hasattr(wrapper, name)}
+    if "forward_sync_buffers" in settings:
+        settings.pop("broadcast_buffers", None)  # its older name
     if settings.get("device_mesh") is not None:
         del settings["process_group"]  # it comes from the mesh
     settings["bucket_cap_mb"] = bucket_megabytes(wrapper)

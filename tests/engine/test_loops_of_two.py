@@ -9,9 +9,9 @@ from two_processes import two_processes
 
 SCRIPT = {"script": {"2": [0, 1], "9": [0]}, "thaw": {"6": [0]}}
 CASES = {
+    "by Fabric": {**SCRIPT, "by": "fabric"},  # first: it wants to start the processes' group itself
     "by hand": {**SCRIPT, "by": "hand"},
     "by hand, bucket view": {**SCRIPT, "by": "hand", "view": True},
-    "by Fabric": {**SCRIPT, "by": "fabric"},
 }
 LAYERS = {"net.net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.net.3": 8 * (16 * 16 + 16), "net.net.5": 8 * (16 * 3 + 3)}
 
