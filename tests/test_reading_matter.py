@@ -39,7 +39,11 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("code", blocks("README.md"), ids=["timm", "bert"])
+def with_trainer(code):
+    return "Trainer(" in code
+
+
+@pytest.mark.parametrize("code", list(filter(with_trainer, blocks("README.md"))), ids=["timm", "bert"])
 def test_readme(place, code, capsys):
     settings = (
         "logger=False, enable_progress_bar=False, limit_val_batches=0, limit_train_batches=4, accelerator='cpu', "
@@ -49,6 +53,12 @@ def test_readme(place, code, capsys):
     assert names["trainer"].global_step >= 4
     out = capsys.readouterr().out
     assert re.search(r"\d+ of [1-9]\d* layers frozen, \d+\.\d% of training FLOPs saved", out)
+
+
+def test_readme_loop(place, capsys):
+    (code,) = (code for code in blocks("README.md") if not with_trainer(code))
+    exec(code, {})
+    assert capsys.readouterr().out.strip() == "['0', '2'] 30% of training FLOPs saved"
 
 
 def test_contributing(place):
