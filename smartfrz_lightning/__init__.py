@@ -2,6 +2,8 @@
 
 from smartfrz_lightning.callbacks.auto import AutoFreezeCallback
 from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.callbacks.budget import BudgetFreezeCallback
+from smartfrz_lightning.callbacks.grades import GradESFreezeCallback
 from smartfrz_lightning.callbacks.gradient_norm import GradientNormFreezeCallback
 from smartfrz_lightning.callbacks.interval import IntervalFreezeCallback
 from smartfrz_lightning.callbacks.linear import LinearFreezeCallback
@@ -17,10 +19,12 @@ from smartfrz_lightning.version import __version__
 
 __all__ = [
     "AutoFreezeCallback",
+    "BudgetFreezeCallback",
     "Decision",
     "Freezer",
     "FreezingCallback",
     "FreezingMethod",
+    "GradESFreezeCallback",
     "GradientNormFreezeCallback",
     "HistoryRecorder",
     "IntervalFreezeCallback",

@@ -1,5 +1,6 @@
 """The pictures of a benchmark, each drawn from what its runs recorded."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
+from smartfrz_lightning.benchmark.frontier import frontier_of
 from smartfrz_lightning.benchmark.results import Result, cost, find_result
 from smartfrz_lightning.benchmark.spec import Benchmark
-from smartfrz_lightning.benchmark.table import Row
+from smartfrz_lightning.benchmark.table import Row, margin
 from smartfrz_lightning.history.recording import Recording
 
 _MARKS = "os^vDP*X<>hd8p"
@@ -58,7 +60,9 @@ def draw_pictures(benchmark: Benchmark, results: Sequence[Result], rows: Sequenc
 def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Benchmark) -> Figure:
     """Mean and standard deviation of the metric against FLOPs and against seconds, one mark a method.
 
-    The dashed line joins the runs that train everything: what lies below it, a user has more cheaply by training less.
+    The band is the frontier, mean and 95 % interval over the seeds of what training everything for less time reaches:
+    what lies below it, a user has more cheaply by training less. Without shortened runs of the benchmark's own, a
+    dashed line joins those that were shortened to other methods.
     """
     figure = Figure(figsize=(12, 5), layout="constrained")
     for axes, by in zip(figure.subplots(1, 2, sharey=True), ("flops", "seconds"), strict=True):
@@ -72,16 +76,33 @@ def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Be
             spread = {"xerr": costs.std(), "yerr": values.std()} if len(own) > 1 and len(costs) > 1 else {}
             mark = {"fmt": _MARKS[number % len(_MARKS)], "color": colormaps["tab20"](number % 20)}
             axes.errorbar(*points[row.method], **spread, **mark, markersize=8, capsize=2, label=row.method)
-        names = [benchmark.baseline, *(name for name, run in benchmark.methods.items() if run.shorten_to)]
-        line = sorted(points[name] for name in names if name in points)
-        axes.plot(
-            *zip(*line, strict=True), color="grey", linestyle="--", zorder=0, label="training everything, shorter"
-        )
+        if not _draw_frontier(axes, results, benchmark, by):
+            names = [benchmark.baseline, *(name for name, run in benchmark.methods.items() if run.shorten_to)]
+            line = sorted(points[name] for name in names if name in points)
+            axes.plot(
+                *zip(*line, strict=True), color="grey", linestyle="--", zorder=0, label="training everything, shorter"
+            )
         axes.set_xlabel(f"training {'FLOPs' if by == 'flops' else 'time'} relative to {benchmark.baseline}")
         axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.axes[0].set_ylabel(f"{benchmark.metric}, %")
     return figure
+
+
+def _draw_frontier(axes: Axes, results: Sequence[Result], benchmark: Benchmark, by: str) -> bool:
+    every = [frontier_of(results, benchmark.baseline, benchmark.shortened, seed, by) for seed in benchmark.seeds]
+    known = [frontier for frontier in every if frontier is not None]
+    if not known:
+        return False
+    costs = torch.linspace(max(frontier.costs[0] for frontier in known), 1, 100).tolist()
+    curves = [[100 * (frontier.at(at) or 0.0) for at in costs] for frontier in known]
+    mean = [statistics.fmean(at) for at in zip(*curves, strict=True)]
+    axes.plot(costs, mean, color="grey", zorder=0, label="training everything, shorter")
+    if len(known) > 1:
+        half = [margin(list(at)) for at in zip(*curves, strict=True)]
+        low, high = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
+        axes.fill_between(costs, low, high, color="grey", alpha=0.25, zorder=0, linewidth=0)
+    return True
 
 
 def _freezing(runs: Sequence[Result]) -> Figure:

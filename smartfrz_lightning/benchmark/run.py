@@ -174,7 +174,16 @@ def digest(benchmark: Benchmark, run: Run) -> str:
         False
     """
     experiment = [Path(path).read_text() for path in run.experiment or benchmark.experiment]
-    settings = [experiment, run.callback, run.arguments, run.overrides, run.shorten_to, run.by, benchmark.metric]
+    settings = [
+        experiment,
+        run.callback,
+        run.arguments,
+        run.overrides,
+        run.share,
+        run.shorten_to,
+        run.by,
+        benchmark.metric,
+    ]
     settings += [_code(), _predictor(run)]
     return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

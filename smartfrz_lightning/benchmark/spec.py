@@ -20,6 +20,7 @@ class Run:
         callback: The freezing callback, by short name or import path; without one everything trains.
         arguments: Its arguments.
         overrides: Settings of the experiment to replace, by dotted name such as ``model.schedule``.
+        share: Train everything, but only for this share of the baseline's steps, with a schedule of that length.
         shorten_to: Train everything, but only for as long as it takes to cost what this other method cost.
         by: The cost to match: ``"flops"`` or ``"seconds"``.
         experiment: Configs to use instead of the benchmark's.
@@ -36,6 +37,7 @@ class Run:
     callback: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
+    share: float | None = None
     shorten_to: str | None = None
     by: Literal["flops", "seconds"] = "flops"
     experiment: list[str] | None = None
@@ -87,6 +89,8 @@ class Benchmark:
         baseline: The method to which the others are compared.
         overrides: Settings of the experiment to replace in every method's runs; those of a method come on top.
         record: Method whose training is recorded once more, for the pictures of CKA and gradients; needs its model.
+        frontier: Shares of the baseline's steps for which everything is trained as well, under the name ``full_0.5``
+            where the baseline is ``full``: what a method is worth is how far it lies above these at equal cost.
         published: What a publication reports, by name of the method; stands beside the measured figures in the table,
             in a row of its own if the method is not run here.
 
@@ -109,6 +113,7 @@ class Benchmark:
     baseline: str = "full"
     overrides: dict[str, Any] = field(default_factory=dict)
     record: str | None = None
+    frontier: list[float] = field(default_factory=list)
     published: dict[str, Published] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,6 +122,13 @@ class Benchmark:
         for option in ("baseline", "record"):
             if getattr(self, option) not in (*self.methods, None):
                 raise ValueError(f"{option}={getattr(self, option)!r} is not one of methods={sorted(self.methods)}")
+        for share in self.frontier:
+            if not 0 < share < 1:
+                raise ValueError(f"frontier={self.frontier}: give shares of the baseline's steps, between 0 and 1")
+        shorter = {f"{self.baseline}_{share:g}": Run(share=share) for share in sorted(self.frontier)}
+        if taken := set(shorter) & set(self.methods):
+            raise ValueError(f"methods and frontier share the names {sorted(taken)}: rename one of them")
+        self.methods = {**self.methods, **shorter}
         if twice := set(self.methods) & set(self.prepare):
             raise ValueError(f"methods and prepare share the names {sorted(twice)}: rename one of them")
         for kind, runs in (("methods", self.methods), ("prepare", self.prepare)):
@@ -144,7 +156,12 @@ class Benchmark:
 
     def needs(self, run: Run) -> set[str]:
         """Names of the runs that must be done before; for a shortened one the baseline too."""
-        return run.needs | ({self.baseline} if run.shorten_to else set())
+        return run.needs | ({self.baseline} if run.shorten_to or run.share else set())
+
+    @property
+    def shortened(self) -> list[str]:
+        """Names of the runs that make the frontier, besides the baseline."""
+        return [name for name, run in self.methods.items() if run.share is not None]
 
     def schedule(self) -> list[tuple[str, Run, int]]:
         """All runs in their order: name, run, seed. Methods alternate, so that a drifting machine hits all alike."""

@@ -92,7 +92,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
 
 
 def _show(benchmark: Benchmark, results: list[Result]) -> None:
-    rows = compare(results, list(benchmark.methods), benchmark.baseline)
+    rows = compare(results, list(benchmark.methods), benchmark.baseline, benchmark.shortened)
     if not rows:
         return
     shown = benchmark.metric, benchmark.baseline, benchmark.published
@@ -120,7 +120,11 @@ def _missing(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -
 
 
 def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> int | None:
-    """Steps of a shortened run: as many as cost what the other method cost."""
+    """Steps of a shortened run: a share of the baseline's, or as many as cost what the other method cost."""
+    if run.share is not None:
+        full = find_result(results, benchmark.baseline, seed)
+        assert full is not None, "it is needed by this run, and so was done before"
+        return max(1, round(run.share * full["steps"]))
     if run.shorten_to is None:
         return None
     other, full = (find_result(results, name, seed) for name in (run.shorten_to, benchmark.baseline))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from smartfrz_lightning.benchmark.frontier import above_frontier
 from smartfrz_lightning.benchmark.results import Result, cost, find_result, saved_bytes
 from smartfrz_lightning.benchmark.spec import Published
 from smartfrz_lightning.extras import require
@@ -30,6 +31,8 @@ class Row:
         seconds_sd: Their sample standard deviation.
         memory: Bytes that autograd saves for the backward pass, mean over the steps, relative to the baseline.
         overhead: Seconds in the callback's hooks as a share of the seconds of training.
+        above_flops: Points above the frontier of the same seed at equal FLOPs, mean and half the width of its interval.
+        above_seconds: The same at equal time.
 
     Example:
         >>> from smartfrz_lightning.benchmark.table import Row
@@ -37,7 +40,7 @@ class Row:
         >>> Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.01, **costs).verdict
         'worse'
         >>> Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.03, **costs).verdict
-        'within noise'
+        'not detected'
     """
 
     method: str
@@ -51,6 +54,8 @@ class Row:
     seconds_sd: float
     memory: float
     overhead: float
+    above_flops: tuple[float, float] = (math.nan, math.nan)
+    above_seconds: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def verdict(self) -> str:
@@ -58,12 +63,20 @@ class Row:
         if math.isnan(self.margin):
             return ""
         if abs(self.difference) <= self.margin:
-            return "within noise"
+            return "not detected"
         return "better" if self.difference > 0 else "worse"
 
 
-def compare(results: Sequence[Result], methods: Sequence[str], baseline: str) -> list[Row]:
+def compare(
+    results: Sequence[Result], methods: Sequence[str], baseline: str, shortened: Sequence[str] = ()
+) -> list[Row]:
     """Rows of the table, in the order of ``methods``; methods without a result are left out.
+
+    Args:
+        results: All results.
+        methods: What to show.
+        baseline: What to compare with.
+        shortened: Those of the methods that make the frontier.
 
     Example:
         >>> from smartfrz_lightning.benchmark.table import compare
@@ -74,7 +87,7 @@ def compare(results: Sequence[Result], methods: Sequence[str], baseline: str) ->
         >>> runs += [result("half", 1, 0.8, 5), result("half", 2, 0.8, 5)]
         >>> row = compare(runs, ["full", "half"], "full")[1]
         >>> round(row.difference, 3), round(row.margin, 3), row.flops, row.verdict
-        (-0.05, 0.635, 0.5, 'within noise')
+        (-0.05, 0.635, 0.5, 'not detected')
     """
     rows = []
     for method in methods:
@@ -93,15 +106,26 @@ def compare(results: Sequence[Result], methods: Sequence[str], baseline: str) ->
                 mean=statistics.fmean(values),
                 sd=_sd(values),
                 difference=_mean(differences),
-                margin=_margin(differences) if method != baseline else math.nan,
+                margin=margin(differences) if method != baseline else math.nan,
                 flops=_mean([cost(result, "flops") / cost(full, "flops") for result, full in pairs]),
                 seconds=_mean(seconds),
                 seconds_sd=_sd(seconds),
                 memory=_mean([saved_bytes(result)[0] / saved_bytes(full)[0] for result, full in pairs]),
                 overhead=_mean([r["timeline"]["callback_seconds"] / cost(r, "seconds") for r in own]),
+                above_flops=_above(results, method, baseline, shortened, "flops"),
+                above_seconds=_above(results, method, baseline, shortened, "seconds"),
             )
         )
     return rows
+
+
+def _above(
+    results: Sequence[Result], method: str, baseline: str, shortened: Sequence[str], by: str
+) -> tuple[float, float]:
+    if not shortened or method in (baseline, *shortened):
+        return math.nan, math.nan
+    points = above_frontier(results, method, baseline, shortened, by)
+    return _mean(points), margin(points)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -112,7 +136,14 @@ def _sd(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def _margin(differences: Sequence[float]) -> float:
+def margin(differences: Sequence[float]) -> float:
+    """Half the width of the 95 % confidence interval of a mean (Student's t); ``nan`` of fewer than two numbers.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.table import margin
+        >>> round(margin([1.0, 2.0, 3.0]), 2)
+        2.48
+    """
     if len(differences) < 2:
         return math.nan
     require("scipy", "benchmark")
@@ -121,15 +152,23 @@ def _margin(differences: Sequence[float]) -> float:
     return float(t.ppf(0.975, len(differences) - 1)) * _sd(differences) / math.sqrt(len(differences))
 
 
+def _has_frontier(rows: Sequence[Row]) -> bool:
+    return any(not math.isnan(row.above_flops[0]) for row in rows)
+
+
 def _lines(rows: Sequence[Row], baseline: str, published: Mapping[str, Published]) -> list[list[str]]:
+    frontier = _has_frontier(rows)
     only_published = [name for name in published if name not in {row.method for row in rows}]
     return [
-        *(_cells(row, baseline, published) for row in rows),
-        *([name, "0", *["–"] * 7, *_published_cells(name, baseline, published)] for name in only_published),
+        *(_cells(row, baseline, published, frontier) for row in rows),
+        *(
+            [name, "0", *["–"] * (9 if frontier else 7), *_published_cells(name, baseline, published)]
+            for name in only_published
+        ),
     ]
 
 
-def _cells(row: Row, baseline: str, published: Mapping[str, Published]) -> list[str]:
+def _cells(row: Row, baseline: str, published: Mapping[str, Published], frontier: bool) -> list[str]:
     known = not math.isnan(row.margin)
     cells = [
         row.method,
@@ -142,6 +181,9 @@ def _cells(row: Row, baseline: str, published: Mapping[str, Published]) -> list[
         _number(row.memory, ".2f"),
         _number(100 * row.overhead, ".1f"),
     ]
+    if frontier:
+        above = (row.above_flops, row.above_seconds)
+        cells += [_number(100 * points, "+.2f", 100 * margin) for points, margin in above]
     return cells + (_published_cells(row.method, baseline, published) if published else [])
 
 
@@ -164,7 +206,7 @@ def _number(value: float, form: str, spread: float = math.nan) -> str:
     return format(value, form) + ("" if math.isnan(spread) else f" ± {format(spread, form.lstrip('+'))}")
 
 
-def _heads(metric: str, baseline: str, published: Mapping[str, Published]) -> list[str]:
+def _heads(metric: str, baseline: str, published: Mapping[str, Published], frontier: bool) -> list[str]:
     heads = [
         "method",
         "runs",
@@ -176,6 +218,8 @@ def _heads(metric: str, baseline: str, published: Mapping[str, Published]) -> li
         "saved activations",
         "in the callback, % of time",
     ]
+    if frontier:
+        heads += [f"above the frontier at equal {cost}, points ± 95 % CI" for cost in ("FLOPs", "time")]
     return heads + (["published, %", "published FLOPs", "published time"] if published else [])
 
 
@@ -191,7 +235,7 @@ def to_rich(rows: Sequence[Row], metric: str, baseline: str, published: Mapping[
         ('val_accuracy, % ± sd', ['90.00 ± 1.00'])
     """
     table = Table(title=f"Relative to {baseline!r} at the same seed")
-    for number, head in enumerate(_heads(metric, baseline, published)):
+    for number, head in enumerate(_heads(metric, baseline, published, _has_frontier(rows))):
         table.add_column(head, justify="left" if number in (0, 4) else "right", no_wrap=not number)
     for line in _lines(rows, baseline, published):
         table.add_row(*line)
@@ -208,6 +252,6 @@ def to_markdown(rows: Sequence[Row], metric: str, baseline: str, published: Mapp
         >>> to_markdown([row], "val_accuracy", "full").splitlines()[-1]
         '| smart | 3 | 90.00 ± 1.00 | -2.00 ± 1.00 | worse | 0.70 | 0.80 ± 0.10 | 0.90 | 1.0 |'
     """
-    heads = _heads(metric, baseline, published)
+    heads = _heads(metric, baseline, published, _has_frontier(rows))
     lines = [heads, ["---"] * len(heads), *_lines(rows, baseline, published)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

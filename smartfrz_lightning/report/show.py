@@ -26,7 +26,7 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         >>> from smartfrz_lightning.report.timeline import Timeline
         >>> print(timeline_table(Timeline()).renderables[-1])
         0 of 0 layers frozen, 0.0% of training FLOPs saved
-        callback: 0.00 s of 0.0 s in fit (0.0%)
+        callback's hooks: 0.00 s of 0.0 s in fit (0.0%)
         Freezing saved nothing: no training step was completed, so no layer was found.
     """
     layers = _layer_table(timeline, title)
@@ -39,7 +39,8 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         flops.add_row(name.replace("_", " "), f"{done:.3e}", f"{full:.3e}", share)
     lines = [
         f"{len(timeline.frozen)} of {len(timeline.layers)} layers frozen, {timeline.saved:.1%} of training FLOPs saved",
-        f"callback: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit ({timeline.overhead:.1%})",
+        f"callback's hooks: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit "
+        f"({timeline.overhead:.1%})",
     ]
     if timeline.compilations:
         after = [entry for entry in timeline.compilations if entry.frozen]

@@ -107,7 +107,8 @@ class Timeline:
         costs: FLOPs of each layer in one batch.
         compilations: What was compiled when; empty without ``torch.compile``.
         steps: Optimizer steps done.
-        callback_seconds: Time spent in the callback.
+        callback_seconds: Time spent in the callback's hooks; without the slower first step, in which layers are found
+            and FLOPs counted, and without the report.
         fit_seconds: Time spent in ``fit``.
 
     Example:
@@ -179,7 +180,7 @@ class Timeline:
 
     @property
     def overhead(self) -> float:
-        """Share of the seconds of ``fit`` that the callback took."""
+        """Share of the seconds of ``fit`` that the callback's hooks took."""
         return self.callback_seconds / self.fit_seconds if self.fit_seconds else 0.0
 
     def event_of(self, layer: str) -> FreezeEvent | None:

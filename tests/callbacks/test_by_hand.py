@@ -9,12 +9,15 @@ from torch import nn
 
 from smartfrz_lightning import (
     AutoFreezeCallback,
+    BudgetFreezeCallback,
     FreezingCallback,
+    GradESFreezeCallback,
     GradientNormFreezeCallback,
     LinearFreezeCallback,
     MovementFreezeCallback,
     SmartFreezeCallback,
 )
+from smartfrz_lightning.callbacks.budget import choose_layers
 from smartfrz_lightning.engine import TrainingRun
 from smartfrz_lightning.layers import find_layers
 from smartfrz_lightning.report import Timeline
@@ -94,6 +97,69 @@ def test_linear_by_hand(make_trainer):
     assert rates[8]["net.4"] == pytest.approx(0.025) and rates[10]["net.7"] == pytest.approx(0.025)
     assert rates[12]["net.9"] == pytest.approx(0.025) and rates[16]["net.9"] == pytest.approx(0.0125)
     assert rates[8]["net.9"] == pytest.approx(0.0375)
+
+
+def test_grades_by_hand():
+    """Half of a run of eight steps is grace; norms are sums of absolute values."""
+    run, method = run_of(4), GradESFreezeCallback(tau=3.0, grace=0.5)
+    method.reset()
+    for step, gradients in enumerate(
+        [[(9, 9), (9, 9), (9, 9)], [(3, 4), (0, 10), (5, 5)], [(3, 2), (0, 13), (4, 4)], [(3, 2), (0, 12), (9, 9)]]
+    ):
+        give(run, [*gradients, (1, 1)])
+        run.progress = (step + 2) / 8
+        method.gradients_ready(run, run.optimizers[0])
+        run.progress = (step + 3) / 8
+        if step >= 1:
+            assert method.check_due(run)
+            # Changes of 11, 10, 8; then 2, 3, 2; then 0, 1, 10.
+            assert method.select(run) == [[], ["0", "2"], ["0", "1"]][step - 1]
+        else:
+            assert not method.check_due(run)
+    magnitude = GradESFreezeCallback(tau=9.0, grace=0.0, monitor="magnitude")
+    magnitude.reset()
+    give(run, [(3, 4), (0, 10), (4, 5), (1, 1)])
+    magnitude.gradients_ready(run, run.optimizers[0])
+    assert magnitude.select(run) == ["0"]
+
+
+def test_budget_by_hand(make_trainer):
+    """A chain of three layers and the head, whose weight gradients cost 4, 4, 4, 1; worth 1 a unit of gradient."""
+    names, own, down = ["a", "b", "c", "head"], [4, 4, 4, 1], [9, 5, 1, 0]
+    worth = {"a": 5.0, "b": 1.0, "c": 4.5}
+
+    def chosen(budget):
+        return choose_layers(names, own, down, worth, {"head"}, budget)
+
+    assert chosen(22.1) == names  # all costs 13 + 9
+    assert chosen(18.1) == ["a", "c", "head"]  # 9.5 for 9 + 9
+    assert chosen(14.1) == ["b", "c", "head"]  # 5.5 for 9 + 5, where a alone is worth 5
+    assert chosen(13.9) == ["c", "head"]
+    assert chosen(5.9) == ["head"]
+    with pytest.raises(ValueError, match=r"budget: the layers that always train \(head\) cost 2.00 times"):
+        chosen(0.5)
+    assert choose_layers(names, own, down, {**worth, "c": -1.0}, {"head"}, 22.1) == ["a", "b", "head"]
+
+    # In a real run: plain SGD moves by -rate * gradient, so a layer is worth the square of its gradient times the rate.
+    seen = []
+
+    class Watch(BudgetFreezeCallback):
+        def step_done(self, run):
+            gradients = {name: gradient.square().sum() for name, (_, gradient) in self._before.items()}
+            super().step_done(run)
+            if gradients:
+                expected = {la.name: 0.1 * float(sum(gradients[n] for n in la.parameters)) for la in run.layers[:-1]}
+                assert {name: self._values[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+                seen.append((run.steps, list(self._values)))
+
+    freezer = Watch(budget=0.7)
+    model = Classifier(mlp(norm=False), lambda p: torch.optim.SGD(p, lr=0.1))
+    make_trainer(freezer, max_epochs=3, limit_val_batches=0).fit(model)
+    assert [step for step, _ in seen] == [2, 9, 17]  # the second step, and the first of every epoch
+    full = freezer.timeline.states[0].flops.total
+    chosen_states = [state.flops.total / full for state in freezer.timeline.states if state.step in (2, 9, 17)]
+    assert len(chosen_states) == 3 and all(0.4 < share <= 0.7 for share in chosen_states)
+    assert {event.kind for event in freezer.timeline.events} == {"freeze", "thaw"}
 
 
 def test_movement_by_hand():

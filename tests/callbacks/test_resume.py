@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
     AutoFreezeCallback,
+    BudgetFreezeCallback,
+    GradESFreezeCallback,
     GradientNormFreezeCallback,
     IntervalFreezeCallback,
     LinearFreezeCallback,
@@ -129,6 +131,14 @@ def movement():
     return MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1)
 
 
+def grades():
+    return GradESFreezeCallback(tau=3.0, grace=0.3)
+
+
+def budget():
+    return BudgetFreezeCallback(budget=0.6)
+
+
 def drawn():
     return RandomFreezeCallback("given.csv")
 
@@ -150,9 +160,10 @@ def test_resume_is_bitwise_equal(make_trainer, tmp_path, method, save, kill):
     check_resume(make_trainer, tmp_path, method, save, kill)
 
 
-@pytest.mark.parametrize(
-    "method", [linear, auto, gradient_norm, similarity, interval, static, movement, drawn], ids=lambda m: m.__name__
-)
+OTHERS = [linear, auto, gradient_norm, similarity, interval, static, movement, drawn, grades, budget]
+
+
+@pytest.mark.parametrize("method", OTHERS, ids=lambda method: method.__name__)
 @pytest.mark.parametrize(("save", "kill"), [({"every_n_train_steps": 13}, 15), ({"save_on_train_epoch_end": True}, 20)])
 def test_every_method_resumes_bitwise_equal(make_trainer, tmp_path, monkeypatch, method, save, kill):
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,173 @@
+"""BudgetFreezeCallback: the layers that matter most train, within a budget of FLOPs (GreenTrainer, ElasticTrainer)."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.cost.layer_flops import flops_when_frozen
+from smartfrz_lightning.engine.method import Decision
+from smartfrz_lightning.engine.run import TrainingRun
+
+_UNITS = 1000
+"""The budget is divided into so many units, to which costs are rounded up."""
+
+
+class BudgetFreezeCallback(FreezingCallback):
+    r"""Adaptive backpropagation under a budget (Huang et al. 2023, arXiv 2309.13192 and 2312.14227).
+
+    A layer is worth ``-sum(dw * dL/dw)``, the loss that its update of one step is expected to take away (section 3.2 of
+    GreenTrainer). Of all choices whose step costs at most ``budget`` of a full one, the most valuable trains: every
+    chosen layer costs its weight gradient, and the deepest one the activation gradients from the output down to it.
+    Dynamic programming finds it (section 3.3). Every epoch it is chosen anew; for that, everything trains for one step.
+
+    The sources leave open: a unit is a layer as this package finds it; the update is that of the very step whose
+    gradients are taken; costs are rounded up to a thousandth of the budget.
+
+    Args:
+        budget: FLOPs that a step may cost, as a share of a full one; its forward pass alone is about a third.
+        every_n_epochs: Choose anew after every n-th epoch.
+        exclude: Patterns of what always trains, one or several.
+        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+
+    Raises:
+        ValueError: ``budget`` is not between 0 and 1; in the first steps: what always trains costs more than it.
+
+    Example:
+        >>> from smartfrz_lightning import BudgetFreezeCallback
+        >>> BudgetFreezeCallback(budget=0.5).budget
+        0.5
+    """
+
+    works_sharded = False
+    thaws = True
+
+    def __init__(
+        self,
+        budget: float = 0.5,
+        every_n_epochs: int = 1,
+        exclude: Sequence[str] | str = (),
+        report: bool | str = True,
+    ) -> None:
+        super().__init__(every_n_epochs=every_n_epochs, exclude=exclude, report=report)
+        if not 0 < budget < 1:
+            raise ValueError(f"budget={budget}: must lie between 0 and 1, as a share of the FLOPs of a full step")
+        self.budget = budget
+
+    def reset(self) -> None:
+        self._choose_after = 2  # steps: the first one shows the layers
+        self._values: dict[str, float] = {}
+        self._before: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def start(self, run: TrainingRun) -> None:
+        if not run.steps:
+            self._choose_after = 2
+
+    def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        if run.steps + 1 != self._choose_after or not run.is_first_process:
+            return
+        for layer in run.active:
+            for name in layer.parameters:
+                parameter = run.model.get_parameter(name)
+                if parameter.grad is not None:
+                    self._before[name] = parameter.detach().clone(), parameter.grad.detach().clone()
+
+    @torch.no_grad()
+    def step_done(self, run: TrainingRun) -> None:
+        for layer in run.active:
+            known = [name for name in layer.parameters if name in self._before]
+            if known:
+                moved = [(run.model.get_parameter(n) - self._before[n][0], self._before[n][1]) for n in known]
+                self._values[layer.name] = -float(sum((change * gradient).sum() for change, gradient in moved))
+        self._before.clear()
+
+    def check_due(self, run: TrainingRun) -> bool:
+        return run.steps == self._choose_after
+
+    def select(self, run: TrainingRun) -> Decision:
+        if run.steps != self._choose_after or not self._values:  # an epoch is over: everything trains for one step
+            return Decision(thaw=run.frozen)
+        costs, full = run.timeline.costs, run.timeline.states[0].flops
+        names = [layer.name for layer in run.layers]
+        fixed = {layer.name for layer in run.layers if layer.pinned}
+        # Activation gradients down to each layer, if that is the deepest one that trains.
+        down = [flops_when_frozen(costs, full, names[:at]).activation_gradient for at in range(len(names))]
+        own = [cost.own for cost in costs]
+        chosen = choose_layers(names, own, down, self._values, fixed, self.budget * full.total - full.forward)
+        return Decision(freeze=[layer.name for layer in run.active if layer.name not in chosen])
+
+    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        if thawed:
+            self._choose_after = run.steps + 1
+
+    def method_state(self) -> dict[str, Any]:
+        return {"choose_after": self._choose_after, "values": self._values}
+
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        self._choose_after, self._values = state["choose_after"], dict(state["values"])
+
+
+def choose_layers(
+    names: Sequence[str],
+    own: Sequence[float],
+    down: Sequence[float],
+    values: dict[str, float],
+    fixed: Collection[str],
+    budget: float,
+) -> list[str]:
+    """The most valuable layers whose backward pass fits into a budget, by dynamic programming.
+
+    Args:
+        names: All layers in forward order.
+        own: Cost of each layer's weight gradient.
+        down: Cost of the activation gradients, if this is the deepest layer that trains.
+        values: What training a layer is worth; 0 where nothing is said.
+        fixed: Layers that train in any case.
+        budget: What the backward pass may cost.
+
+    Returns:
+        Those that train, in forward order.
+
+    Raises:
+        ValueError: What trains in any case costs more than the budget.
+
+    Example:
+        >>> from smartfrz_lightning.callbacks.budget import choose_layers
+        >>> names, own, down = ["a", "b", "c", "head"], [4, 4, 4, 1], [9, 5, 1, 0]
+        >>> choose_layers(names, own, down, {"a": 9, "b": 3, "c": 2}, {"head"}, budget=14.1)  # a: 1 + 4 + 9
+        ['a', 'head']
+        >>> choose_layers(names, own, down, {"a": 4, "b": 3, "c": 2}, {"head"}, budget=14.1)  # b, c: 1 + 8 + 5
+        ['b', 'c', 'head']
+    """
+    always = [at for at, name in enumerate(names) if name in fixed]
+    least = sum(own[at] for at in always) + (down[always[0]] if always else 0)
+    if least > budget:
+        raise ValueError(
+            f"budget: the layers that always train ({', '.join(names[at] for at in always[:3])}) cost "
+            f"{least / budget:.2f} times what is left of it after the forward pass; raise budget or exclude less"
+        )
+    unit = budget / _UNITS
+    room = _UNITS - _rounded_up(sum(own[at] for at in always), unit)
+    deepest_fixed = always[0] if always else len(names)
+    best: tuple[float, list[int]] = (0.0, [])
+    # By units spent on weight gradients: the most value, and what is chosen for it; from the output on.
+    table: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (room + 1)
+    for at in reversed(range(len(names))):
+        value, cost = values.get(names[at], 0.0), _rounded_up(own[at], unit)
+        if names[at] in fixed or value <= 0:
+            continue
+        left = room - _rounded_up(down[min(at, deepest_fixed)], unit) - cost
+        if left >= 0 and table[left][0] + value > best[0]:
+            best = table[left][0] + value, [*table[left][1], at]
+        for units in range(room, cost - 1, -1):
+            with_it = table[units - cost][0] + value
+            if with_it > table[units][0]:
+                table[units] = with_it, (*table[units - cost][1], at)
+    return [names[at] for at in sorted({*best[1], *always})]
+
+
+def _rounded_up(cost: float, unit: float) -> int:
+    return -int(-cost // unit) if unit > 0 else 0

@@ -1,0 +1,105 @@
+"""GradESFreezeCallback: a layer freezes once its gradient hardly changes any more (GradES)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.engine.run import TrainingRun
+
+
+class GradESFreezeCallback(FreezingCallback):
+    r"""GradES (Wen et al. 2025, arXiv 2509.01842): early stopping of single matrices by their gradients.
+
+    After a grace period, a layer freezes when ``|| g_t - g_{t-1} ||_1``, summed over the elements of its weights, falls
+    below ``tau``; each layer for itself, and for good. The first version of the paper takes ``|| g_t ||_1`` in its
+    place. The sources leave open: a unit is a layer as this package finds it, so the three projections that one module
+    holds in one matrix freeze together, and norms and biases freeze with the layer that they belong to; gradients are
+    those that the optimizer steps with, averaged over processes and before clipping.
+
+    Args:
+        tau: Threshold. The norm grows with the size of a layer and the scale of the loss, so there is no default: the
+            paper tunes it for every model.
+        grace: Share of the run in which nothing freezes.
+        monitor: ``"change"`` of the gradient from step to step, or its ``"magnitude"``.
+        exclude: Patterns of what always trains, one or several.
+        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+
+    Raises:
+        ValueError: An argument is out of range; on ``fit``: the run has no known length.
+
+    Example:
+        >>> from smartfrz_lightning import GradESFreezeCallback
+        >>> GradESFreezeCallback(tau=2.5).grace
+        0.5
+    """
+
+    works_sharded = False
+
+    def __init__(
+        self,
+        tau: float,
+        grace: float = 0.5,
+        monitor: Literal["change", "magnitude"] = "change",
+        exclude: Sequence[str] | str = (),
+        report: bool | str = True,
+    ) -> None:
+        super().__init__(every_n_train_steps=1, exclude=exclude, report=report)
+        if not tau > 0:
+            raise ValueError(f"tau={tau}: must be above 0")
+        if not 0 <= grace < 1:
+            raise ValueError(f"grace={grace}: must be at least 0 and below 1, as a share of the run")
+        if monitor not in ("change", "magnitude"):
+            raise ValueError(f"monitor={monitor!r}: give 'change' or 'magnitude'")
+        self.tau = tau
+        self.grace = grace
+        self.monitor = monitor
+
+    def reset(self) -> None:
+        self._before: dict[str, Tensor] = {}
+        self._norms: dict[str, float] = {}
+
+    def start(self, run: TrainingRun) -> None:
+        run.require_length("GradESFreezeCallback")
+
+    @torch.no_grad()
+    def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        # The first step that counts is compared with the last one of the grace period.
+        if not run.is_first_process or (run.progress or 0.0) + 2 / max(1.0, run.total_batches) < self.grace:
+            return
+        for layer in run.active:
+            gradients = {name: run.model.get_parameter(name).grad for name in layer.weights}
+            norm, known = 0.0, True
+            for name, gradient in gradients.items():
+                if gradient is None:
+                    continue
+                if self.monitor == "magnitude":
+                    norm += float(gradient.abs().sum())
+                    continue
+                known &= name in self._before
+                norm += float((gradient - self._before[name]).abs().sum()) if name in self._before else 0.0
+                self._before[name] = gradient.detach().clone()
+            if known:
+                self._norms[layer.name] = norm
+
+    def check_due(self, run: TrainingRun) -> bool:
+        return (run.progress or 0.0) >= self.grace
+
+    def select(self, run: TrainingRun) -> list[str]:
+        return [layer.name for layer in run.active if self._norms.get(layer.name, self.tau) < self.tau]
+
+    def changed(self, run: TrainingRun, frozen: Any, thawed: Any) -> None:
+        for layer in run.frozen_layers:
+            for name in layer.weights:
+                self._before.pop(name, None)
+
+    def method_state(self) -> dict[str, Any]:
+        return {"before": {name: tensor.cpu() for name, tensor in self._before.items()}, "norms": self._norms}
+
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        on = {name: run.model.get_parameter(name).device for name in state["before"]}
+        self._before = {name: tensor.to(on[name]) for name, tensor in state["before"].items()}
+        self._norms = dict(state["norms"])

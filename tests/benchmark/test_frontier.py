@@ -1,0 +1,66 @@
+"""Points above the frontier, in cases that are worked out by hand."""
+
+import math
+import statistics
+
+import pytest
+
+from smartfrz_lightning.benchmark.frontier import Frontier, above_frontier
+from smartfrz_lightning.benchmark.spec import Benchmark, Run
+from smartfrz_lightning.benchmark.table import compare, to_markdown
+
+
+def result(run, seed, value, flops, seconds, callback=0.0):
+    timeline = {"spent": {"forward": flops}, "states": [], "steps": 1, "callback_seconds": callback}
+    return {"run": run, "seed": seed, "value": value, "seconds": {"train": seconds}, "timeline": timeline}
+
+
+SHORTER = ["full_0.25", "full_0.5"]
+
+
+def runs():
+    """Two seeds, the second one two points higher; ``held`` costs half the FLOPs and a quarter of the time."""
+    found = []
+    for seed, up in ((1, 0.0), (2, 0.02)):
+        found += [result("full", seed, 0.80 + up, 100, 40), result("full_0.5", seed, 0.74 + up, 50, 20)]
+        found += [result("full_0.25", seed, 0.60 + up, 25, 10)]
+    return [*found, result("held", 1, 0.75, 50, 10), result("held", 2, 0.79, 50, 10)]
+
+
+def test_points_are_paired_by_seed():
+    assert above_frontier(runs(), "held", "full", SHORTER, "flops") == pytest.approx([0.01, 0.03])
+    assert above_frontier(runs(), "held", "full", SHORTER, "seconds") == pytest.approx([0.15, 0.17])
+    row = compare(runs(), ["full", *SHORTER, "held"], "full", SHORTER)[-1]
+    half = 12.7062 * statistics.stdev([1, 3]) / math.sqrt(2)  # Student's t of one degree of freedom
+    assert (100 * row.above_flops[0], 100 * row.above_flops[1]) == pytest.approx((2, half), rel=1e-4)
+    assert 100 * row.above_seconds[0] == pytest.approx(16)
+    assert to_markdown([row], "val_accuracy", "full").splitlines()[-1].endswith("| +2.00 ± 12.71 | +16.00 ± 12.71 |")
+
+
+def test_a_curve_between_its_points_and_beyond_them():
+    frontier = Frontier({0.25: 60.0, 0.5: 74.0, 1.0: 80.0})
+    between = [frontier.at(0.25 + 0.75 * n / 50) for n in range(51)]
+    assert between == sorted(between)  # never above the whole run, never a dip
+    assert frontier.at(0.75) > 77  # above the straight line
+    assert frontier.at(3.0) == 80 and frontier.at(0.2) is None
+    for points in ({1.0: 80.0}, {0.5: 70.0, 0.9: 80.0}):
+        with pytest.raises(ValueError, match="a frontier needs the whole run"):
+            Frontier(points)
+
+
+def test_what_is_cheaper_than_all_that_was_run_has_no_points():
+    found = [*runs(), result("cheap", 1, 0.9, 5, 1)]
+    assert above_frontier(found, "cheap", "full", SHORTER, "flops") == []
+    assert math.isnan(compare(found, ["full", "cheap"], "full", SHORTER)[1].above_flops[0])
+
+
+def test_a_benchmark_makes_its_frontier():
+    benchmark = Benchmark([], {"half": Run("StaticFreezeCallback"), "full": Run()}, seeds=[1], frontier=[0.5, 0.25])
+    assert benchmark.shortened == SHORTER
+    order = [name for name, _, _ in benchmark.schedule()]
+    assert order.index("full") < order.index("full_0.25") and len(order) == 4
+    for frontier in ([0.0], [1.0], [1.5]):
+        with pytest.raises(ValueError, match="frontier=.*between 0 and 1"):
+            Benchmark([], {"full": Run()}, seeds=[1], frontier=frontier)
+    with pytest.raises(ValueError, match="share the names"):
+        Benchmark([], {"full": Run(), "full_0.5": Run()}, seeds=[1], frontier=[0.5])
