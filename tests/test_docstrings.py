@@ -8,6 +8,7 @@ import smartfrz_lightning
 
 # They take minutes, and one needs processes that torchrun started.
 EXEMPT = {"smartfrz_lightning.benchmark.ddp_step.main", "smartfrz_lightning.benchmark.overhead.main"}
+EXEMPT |= {"smartfrz_lightning.benchmark.freeze_shock.main"}
 
 
 def public():

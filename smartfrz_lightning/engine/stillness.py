@@ -113,11 +113,16 @@ class Stillness:
         self._settling.clear()
 
     def _begin(self, name: str) -> None:
-        module = self._model.get_submodule(name)
-        module.training, module.momentum = True, None  # the plain mean of all batches since the reset
+        norm = self._norm(name)
+        norm.training, norm.momentum = True, None  # the plain mean of all batches since the reset
 
     def _put_back(self, name: str) -> None:
-        self._model.get_submodule(name).momentum = self._settling[name]["momentum"]
+        self._norm(name).momentum = self._settling[name]["momentum"]
+
+    def _norm(self, name: str) -> RunningNorm:
+        module = self._model.get_submodule(name)
+        assert isinstance(module, RunningNorm), "nothing else settles"
+        return module
 
     def state_dict(self) -> dict[str, Any]:
         """What is settling, and for how long."""
