@@ -1,7 +1,7 @@
 """What a BatchNorm does when it freezes: the loss of one batch before and after, and the finished model's accuracy.
 
-    python -m smartfrz_lightning.benchmark.freeze_shock data/cifar10 --network tf_efficientnet_lite0 \
-        --weights data/weights/tf_efficientnet_lite0.safetensors --image_size 64
+    python -m smartfrz_lightning.benchmark.freeze_shock data/cifar10 tf_efficientnet_lite0 \
+        data/weights/tf_efficientnet_lite0.safetensors --image_size 64
 
 A network with pretrained weights is fine-tuned in a short loop; at a moment a front of it freezes, and its BatchNorms
 go to eval mode at once, or after the statistics were measured anew over some batches. Needs the extra ``vision``.

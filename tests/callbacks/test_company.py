@@ -27,7 +27,7 @@ FREEZE = {6: [0], 12: [1]}  # of eight steps an epoch
 
 
 class Watch(Callback):
-    """Parameters and buffers of every layer when it froze, checked after every later batch."""
+    """Parameters and statistics of every layer when they stopped, checked after every later batch."""
 
     def __init__(self, freezer):
         self.freezer, self.known = freezer, {}
@@ -35,10 +35,11 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer, pl_module, *_):
         state = pl_module.state_dict()
         for layer in self.freezer._freezer.run.frozen_layers:
-            names = [n for n in state if n in layer.parameters or n.rpartition(".")[0] in layer.stateful]
-            if layer.name not in self.known:
-                self.known[layer.name] = {name: state[name].clone() for name in names}
-            for name, before in self.known[layer.name].items():
+            settled = [name for name in layer.stateful if not pl_module.get_submodule(name).training]
+            names = [n for n in state if n in layer.parameters or n.rpartition(".")[0] in settled]
+            known = self.known.setdefault(layer.name, {})
+            known.update({name: state[name].clone() for name in names if name not in known})
+            for name, before in known.items():
                 assert torch.equal(state[name], before), name
 
 
