@@ -93,8 +93,10 @@ class Ledger:
 
     def interrupted_before_backward(self, device: torch.device) -> contextlib.AbstractContextManager:
         """The backward pass is about to begin; another mode that began before the measuring may end in here."""
-        self._device_bytes = torch.cuda.memory_allocated(device) if self._meter and device.type == "cuda" else 0
-        return self._meter.interrupted_before_backward() if self._meter else contextlib.nullcontext()
+        if self._meter is None or not self._meter.running:  # the first of LBFGS's closures alone is measured
+            return contextlib.nullcontext()
+        self._device_bytes = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        return self._meter.interrupted_before_backward()
 
     def after_backward(self) -> None:
         """Nothing more of this batch is to be measured; does nothing if nothing is measured."""

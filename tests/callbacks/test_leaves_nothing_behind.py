@@ -74,7 +74,9 @@ def test_after_any_fit_modes_and_hooks_are_as_before(data):
     callbacks = [freezer, breaks] if data.draw(st.booleans()) else [breaks, freezer]
     if data.draw(st.booleans()):
         callbacks.append(StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1))
-    before, model = surroundings(), Classifier(mlp())
+    several_closures = data.draw(st.booleans())
+    make = (lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3)) if several_closures else None
+    before, model = surroundings(), Classifier(mlp(), make)
     trainer = Trainer(max_epochs=data.draw(st.integers(1, 3)), callbacks=callbacks, **QUIET)
     with contextlib.suppress(RuntimeError, KeyboardInterrupt, SystemExit):
         trainer.fit(model)
