@@ -33,8 +33,9 @@ class Watch(Callback):
         self.freezer, self.known = freezer, {}
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        state = pl_module.state_dict()
-        for layer in self.freezer._freezer.run.frozen_layers:
+        state, frozen = pl_module.state_dict(), self.freezer._freezer.run.frozen_layers
+        self.known = {name: known for name, known in self.known.items() if name in {layer.name for layer in frozen}}
+        for layer in frozen:
             settled = [name for name in layer.stateful if not pl_module.get_submodule(name).training]
             names = [n for n in state if n in layer.parameters or n.rpartition(".")[0] in settled]
             known = self.known.setdefault(layer.name, {})
