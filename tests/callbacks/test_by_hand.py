@@ -189,6 +189,13 @@ def test_the_threshold_of_the_predictor_decides():
     assert SmartFreezeCallback().threshold == 0.9
 
 
+def test_defaults_are_those_of_the_paper():
+    for method in (SmartFreezeCallback(), MovementFreezeCallback()):
+        assert (method.window, method.sample_size) == (30, 1024)
+    run = TrainingRun(nn.Linear(2, 2))
+    assert (run.steps, run.batches, run.epoch, run.progress) == (0, 0, 0, None)
+
+
 def test_the_last_epoch_is_not_checked(make_trainer):
     class Asked(FreezingCallback):
         def reset(self):

@@ -51,6 +51,16 @@ def test_a_language_model_with_tied_weights_freezes(make_trainer, method):
     assert freezer.frozen == ["blocks.0", "blocks.1", "blocks.2"] and freezer.timeline.saved > 0.1
 
 
+@pytest.mark.parametrize("exclude", ["net.0", "net.4", ()])
+def test_a_first_layer_that_always_trains_is_said_once(make_trainer, caplog, exclude):
+    freezer = SmartFreezeCallback(snapshot_every_n_steps=1, exclude=exclude)
+    with caplog.at_level("INFO"):
+        make_trainer(freezer, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
+    said = [record.message for record in caplog.records if "always trains" in record.message]
+    assert len(said) == (exclude == "net.0")
+    assert not said or "the first layer, 'net.0', always trains (excluded)" in said[0]
+
+
 @pytest.mark.parametrize("exclude", [["net.0"], []])
 def test_an_interval_passes_over_what_is_excluded(make_trainer, exclude):
     freezer = IntervalFreezeCallback(flops_reduction=0.1, exclude=exclude)
