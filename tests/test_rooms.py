@@ -23,7 +23,7 @@ ROOMS = [
     "report",
     "engine",
 ]
-ROOMS += ["callbacks", "experiments", "benchmark", "cli"]
+ROOMS += ["callbacks", "experiments", "outcomes", "benchmark", "cli"]
 # What works on plain modules and tensors.
 PLAIN = ["layers", "freezing", "history", "similarity", "cost", "report", "engine"]
 

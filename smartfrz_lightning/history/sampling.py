@@ -82,6 +82,16 @@ class WeightSampler:
                 _gather(parameter, index, row[where])
         return out
 
+    @torch.no_grad()
+    def gradients(self, out: Tensor) -> Tensor:
+        """Fill ``out`` of shape ``[layers, sample_size]`` with the present gradients of the same weights; 0 if none."""
+        out.zero_()
+        for row, parts in zip(out, self._plans.values(), strict=True):
+            for parameter, index, where in parts:
+                if parameter.grad is not None:
+                    _gather(parameter.grad, index, row[where])
+        return out
+
 
 def _plan(parameters: Mapping[str, Tensor], layer: Layer, sample_size: int, seed: int) -> list[tuple]:
     """For each weight of a layer: the tensor, the positions in it, and where they go."""

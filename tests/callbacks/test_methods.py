@@ -235,6 +235,7 @@ def test_layers_that_are_not_used_do_not_count(make_trainer):
         model = Classifier(mlp())
         if unused:
             model.unused = torch.nn.Linear(3, 3)
+        torch.manual_seed(0)  # the same dropout in both
         make_trainer(freezer, max_epochs=4).fit(model)
         return moments(freezer)
 

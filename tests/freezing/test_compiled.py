@@ -132,5 +132,5 @@ def test_what_is_compiled_is_booked_to_its_side_of_a_freeze(make_trainer):
     freezer = ScriptedFreeze({12: [0]})  # in the second epoch of eight steps
     make_trainer(freezer, max_epochs=2).fit(Classifier(net))
     booked = [(entry.frozen, entry.count) for entry in freezer.timeline.compilations]
-    assert booked == [(0, 2), (1, 2)]  # training and validation, before and after
+    assert booked == [(0, 3), (1, 2)]  # training and validation, before and after, and once for batches of any size
     assert all(entry.seconds > 0 for entry in freezer.timeline.compilations)

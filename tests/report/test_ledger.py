@@ -1,6 +1,7 @@
 """What is reported is so: FLOPs by what every batch really is."""
 
 import random
+import time
 
 import pytest
 import torch
@@ -72,17 +73,18 @@ def test_sentences_count_by_the_length_that_they_were_padded_to():
 
 def test_every_closure_of_lbfgs_is_booked(make_trainer):
     class Counts(Classifier):
-        passes = 0
+        passes = samples = 0
 
         def training_step(self, batch, batch_idx):
             self.passes += 1
+            self.samples += len(batch[0])
             return super().training_step(batch, batch_idx)
 
     model = Counts(mlp(norm=False), lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=10))
     freezer = ScriptedFreeze({})
     make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(model)
     one = freezer.timeline.states[0].flops.total
-    assert model.passes > 40 and freezer.timeline.spent.total == model.passes * one
+    assert model.passes > 40 and freezer.timeline.spent.total == pytest.approx(model.samples / 8 * one)
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -170,3 +172,14 @@ def test_reported_numbers_by_hand():
     assert ledger.timeline.frozen == ["b"] and ledger.timeline.periods("a") == [(5, 8)]
     again = Timeline.from_state_dict(ledger.timeline.state_dict())
     assert again == ledger.timeline
+
+
+def test_seconds_of_fit_add_up_over_saving_and_resuming():
+    began = time.perf_counter()
+    ledger = Ledger(Timeline())
+    ledger.start_fit()
+    time.sleep(0.02)
+    ledger.timeline = Timeline.from_state_dict(ledger.state_dict())
+    ledger.start_fit()
+    ledger.end_fit()
+    assert 0.02 <= ledger.timeline.fit_seconds <= time.perf_counter() - began

@@ -1,0 +1,68 @@
+"""The networks of the cases, by name. Needs the extra ``vision``."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smartfrz_lightning.experiments.byte_images import MEAN, STD
+from smartfrz_lightning.experiments.networks import CifarResNet, mobilenet_v2_32, vgg8, vit_32
+from smartfrz_lightning.experiments.weights import load_weights
+from smartfrz_lightning.extras import require
+
+_MAKE: dict[str, Any] = {
+    "resnet20": lambda classes: CifarResNet(20, classes),
+    "resnet32": lambda classes: CifarResNet(32, classes),
+    "vgg8": vgg8,
+    "mobilenet_v2": mobilenet_v2_32,
+    "vit": vit_32,
+}
+_HEAD = {
+    "resnet20": "linear.*",
+    "resnet32": "linear.*",
+    "vgg8": "23.*",
+    "mobilenet_v2": "classifier.1.*",
+    "vit": "heads.head.*",
+}
+
+
+def build(network: str, num_classes: int, weights: str | Path | None = None) -> nn.Module:
+    """A network with a new head.
+
+    Args:
+        network: ``resnet20``, ``resnet32``, ``vgg8``, ``mobilenet_v2``, ``vit``, or a name of timm.
+        num_classes: Outputs.
+        weights: File of its weights, if it is pretrained.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.networks import build
+        >>> build("vgg8", 5)[-1].out_features
+        5
+    """
+    if network in _MAKE:
+        net = _MAKE[network](num_classes)
+        if weights:
+            load_weights(net, str(weights), fresh=[_HEAD[network]])
+        return net
+    require("timm", "vision")
+    import timm
+
+    net = timm.create_model(network)
+    if weights:
+        load_weights(net, str(weights))
+    net.reset_classifier(num_classes)  # type: ignore[operator]
+    return net
+
+
+def normalisation(network: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation that a network wants its images normalised by.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.networks import normalisation
+        >>> normalisation("tf_efficientnet_lite0")[0]
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+    if network in _MAKE:
+        return torch.tensor(MEAN), torch.tensor(STD)
+    return torch.full((3,), 0.5), torch.full((3,), 0.5)

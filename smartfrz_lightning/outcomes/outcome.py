@@ -1,0 +1,143 @@
+"""Outcome: what every way of freezing came to in one case, with what could be known beforehand."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smartfrz_lightning.cost.flops import StepFlops
+from smartfrz_lightning.cost.layer_flops import LayerFlops, flops_when_frozen
+from smartfrz_lightning.outcomes.case import Case
+
+FORMAT, VERSION = "smartfrz-outcome", 1
+
+
+@dataclass
+class Run:
+    """One finished model of a case.
+
+    Attributes:
+        kind: ``"full"``, ``"shortened"`` (the schedule too) or ``"frozen"``.
+        loss: On the validation images.
+        accuracy: On them, in percent.
+        steps: Length of the run.
+        depth: How many layers from the first on were frozen.
+        moment: The step from which on they were; 0 for a front that is held.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.outcome import Run
+        >>> Run("frozen", loss=0.4, accuracy=82.0, steps=100, depth=3).moment
+        0
+    """
+
+    kind: str
+    loss: float
+    accuracy: float
+    steps: int
+    depth: int = 0
+    moment: int = 0
+
+
+@dataclass
+class Outcome:
+    """A case: ``L`` layers in forward order, the last of them the head.
+
+    Attributes:
+        case: What was trained.
+        layers: Names of the layers.
+        sizes: Number of parameters of each.
+        costs: Forward FLOPs of each, for one step.
+        step: FLOPs of one step in which everything trains.
+        runs: The finished models.
+        tensors: ``weights`` ``[N, L, 1024]`` and ``weights_step`` ``[N]``, snapshots of the full run from the start on;
+            ``weight_norms`` ``[L]`` at the start; and for ``train`` and ``eval``, the mode of the BatchNorms,
+            ``probe_<mode>_gradients`` ``[P, L, 1024]``, ``_norms`` ``[P, L]`` and ``_loss`` ``[P]`` of a probe.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from smartfrz_lightning.cost import LayerFlops, StepFlops
+        >>> from smartfrz_lightning.outcomes.case import Case
+        >>> from smartfrz_lightning.outcomes.outcome import Outcome, Run
+        >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 100, 4, 1)
+        >>> costs = [LayerFlops("stem", 10), LayerFlops("head", 10)]
+        >>> runs = [Run("full", 0.5, 80.0, 100), Run("frozen", 0.4, 82.0, 100, depth=1)]
+        >>> outcome = Outcome(case, ["stem", "head"], [1, 1], costs, StepFlops(20, 20, 10), runs, {})
+        >>> with TemporaryDirectory() as folder:
+        ...     outcome.save(f"{folder}/one.safetensors")
+        ...     again = Outcome.load(f"{folder}/one.safetensors")
+        >>> again.runs == runs, outcome.cost(runs[1]), outcome.cost(runs[1], cached=True)
+        (True, 0.6, 0.4)
+    """
+
+    case: Case
+    layers: list[str]
+    sizes: list[int]
+    costs: list[LayerFlops]
+    step: StepFlops
+    runs: list[Run]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def full(self) -> Run:
+        """The run in which everything trains to the end."""
+        return next(run for run in self.runs if run.kind == "full")
+
+    def cost(self, run: Run, cached: bool = False) -> float:
+        """FLOPs of a run relative to the full one.
+
+        Args:
+            run: One of this case.
+            cached: As if the forward pass of a frozen front cost nothing.
+        """
+        frozen = self.layers[: run.depth]
+        now = flops_when_frozen(self.costs, self.step, frozen)
+        total = now.total - cached * sum(cost.own + cost.following for cost in self.costs[: run.depth])
+        whole = self.step.total
+        return (run.moment * whole + (run.steps - run.moment) * total) / (self.full.steps * whole)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file in one piece: it is there whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"case": self.case.asdict(), "layers": self.layers, "sizes": self.sizes, "step": asdict(self.step)}
+        about |= {"costs": _plain(self.costs), "runs": _plain(self.runs)}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            metadata = {"smartfrz": json.dumps({"format": FORMAT, "version": VERSION, **about})}
+            save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, partial, metadata)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Outcome":
+        """Read a file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is cut short, or no outcome of this version.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no outcome at {str(path)!r}: make one with python -m smartfrz_lightning.outcomes")
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {}).get("smartfrz", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{str(path)!r} is cut short or not a safetensors file ({error})") from error
+        if (about.pop("format", None), about.pop("version", None)) != (FORMAT, VERSION):
+            raise ValueError(f"{str(path)!r} is not an outcome of version {VERSION}: record it again")
+        case = Case(**{**about["case"], "classes": tuple(about["case"]["classes"])})
+        costs, runs = [LayerFlops(**cost) for cost in about["costs"]], [Run(**run) for run in about["runs"]]
+        return cls(case, about["layers"], about["sizes"], costs, StepFlops(**about["step"]), runs, tensors)
+
+
+def _plain(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in rows]

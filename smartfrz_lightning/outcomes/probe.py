@@ -1,0 +1,62 @@
+"""The gradients of all layers in a probe: the first steps of a case, in which only the head moves."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smartfrz_lightning.history.sampling import WeightSampler
+from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.outcomes.case import Case
+from smartfrz_lightning.outcomes.training import Images, batch_at, learning_rate, make_optimizer
+
+
+def probe_gradients(
+    case: Case, net: nn.Module, layers: list[Layer], data: Images, steps: int, train_statistics: bool
+) -> dict[str, Tensor]:
+    """Run a probe on a network, which is not to be used afterwards.
+
+    Args:
+        case: The case.
+        net: The network as it came.
+        layers: Its layers; the last one is the head.
+        data: Images and labels.
+        steps: Length of the probe.
+        train_statistics: Whether BatchNorms are in training mode.
+
+    Returns:
+        ``gradients`` ``[steps, layers, 1024]`` of the sampled weights, ``norms`` ``[steps, layers]`` of the gradients
+        of all weights of a layer, and ``loss`` ``[steps]``.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.layers import find_layers
+        >>> from smartfrz_lightning.outcomes.case import Case
+        >>> from smartfrz_lightning.outcomes.networks import build
+        >>> from smartfrz_lightning.outcomes.probe import probe_gradients
+        >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 4, 4, 1)
+        >>> net, data = build("vgg8", 2), (torch.rand(8, 3, 32, 32), torch.arange(8) % 2)
+        >>> layers = find_layers(net, data[0][:2])
+        >>> probe_gradients(case, net, layers, data, steps=3, train_statistics=True)["gradients"].shape
+        torch.Size([3, 8, 1024])
+    """
+    net.train(train_statistics).requires_grad_(True)
+    sampler = WeightSampler(net, layers)
+    optimizer = make_optimizer(case, [net.get_parameter(name) for name in layers[-1].parameters])
+    gradients, norms, losses = [], [], []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(case, step, case.steps)
+        x, y = batch_at(case, data, step)
+        net.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        gradients.append(sampler.gradients(torch.zeros(len(layers), sampler.sample_size)))
+        norms.append([_gradient_norm(net, layer) for layer in layers])
+        losses.append(float(loss.detach()))
+        optimizer.step()
+    return {"gradients": torch.stack(gradients), "norms": torch.tensor(norms), "loss": torch.tensor(losses)}
+
+
+def _gradient_norm(net: nn.Module, layer: Layer) -> float:
+    grads = [net.get_parameter(name).grad for name in layer.weights]
+    return float(sum(grad.detach().square().sum() for grad in grads if grad is not None)) ** 0.5

@@ -1,0 +1,97 @@
+"""Record one case: everything trains, for less time, and with fronts that freeze at several moments."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from smartfrz_lightning.cost.flops import StepFlopCounter
+from smartfrz_lightning.cost.layer_flops import layer_flops
+from smartfrz_lightning.history.sampling import WeightSampler
+from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.outcomes.case import Case
+from smartfrz_lightning.outcomes.networks import build, normalisation
+from smartfrz_lightning.outcomes.outcome import Outcome, Run
+from smartfrz_lightning.outcomes.probe import probe_gradients
+from smartfrz_lightning.outcomes.tasks import image_task
+from smartfrz_lightning.outcomes.training import evaluate, train
+
+DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Of the fronts, as shares of the layers before the head."""
+
+MOMENTS = (0.03, 0.1, 0.25, 0.5)
+"""When a front freezes that is not held, as shares of the run."""
+
+SHORTENED = (0.15, 0.3, 0.5, 0.7, 0.85)
+"""Lengths of the shortened runs."""
+
+PROBE_STEPS, SNAPSHOTS = 30, 60
+
+
+def record_case(case: Case, data: str | Path, weights: str | Path, depths: Sequence[float] = DEPTHS) -> Outcome:
+    """Train a case in all ways.
+
+    Args:
+        case: The case.
+        data: Folder of the images, see :func:`~smartfrz_lightning.outcomes.tasks.image_task`.
+        weights: Folder of ``<case.weights>.safetensors``.
+        depths: Shares of the layers before the head that freeze.
+    """
+    train_set, validation = image_task(case, data, *normalisation(case.network))
+    torch.manual_seed(case.seed)
+    file = Path(weights) / f"{case.weights}.safetensors" if case.weights else None
+    net = build(case.network, len(case.classes), file)
+    start = copy.deepcopy(net.state_dict())
+    layers = find_layers(net, train_set[0][: case.batch_size])
+    assert layers[-1].pinned == "output", f"{case.network}: the head is to be the last layer"
+
+    sampler, snapshots = WeightSampler(net, layers), []
+    norms = [_norm(net, layer.weights) for layer in layers]
+    due = {round(number * case.steps / SNAPSHOTS) for number in range(SNAPSHOTS + 1)}
+
+    def watch(steps: int) -> None:
+        if steps in due:
+            snapshots.append((steps, sampler(torch.empty(len(layers), sampler.sample_size))))
+
+    def finished(kind: str, steps: int, depth: int = 0, moment: int = 0) -> Run:
+        judged = evaluate(net, validation)
+        return Run(kind, judged["loss"], judged["accuracy"], steps, depth, moment)
+
+    tensors = {"weight_norms": torch.tensor(norms)}
+    for mode in ("train", "eval"):
+        gradients = probe_gradients(case, net, layers, train_set, PROBE_STEPS, train_statistics=mode == "train")
+        tensors |= {f"probe_{mode}_{name}": tensor for name, tensor in gradients.items()}
+        net.load_state_dict(start)
+    net.zero_grad()
+    net.train()
+    x, y = (part[: case.batch_size] for part in train_set)
+    with StepFlopCounter(net) as counter:
+        F.cross_entropy(net(x), y).backward()
+    net.load_state_dict(start)
+
+    moments = sorted({max(1, round(share * case.steps)) for share in MOMENTS}) if case.later else []
+    kept = train(case, net, train_set, keep=moments, watch=watch)
+    runs = [finished("full", case.steps)]
+    for share in SHORTENED:
+        net.load_state_dict(start)
+        steps = max(1, round(share * case.steps))
+        train(case, net, train_set, steps)
+        runs.append(finished("shortened", steps))
+    fronts = sorted({max(1, round(share * (len(layers) - 1))) for share in depths})
+    for depth in fronts:
+        net.load_state_dict(start)
+        train(case, net, train_set, front=layers[:depth])
+        runs.append(finished("frozen", case.steps, depth))
+        for moment in kept:
+            train(case, net, train_set, front=layers[:depth], moment=moment)
+            runs.append(finished("frozen", case.steps, depth, moment.step))
+    tensors["weights"] = torch.stack([snapshot for _, snapshot in snapshots])
+    tensors["weights_step"] = torch.tensor([step for step, _ in snapshots])
+    names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
+    return Outcome(case, names, sizes, layer_flops(layers, counter), counter.flops, runs, tensors)
+
+
+def _norm(net: torch.nn.Module, names: Sequence[str]) -> float:
+    return float(sum(net.get_parameter(name).detach().square().sum() for name in names)) ** 0.5

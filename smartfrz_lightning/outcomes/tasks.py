@@ -1,0 +1,104 @@
+"""Image tasks of the cases: some classes of a folder, shifted or not. Needs the extra ``vision``."""
+
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smartfrz_lightning.extras import require
+from smartfrz_lightning.outcomes.case import Case
+
+require("torchvision", "vision")
+
+from torchvision.datasets.folder import default_loader  # noqa: E402
+from torchvision.transforms import v2  # noqa: E402
+
+VALIDATION = 1000
+"""Test images that every finished model of a case is judged by, at most."""
+
+Images = tuple[Tensor, Tensor]
+
+
+def image_task(case: Case, root: str | Path, mean: Tensor, std: Tensor) -> tuple[Images, Images]:
+    """Training and validation images ``[n, 3, 32, 32]`` of a case with their labels, normalised.
+
+    Args:
+        case: The case.
+        root: Folder of ``<case.data>/train/<class>/*`` and ``test``.
+        mean: Of the normalisation, a value a channel.
+        std: Of the normalisation.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from torchvision.io import write_png
+        >>> from smartfrz_lightning.outcomes.case import Case
+        >>> from smartfrz_lightning.outcomes.tasks import image_task
+        >>> case = Case("vgg8", "", "own", (0, 1), 4, "invert", True, "sgd", 0.02, "cosine", 50, 16, 1)
+        >>> with TemporaryDirectory() as folder:
+        ...     for place in (f"{part}/{name}" for part in ("train", "test") for name in "ab"):
+        ...         Path(folder, "own", place).mkdir(parents=True)
+        ...         _ = write_png(torch.zeros(3, 32, 32, dtype=torch.uint8), f"{folder}/own/{place}/0.png")
+        ...     (images, labels), test = image_task(case, folder, torch.zeros(3), torch.ones(3))
+        >>> images.shape, images.unique(), labels.tolist()
+        (torch.Size([2, 3, 32, 32]), tensor([1.]), [0, 1])
+    """
+    return tuple(_part(case, Path(root) / case.data, part, mean, std) for part in ("train", "test"))  # type: ignore
+
+
+def _part(case: Case, folder: Path, part: str, mean: Tensor, std: Tensor) -> Images:
+    if not (folder / part).is_dir():
+        raise FileNotFoundError(f"root: no folder {part}/<class> in {str(folder)!r}, which case {case.name} needs")
+    count = case.images if part == "train" else VALIDATION
+    names = sorted(path.name for path in (folder / part).iterdir() if path.is_dir())
+    images, labels = [], []
+    for label, number in enumerate(case.classes):
+        paths = sorted((folder / part / names[number]).iterdir())
+        random.Random(f"{case.seed}/{number}").shuffle(paths)
+        paths = paths[: -(-count // len(case.classes))]
+        images += [v2.functional.pil_to_tensor(default_loader(str(path))) for path in paths]
+        labels += [label] * len(paths)
+    values = shifted(torch.stack(images).float() / 255, case.shift)
+    return (values - mean.view(3, 1, 1)) / std.view(3, 1, 1), torch.tensor(labels)
+
+
+def shifted(images: Tensor, shift: str) -> Tensor:
+    """Change all images alike.
+
+    Args:
+        images: ``[n, 3, height, width]``, values from 0 to 1.
+        shift: ``"none"``, ``"invert"`` (brightness), ``"permute"`` (channels), ``"dark"``, ``"grey"``, ``"rotate"``
+            (upside down), ``"blur"`` or ``"edges"``.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.outcomes.tasks import shifted
+        >>> image = torch.tensor([[1.0, 0.0]]).expand(1, 3, 1, 2)
+        >>> shifted(image, "invert")[0, 0], shifted(image, "rotate")[0, 0]
+        (tensor([[0., 1.]]), tensor([[0., 1.]]))
+    """
+    if shift == "none":
+        return images
+    if shift == "invert":
+        return 1 - images
+    if shift == "permute":
+        return images.roll(1, 1)
+    if shift == "dark":
+        return images * 0.3
+    if shift == "grey":
+        return v2.functional.rgb_to_grayscale(images, 3)
+    if shift == "rotate":
+        return images.flip((2, 3))
+    if shift == "blur":
+        return v2.functional.gaussian_blur(images, [7, 7], [2.0, 2.0])
+    if shift == "edges":
+        across = images[..., 1:] - images[..., :-1]
+        down = images[..., 1:, :] - images[..., :-1, :]
+        pad = torch.nn.functional.pad
+        return (pad(across, (0, 1)).abs() + pad(down, (0, 0, 0, 1)).abs()).clamp(0, 1)
+    raise ValueError(f"shift={shift!r}: one of none, invert, permute, dark, grey, rotate, blur, edges")

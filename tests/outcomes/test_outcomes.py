@@ -1,0 +1,89 @@
+"""What is recorded of a case, on images drawn at random."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("torchvision")
+
+from torchvision.io import write_png
+
+from smartfrz_lightning.outcomes.case import Case, draw_cases
+from smartfrz_lightning.outcomes.outcome import Outcome
+from smartfrz_lightning.outcomes.record import record_case
+from smartfrz_lightning.outcomes.tasks import shifted
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "outcomes"
+CASE = Case("vgg8", "", "noise", (0, 2), 24, "dark", True, "sgd", 0.02, "cosine", 20, 4, 1, later=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 12), ("test", 5)):
+        for name in "abc":
+            (folder / "noise" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(256, (3, 32, 32), generator=generator, dtype=torch.uint8)
+                write_png(pixels, str(folder / "noise" / part / name / f"{number}.png"))
+    return folder
+
+
+def test_a_recorded_case_has_every_way_of_freezing(images, tmp_path):
+    outcome = record_case(CASE, images, tmp_path, depths=(0.3, 1.0))
+    kinds = [(run.kind, run.depth, run.moment, run.steps) for run in outcome.runs]
+    shortened = [("shortened", 0, 0, steps) for steps in (3, 6, 10, 14, 17)]
+    frozen = [("frozen", depth, moment, 20) for depth in (2, 7) for moment in (0, 1, 2, 5, 10)]
+    assert kinds == [("full", 0, 0, 20), *shortened, *frozen]
+    assert outcome.tensors["weights_step"].tolist() == list(range(21))
+    assert outcome.tensors["probe_eval_gradients"].shape == (30, 8, 1024)
+    # What is held from the start costs less than what freezes later, and nothing but the head is left of the deepest.
+    costs = [outcome.cost(run) for run in outcome.runs if run.depth == 7]
+    assert costs == sorted(costs) and costs[0] < 0.4
+    assert outcome.cost(outcome.runs[6], cached=True) < outcome.cost(outcome.runs[6])
+    outcome.save(tmp_path / "one.safetensors")
+    again = record_case(CASE, images, tmp_path, depths=(0.3, 1.0))
+    loaded = Outcome.load(tmp_path / "one.safetensors")
+    assert loaded.runs == again.runs  # the same seed gives the same models
+    assert all(tensor.equal(loaded.tensors[name]) for name, tensor in again.tensors.items())
+
+
+def test_a_front_that_is_held_does_not_move_and_the_probe_leaves_the_head_to_move(images, tmp_path):
+    outcome = record_case(CASE, images, tmp_path, depths=(1.0,))
+    losses = outcome.tensors["probe_train_loss"]
+    assert losses.unique().numel() > 20  # the head learns
+    weights = outcome.tensors["weights"]
+    assert (weights[1:] != weights[:1]).any(-1).all(0).all()  # in the full run every layer moves
+
+
+def test_the_command_goes_on_where_it_was_stopped(images, tmp_path):
+    group = CASE.asdict() | {"classes": {"from": [0, 2], "count": 2}, "draw": 2, "seed": 3, "steps": 4, "later": False}
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump({"noise": group}))
+    command = [sys.executable, "-m", "smartfrz_lightning.outcomes", tmp_path / "cases.yaml", images, tmp_path]
+    subprocess.run([*command, tmp_path / "out"], check=True, capture_output=True)
+    first, second = sorted((tmp_path / "out").iterdir())
+    second.unlink()
+    written = first.stat().st_mtime_ns
+    subprocess.run([*command, tmp_path / "out"], check=True, capture_output=True)
+    assert sorted((tmp_path / "out").iterdir()) == [first, second] and first.stat().st_mtime_ns == written
+
+
+def test_what_is_held_out_is_in_no_case():
+    cases = list(draw_cases(yaml.safe_load((CONFIGS / "images.yaml").read_text()).values()))
+    assert len(cases) > 300 and len({case.name for case in cases}) == len(cases)
+    assert not {case.network for case in cases} & {"resnet32", "tf_efficientnet_lite0"}
+    assert not {case.shift for case in cases} & {"blur", "edges"}
+    assert not {case.optimizer for case in cases} & {"adam"} and "warmup" not in {case.schedule for case in cases}
+
+
+@pytest.mark.parametrize("shift", ["none", "invert", "permute", "dark", "grey", "rotate", "blur", "edges"])
+def test_shifted_images_stay_images(shift):
+    images = torch.rand(2, 3, 16, 16)
+    out = shifted(images, shift)
+    assert out.shape == images.shape and out.min() >= 0 and out.max() <= 1
+    assert out.equal(images) == (shift == "none")
