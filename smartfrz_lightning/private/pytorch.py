@@ -24,12 +24,15 @@ __all__ = [
     "SpectralNorm",
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
+    "below_functions",
     "bucket_megabytes",
     "communication_hooks",
     "compile_callbacks",
     "compile_config",
     "in_backward",
+    "is_compiled",
     "module_hooks",
+    "placeholder",
     "torch_is_older",
     "tree_leaves",
     "tree_map_only",
@@ -115,3 +118,41 @@ def bucket_megabytes(wrapper: DistributedDataParallel) -> float:
         >>> distributed.destroy_process_group()
     """
     return wrapper.bucket_bytes_cap / 1024 / 1024
+
+
+def placeholder(kind: type, shape: Iterable[int], stride: Iterable[int], dtype: torch.dtype, device: Any) -> Any:
+    """A tensor of a subclass that has a shape, but no values.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.private.pytorch import placeholder
+        >>> class Empty(torch.Tensor):
+        ...     pass
+        >>> placeholder(Empty, (2, 3), (3, 1), torch.float32, "cpu").shape
+        torch.Size([2, 3])
+    """
+    return torch.Tensor._make_wrapper_subclass(kind, shape, strides=stride, dtype=dtype, device=device)
+
+
+def below_functions() -> Any:
+    """A context in which ``__torch_function__`` of tensors is not asked.
+
+    Example:
+        >>> from smartfrz_lightning.private.pytorch import below_functions
+        >>> with below_functions():
+        ...     pass
+    """
+    return torch._C.DisableTorchFunctionSubclass()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled, by ``torch.compile``, ``Module.compile`` or TorchScript.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.private.pytorch import is_compiled
+        >>> is_compiled(nn.Linear(2, 2)), is_compiled(torch.compile(nn.Linear(2, 2)))
+        (False, True)
+    """
+    kinds = (torch._dynamo.OptimizedModule, torch.jit.ScriptModule)
+    return isinstance(module, kinds) or module._compiled_call_impl is not None

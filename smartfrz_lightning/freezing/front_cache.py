@@ -1,0 +1,492 @@
+"""FrontCache: the forward pass of a frozen front is not run again for samples that it has seen."""
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smartfrz_lightning.freezing.front_call import (
+    Call,
+    Expression,
+    Known,
+    Leaf,
+    NotPlain,
+    autocast_of,
+    described,
+    filled,
+    in_place,
+    random_state,
+    same_random_state,
+    shapes,
+)
+from smartfrz_lightning.freezing.front_units import Unit, dropouts, find_units
+from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
+from smartfrz_lightning.freezing.sample_keys import digest, joined, row_digests
+from smartfrz_lightning.freezing.sample_store import Budget, SampleStore
+from smartfrz_lightning.private.pytorch import is_compiled
+
+_CHANGES = 3  # so often may a part of the front change before it is left alone
+
+
+@dataclass
+class CacheUse:
+    """What a cache did.
+
+    Attributes:
+        hits: Samples that the front was not run for.
+        misses: Samples that it was run for.
+        gigabytes: Kept at most.
+        seconds: That were saved: those of the front, less those of looking up and keeping.
+        stopped: Why the cache was switched off; empty while it is on.
+
+    Example:
+        >>> from smartfrz_lightning.freezing.front_cache import CacheUse
+        >>> CacheUse(hits=30, misses=10).rate
+        0.75
+    """
+
+    hits: int = 0
+    misses: int = 0
+    gigabytes: float = 0.0
+    seconds: float = 0.0
+    stopped: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Share of hits."""
+        return self.hits / max(1, self.hits + self.misses)
+
+
+class FrontCache:
+    """Keep what a frozen front gives for every sample, whatever the model, the data loader and the order.
+
+    Between :meth:`open` and :meth:`close`, modules whose parameters are all frozen, and what is done with their outputs
+    alone, are not run but noted down. Where something that trains needs such an output, it is looked up by the content
+    of the tensors that entered the front, sample by sample; what is not known is computed for those samples, and kept.
+    An expression is computed at once the first time, to see whether it is a function of its inputs alone: what draws
+    random numbers or changes a tensor is never kept.
+
+    Args:
+        model: The model.
+        gigabytes: The most that is kept (10^9 bytes).
+        folder: Keep it in files there, for this run and for later ones with the same front; in memory if ``None``.
+        dtype: Keep floating-point values in this type, such as ``torch.bfloat16``; in their own by default.
+
+    Attributes:
+        use: What it did.
+        refused: Modules that are no function of their inputs, or not to be replaced, and why.
+        rounding: Largest error of a value that was kept in a smaller type, relative to the largest value.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing.front_cache import FrontCache
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> _ = net[0].requires_grad_(False)
+        >>> cache, x = FrontCache(net), torch.rand(4, 8)
+        >>> for _ in range(3):
+        ...     cache.open()
+        ...     net(x).sum().backward()
+        ...     cache.close()
+        >>> cache.use.hits, cache.use.misses
+        (8, 4)
+        >>> cache.stop()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        gigabytes: float = 4.0,
+        folder: str | Path | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._model = model
+        self._budget = Budget(int(gigabytes * 1e9))
+        self._folder = Path(folder) if folder is not None else None
+        self._dtype = dtype
+        self.use = CacheUse()
+        self.rounding = 0.0
+        self._units: dict[str, Unit] = {}
+        self.refused: dict[str, str] = {}
+        self._changes: dict[str, int] = {}
+        self._expressions: dict[tuple, Expression] = {}
+        self._numbers = 0
+        self._open = False
+        self._computing = 0
+        self._leaves: dict[int, Leaf] = {}
+        self._keys: dict[tuple, list[bytes]] = {}
+        self._batch = 0
+        self._chance = False  # random numbers were drawn in the front of this batch
+        self.memo: dict[tuple[Call, tuple[int, ...]], list[Tensor]] = {}
+        """Rows that were computed since something was asked for from outside."""
+        self._found = False
+        self._quiet_parameters: set[int] = set()
+        self._quiet: list[nn.Module] = []
+        self._in_batch: dict[tuple[int, int], tuple[int, int]] = {}  # known and all rows, by output
+        self._seconds = 0.0  # of computing, in this batch
+        self._cost: list[float] = [0.0, 0]  # seconds and samples of what was computed
+        self._spent = 0.0  # seconds of keys, rows and comparisons
+        self._epoch: list[float] = [0, 0, 0.0]  # hits, misses and seconds spent when it began
+        self._epochs = 0
+
+    # --- one batch
+
+    @property
+    def on(self) -> bool:
+        """Whether it has not been switched off."""
+        return not self.use.stopped
+
+    @property
+    def units(self) -> list[str]:
+        """Names of the modules that are looked up as a whole."""
+        return list(self._units)
+
+    def watch(self, quiet: Collection[str] = ()) -> None:
+        """What is frozen has changed: look again for what belongs to the front.
+
+        Args:
+            quiet: Names of parameters; where all of a module's are among them, its dropout is off while the cache is
+                on. Elsewhere dropout ends the front that can be kept.
+        """
+        self._quiet_parameters = {id(self._model.get_parameter(name)) for name in quiet}
+        self._found = False
+
+    def open(self) -> None:
+        """A training batch begins."""
+        if self._open or not self.on:
+            return
+        if not self._found:
+            self._find()
+        for module in self._quiet:
+            module.training = False
+        for unit in list(self._units.values()):
+            if unit.changed():
+                self._note_change(unit)
+        for unit in self._units.values():
+            unit.replace_forward(self._called)
+        self._open = True
+
+    def close(self) -> None:
+        """The batch is over, or broke off."""
+        if not self._open:
+            return
+        self._open = False
+        for unit in self._units.values():
+            unit.restore_forward()
+        mutated = any(leaf.tensor._version != leaf.version for leaf in self._leaves.values())
+        self._leaves.clear()
+        self._keys.clear()
+        self._batch, self._chance = 0, False
+        if self._in_batch:
+            known, batch = min(self._in_batch.values())
+            self.use.hits += known
+            self.use.misses += batch - known
+            if self._seconds:
+                self._cost[0] += self._seconds
+                self._cost[1] += batch - known
+            self._in_batch.clear()
+            self._seconds = 0.0
+        if mutated:
+            self.stop("the training step changes the input of the frozen front in place")
+        # A container that is never called itself (a list of blocks): its parts may be.
+        elif never := [name for name, unit in self._units.items() if not unit.calls]:
+            for name in never:
+                self.refused.setdefault(name, "it is not called")
+            self._found = False
+
+    def stop(self, reason: str = "", keep: bool = True) -> None:
+        """Switch off, and give memory back.
+
+        Args:
+            reason: Why; ``"training ended"`` by default.
+            keep: Whether files stay for later runs.
+        """
+        self.close()
+        for expression in self._expressions.values():
+            for store in expression.stores.values():
+                store.close(keep)
+            expression.stores.clear()
+        self._expressions.clear()
+        self._units.clear()
+        self._restore_dropout()
+        self._find_seconds()
+        self.use.stopped = self.use.stopped or reason or "training ended"
+
+    def flush(self) -> None:
+        """Leave files in a state in which they are found again, whatever happens afterwards."""
+        for expression in self._expressions.values():
+            for store in expression.stores.values():
+                store.flush()
+
+    def end_epoch(self) -> None:
+        """An epoch is over: from the second on, a cache that costs more than it saves is switched off."""
+        hits, misses, spent = self.use.hits, self.use.misses, self._spent
+        before, self._epoch = self._epoch, [hits, misses, spent]
+        self._find_seconds()
+        self._epochs += 1
+        seen, saved = hits + misses - before[0] - before[1], (hits - before[0]) * self._seconds_each
+        if self._epochs > 1 and seen and saved < spent - before[2]:
+            self.stop(
+                f"it knew {(hits - before[0]) / seen:.0%} of the samples of the last epoch and did not pay: random "
+                "augmentation, or samples that do not come again"
+            )
+
+    # --- parts of the front
+
+    def _find(self) -> None:
+        if any(map(is_compiled, self._model.modules())):
+            self.stop("the model is compiled")
+            return
+        kept = {name for name, unit in self._units.items() if unit.frozen and unit.calls}
+        self._units = {unit.name: unit for unit in find_units(self._model, self.refused, kept, self._units)}
+        self._restore_dropout()
+        for unit in self._units.values():
+            if all(id(parameter) in self._quiet_parameters for parameter in unit.module.parameters()):
+                self._quiet += dropouts(unit.module)
+        self._found = True
+
+    def _restore_dropout(self) -> None:
+        for module in self._quiet:
+            module.training = self._model.training
+        self._quiet.clear()
+
+    def _note_change(self, unit: Unit) -> None:
+        before = unit.digest
+        unit.look()
+        if unit.digest == before:  # written to, and the same again
+            return
+        self._changes[unit.name] = self._changes.get(unit.name, 0) + 1
+        self._forget()
+        if self._changes[unit.name] > _CHANGES:
+            self.refused[unit.name] = "something changes its weights"
+            del self._units[unit.name]
+
+    def _forget(self) -> None:
+        for expression in self._expressions.values():
+            for store in expression.stores.values():
+                store.close()
+        self._expressions.clear()
+
+    def _called(self, unit: Unit, args: tuple, kwargs: dict[str, Any]) -> Any:
+        unit.calls += 1
+        if self._chance:
+            self.refused.setdefault(unit.name, "what comes before it draws random numbers")
+            self._found = False
+            return unit.forward(*args, **kwargs)
+        if not self._open or self._computing or not torch.is_grad_enabled() or not unit.intact():
+            return unit.forward(*args, **kwargs)
+        return self.call(unit.forward, args, kwargs, unit)
+
+    # --- functions of lazy tensors
+
+    def call(self, func: Callable, args: tuple, kwargs: dict[str, Any], unit: Unit | None = None) -> Any:
+        """Note a call down, or carry it out."""
+        inputs: list[Tensor] = []
+        try:
+            if not self._open or self._computing or "out" in kwargs:
+                raise NotPlain
+            name = self._name(func, unit)
+            tensors = [t for t in args if isinstance(t, Tensor)] if shapes(func) else []
+            size = self._batch_of(tensors) if tensors else 0
+            arguments = described(args, inputs, size), described(kwargs, inputs)
+        except NotPlain:
+            return self._carry_out(func, args, kwargs)
+        if not inputs or any(t.requires_grad or isinstance(getattr(t, "source", None), Known) for t in inputs):
+            return self._carry_out(func, args, kwargs)
+        batch = self._batch_of(inputs)
+        key = (name, arguments, autocast_of(inputs), *(self._look(tensor, batch) for tensor in inputs))
+        expression = self._expressions.get(key)
+        if expression is None:
+            expression = self._expressions[key] = Expression(self._numbers, repr(key))
+            self._numbers += 1
+        writes, first = in_place(func, kwargs), inputs[0]
+        if writes and not (isinstance(first, LazyTensor) and first is _first(args) and not first.viewed):
+            expression.pure = False
+        if not expression.pure:
+            self._chance |= expression.chance
+            return self._carry_out(func, args, kwargs)
+        note = Call(self, expression, func, args, kwargs, inputs, batch)
+        if batch not in expression.looks and not self._try(note, inputs, unit):
+            return note.raw
+        made = [LazyTensor.of(note, index, look) for index, look in enumerate(expression.looks[batch])]
+        if writes:
+            first.source, first.index = note, 0  # type: ignore[attr-defined]
+            return first
+        for tensor in [*inputs, *made] if expression.alias else ():
+            if isinstance(tensor, LazyTensor):
+                tensor.viewed = True
+        return filled(expression.structure, iter(made))
+
+    def _name(self, func: Callable, unit: Unit | None) -> str:
+        if unit is not None:
+            return f"{unit.name} {unit.digest}"
+        module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "")
+        name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None)
+        if name is None or "<" in name or name in ("__get__", "__set__"):
+            raise NotPlain
+        return f"{module}.{name}"
+
+    def _carry_out(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        out = func(*LazyTensor.values(args), **LazyTensor.values(kwargs))
+        first = _first(args)
+        if isinstance(first, LazyTensor) and in_place(func, kwargs):  # what others hold of it sees the change
+            first.source, first.index = Known(first.value() if out is None else out), 0
+        return out
+
+    def _batch_of(self, inputs: Sequence[Tensor]) -> int:
+        if not self._batch:
+            first = next((t for t in inputs if t.ndim and not isinstance(t, nn.Parameter)), None)
+            self._batch = len(first) if first is not None else 1
+        return self._batch
+
+    def _look(self, tensor: Tensor, batch: int) -> tuple:
+        """What of an input belongs to the expression: for a lazy tensor what it is, for others what they look like."""
+        if isinstance(tensor, LazyTensor):
+            return ("lazy", tensor.source.expression.number, tensor.index)  # type: ignore[attr-defined]
+        by_sample = self._by_sample(tensor, batch)
+        return (str(tensor.dtype), str(tensor.device), by_sample, tuple(tensor.shape[by_sample:]))
+
+    @staticmethod
+    def _by_sample(tensor: Tensor, batch: int) -> bool:
+        return tensor.ndim > 0 and len(tensor) == batch and not isinstance(tensor, nn.Parameter)
+
+    def leaf(self, tensor: Tensor, batch: int) -> Leaf:
+        """A tensor that enters the front, with the keys of its samples."""
+        known = self._leaves.get(id(tensor))
+        if known is None or known.tensor is not tensor or tensor._version != known.version:
+            with self.timed():
+                by_sample = self._by_sample(tensor, batch)
+                keys = row_digests(tensor) if by_sample else [digest(tensor)]
+            known = self._leaves[id(tensor)] = Leaf(tensor, by_sample, tensor._version, keys)
+        return known
+
+    def _try(self, note: Call, inputs: Sequence[Tensor], unit: Unit | None) -> bool:
+        """Carry out an expression of which it is not known what comes out, and see whether it is pure."""
+        expression, device = note.expression, inputs[0].device
+        written = [tensor for tensor in inputs if not isinstance(tensor, LazyTensor)]
+        versions, state = [tensor._version for tensor in written], unit.versions() if unit else None
+        before = random_state(device)
+        outputs = note.compute(None, look=True)
+        drew = not same_random_state(before, random_state(device))
+        changed = [tensor._version for tensor in written] != versions or (unit and unit.versions() != state)
+        plain = bool(outputs) and all(type(t) is Tensor and not t.requires_grad for t in outputs)
+        if drew or changed or not plain:
+            expression.pure, expression.chance = False, drew
+            self._chance |= drew
+            if unit is not None:
+                why = "its output is more than tensors" if not plain else "it changes something of its own"
+                self.refused.setdefault(unit.name, "it draws random numbers" if drew else why)
+                self._found = False
+            return False
+        if not expression.looks:
+            expression.structure = filled(note.raw, iter([tensor.to("meta") for tensor in outputs]))
+            expression.alias = note.aliases
+        expression.looks[note.batch] = list(map(Look.of, outputs))
+        note.settle(outputs)
+        note.raw = None
+        return True
+
+    # --- rows
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """What is called inside is carried out."""
+        self._computing += 1
+        try:
+            yield
+        finally:
+            self._computing -= 1
+
+    def leaf_of(self, tensor: Tensor, leaves: Sequence[Leaf]) -> Leaf | None:
+        """That of a tensor, among some."""
+        return next((leaf for leaf in leaves if leaf.tensor is tensor), None)
+
+    def keys(self, leaves: Sequence[Leaf], batch: int) -> list[bytes]:
+        """One a sample, of all tensors that entered."""
+        which = tuple(map(id, leaves))
+        if which not in self._keys:
+            by_row = [leaf.keys if leaf.by_sample else leaf.keys * batch for leaf in leaves]
+            self._keys[which] = [joined(list(row)) for row in zip(*by_row, strict=True)]
+        return self._keys[which]
+
+    def keep(self, expression: Expression, index: int, keys: Sequence[bytes], values: Tensor) -> None:
+        """Keep rows of an output."""
+        store = expression.stores.get(index)
+        if store is None:
+            store = expression.stores[index] = self._new_store(expression, index, values)
+        store.put(keys, values)
+        if self._dtype is not None and len(values):
+            error = (values.to(store.dtype).to(values.dtype) - values).abs().max() / values.abs().max().clamp(min=1e-30)
+            self.rounding = max(self.rounding, float(error))
+        if store.problem:
+            self.stop(f"no more can be written to {self._folder}: {store.problem}")
+
+    def _new_store(self, expression: Expression, index: int, values: Tensor) -> SampleStore:
+        dtype = self._dtype if self._dtype is not None and values.dtype.is_floating_point else values.dtype
+        text = f"{self._text(expression)} {index} {dtype}" if self._folder else ""
+        name = digest(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)).hex() if text else ""
+        return SampleStore(values.shape[1:], dtype, self._budget, self._folder, name)
+
+    def note_rows(self, expression: Expression, index: int, known: int, rows: int) -> None:
+        """So many rows of an output were looked up, and so many of them were known."""
+        self._in_batch[expression.number, index] = (known, rows)
+        self.memo.clear()
+
+    def note_cost(self, seconds: float) -> None:
+        """Rows took so long to compute."""
+        self._seconds += seconds
+
+    def alike(self, kept: Tensor, made: Tensor) -> bool:
+        """Whether two tensors are the same but for rounding."""
+        if not made.is_floating_point():
+            return torch.equal(kept, made)
+        coarse = torch.is_autocast_enabled(made.device.type) or made.dtype.itemsize < 4 or self._dtype is not None
+        scale = made.abs().max().clamp(min=1e-30)
+        near = 3e-2 if coarse else 1e-9 if made.dtype == torch.float64 else 1e-4
+        return bool((kept - made).abs().max() <= near * scale) or torch.equal(kept, made)
+
+    def _text(self, expression: Expression) -> str:
+        """An expression with those that it is made of, the same in every run."""
+        by_number = {known.number: known for known in self._expressions.values()}
+
+        def whole(text: str) -> str:
+            parts = text.split("('lazy', ")
+            out = parts[0]
+            for part in parts[1:]:
+                number, rest = part.split(",", 1)
+                out += f"({whole(by_number[int(number)].text)},{rest}"
+            return out
+
+        return f"{torch.__version__} {whole(expression.text)}"
+
+    def timed(self) -> "_Spent":
+        """Seconds inside are spent on looking up and keeping."""
+        return _Spent(self)
+
+    @property
+    def _seconds_each(self) -> float:
+        return self._cost[0] / max(1, self._cost[1])
+
+    def _find_seconds(self) -> None:
+        self.use.seconds = self.use.hits * self._seconds_each - self._spent
+        self.use.gigabytes = max(self.use.gigabytes, (self._budget.size - self._budget.free) / 1e9)
+
+
+class _Spent:
+    def __init__(self, cache: FrontCache) -> None:
+        self._cache = cache
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: Any) -> None:
+        self._cache._spent += time.perf_counter() - self._start
+
+
+def _first(args: tuple) -> Any:
+    return args[0] if args else None

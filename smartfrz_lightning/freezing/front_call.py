@@ -1,0 +1,469 @@
+"""Call: a function call of the frozen front that was noted down, to be looked up or carried out later."""
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
+from smartfrz_lightning.freezing.sample_store import SampleStore
+
+if TYPE_CHECKING:
+    from smartfrz_lightning.freezing.front_cache import FrontCache
+
+_CHECKS = 3  # batches in which what is kept is compared with what would be computed
+_CHECK_AGAIN = 500  # and one of so many after that
+
+
+class NotPlain(Exception):
+    """A call has arguments of which it cannot be said whether they are the same another time."""
+
+
+@dataclass
+class Expression:
+    """A function and what it gets, as far as that does not depend on the samples.
+
+    Attributes:
+        number: By which others that use its output name it.
+        text: All of it, as text.
+        pure: Whether its outputs are functions of its inputs.
+        alias: Whether an output shares its values with an input.
+        structure: The nest in which it hands out its outputs.
+        looks: What its outputs look like, by the size of the batch.
+        stores: The rows of its outputs that are kept.
+        whole: Whether it works with whole batches alone.
+        chance: Whether it draws random numbers.
+        batches: Batches in which rows were looked up.
+
+    Example:
+        >>> from smartfrz_lightning.freezing.front_call import Expression
+        >>> Expression(0, "relu").pure
+        True
+    """
+
+    number: int
+    text: str
+    pure: bool = True
+    alias: bool = False
+    structure: Any = None
+    looks: dict[int, list[Look]] = field(default_factory=dict)
+    stores: dict[int, SampleStore] = field(default_factory=dict)
+    whole: bool = False
+    chance: bool = False
+    batches: int = 0
+
+
+@dataclass
+class Leaf:
+    """A tensor that enters the front.
+
+    Attributes:
+        tensor: The tensor.
+        by_sample: Whether its rows are those of samples.
+        version: How often it had been written to.
+        keys: One a row, or one.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.front_call import Leaf
+        >>> Leaf(torch.ones(1), True, 0, [b"key"]).by_sample
+        True
+    """
+
+    tensor: Tensor
+    by_sample: bool
+    version: int
+    keys: list[bytes]
+
+
+class Known:
+    """The source of a lazy tensor that has become a plain one.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.front_call import Known
+        >>> Known(torch.ones(1)).value(0)
+        tensor([1.])
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def value(self, index: int) -> Tensor:
+        """The tensor."""
+        return self._tensor
+
+    def call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Carry it out."""
+        return func(*LazyTensor.values(args), **LazyTensor.values(kwargs))
+
+
+class Call:
+    """A call that was noted down.
+
+    Args:
+        cache: Whose it is.
+        expression: What it is.
+        func: The function.
+        args: Its arguments, with lazy tensors and others.
+        kwargs: Its keyword arguments.
+        inputs: All tensors in them, in order.
+        batch: Samples of the batch.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing.front_cache import FrontCache
+        >>> from smartfrz_lightning.freezing.front_call import Call, Expression
+        >>> x, cache = torch.ones(2, 3), FrontCache(nn.Linear(3, 3))
+        >>> Call(cache, Expression(0, "neg"), torch.neg, (x,), {}, [x], 2).compute(rows=[0])
+        [tensor([[-1., -1., -1.]])]
+    """
+
+    def __init__(
+        self,
+        cache: "FrontCache",
+        expression: Expression,
+        func: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+        inputs: Sequence[Tensor],
+        batch: int,
+    ) -> None:
+        self.expression, self.batch = expression, batch
+        self._cache, self._func = cache, func
+        feed = iter(inputs)
+        self._args, self._kwargs = filled(args, feed), filled(kwargs, feed)  # lists of the caller's may change later
+        # A lazy tensor may stand for something else later, when it was changed in place.
+        self._inputs: list[Any] = [(t.source, t.index) if isinstance(t, LazyTensor) else t for t in inputs]
+        self._in_place = in_place(func, kwargs)
+        self._autocast = autocast_of(inputs)
+        leaves: dict[int, Leaf] = {}
+        for tensor in inputs:
+            if not isinstance(tensor, LazyTensor):
+                own = [cache.leaf(tensor, batch)]
+            else:
+                own = tensor.source.leaves if isinstance(tensor.source, Call) else []
+            leaves |= {id(leaf): leaf for leaf in own}
+        self.leaves = list(leaves.values())
+        self.outputs: dict[int, Tensor] = {}
+        self._given: set[int] = set()
+        self.raw: Any = None
+        """What it returned when it was carried out whole for the first time."""
+        self.aliases = False
+        """Whether an output shared its values with an input then."""
+
+    def call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """A function was called with one of the outputs."""
+        return self._cache.call(func, args, kwargs)
+
+    def value(self, index: int) -> Tensor:
+        """An output that is asked for from outside: looked up, or computed and kept."""
+        with torch.no_grad():
+            if index not in self.outputs:
+                # What has no row for each sample is made of kept parts.
+                keeps = self._keeps(index)
+                self.outputs[index] = self._looked_up(index) if keeps else self.part(index, None, kept=True)
+            elif index not in self._given and self._keeps(index):
+                self._cache.note_rows(self.expression, index, 0, self.batch)
+                self._keep(index, range(self.batch), self.outputs[index])
+            self._given.add(index)
+        return self.outputs[index]
+
+    def part(self, index: int, rows: Sequence[int] | None, kept: bool = False) -> Tensor:
+        """An output, or rows of it, for a call that uses it; ``kept`` if what it is made of is to be kept."""
+        if index in self.outputs:
+            return self._select(self.outputs[index], rows)
+        store = self.expression.stores.get(index)
+        if store is not None and self._cache.on:
+            numbers = range(self.batch) if rows is None else rows
+            keys = self.keys()
+            if all(keys[row] in store for row in numbers):
+                return self._gather(store, index, [keys[row] for row in numbers])
+        memo = self._cache.memo
+        key = None if rows is None else (self, tuple(rows))
+        outputs = memo.get(key) if key else None
+        if outputs is None:
+            outputs = self.compute(rows, kept=kept)
+        if key:
+            memo[key] = outputs
+        else:
+            self.settle(outputs)
+        return outputs[index]
+
+    def settle(self, outputs: Sequence[Tensor]) -> None:
+        """These are the outputs; what they were made of is not needed any more."""
+        self.outputs |= dict(enumerate(outputs))
+        self._inputs, self._args, self._kwargs = [], (), {}
+
+    def compute(self, rows: Sequence[int] | None, look: bool = False, kept: bool = False) -> list[Tensor]:
+        """Carry it out, for some samples or for all; ``look`` keeps :attr:`raw` and :attr:`aliases`."""
+        index = None if rows is None else torch.tensor(list(rows))
+        values = []
+        for place, entry in enumerate(self._inputs):
+            if isinstance(entry, Tensor):
+                leaf = self._cache.leaf_of(entry, self.leaves)
+                if leaf is not None and entry._version != leaf.version:
+                    raise RuntimeError(
+                        "cache_front: the training step changed the input of the frozen front in place, after the "
+                        "front had been called with it. Give cache_front=False, or change a copy"
+                    )
+                by_sample = index is not None and leaf is not None and leaf.by_sample
+                value = entry.index_select(0, index.to(entry.device)) if by_sample else entry  # type: ignore[union-attr]
+            else:
+                source, number = entry
+                value = source.part(number, rows) if isinstance(source, Call) and not kept else source.value(number)
+            values.append(value.clone() if self._in_place and place == 0 else value)
+        feed = iter(values)
+        args, kwargs = filled(self._args, feed), filled(self._kwargs, feed)
+        if rows is not None and shapes(self._func):
+            args = _with_size(args, self.batch, len(rows))
+        with torch.no_grad(), self._cache.computing(), _autocast(self._autocast):
+            out = self._func(*args, **kwargs)
+        if look:
+            self.raw, self.aliases = out, _aliases(values, out)
+        return tensors_of(out)
+
+    def keys(self) -> list[bytes]:
+        """One a sample: of all that enters the front and makes this output."""
+        return self._cache.keys(self.leaves, self.batch)
+
+    def _keeps(self, index: int) -> bool:
+        if not self._cache.on or not any(leaf.by_sample for leaf in self.leaves):
+            return False
+        looks = self.expression.looks.get(self.batch)
+        return looks is not None and looks[index].shape[:1] == (self.batch,)
+
+    def _looked_up(self, index: int) -> Tensor:
+        cache, expression, keys = self._cache, self.expression, self.keys()
+        store = expression.stores.get(index)
+        with cache.timed():
+            known = [row for row, key in enumerate(keys) if store is not None and key in store]
+        missing = sorted(set(range(self.batch)) - set(known))
+        made = self._some(index, missing) if known and missing else None
+        if store is None or not known or (missing and made is None):
+            cache.note_rows(expression, index, 0, self.batch)
+            value = self._computed(index, None)
+            self._keep(index, range(self.batch), value)
+            return value
+        with cache.timed():
+            if made is None:
+                value = self._gather(store, index, keys)
+            else:
+                look = expression.looks[self.batch][index]
+                value = torch.empty_strided(look.shape, look.stride, dtype=look.dtype, device=look.device)
+                value[torch.tensor(known)] = self._gather(store, index, [keys[row] for row in known])
+                value[torch.tensor(missing)] = made
+        cache.note_rows(expression, index, len(known), self.batch)
+        if made is not None:
+            self._keep(index, missing, made)
+        expression.batches += 1
+        if expression.batches <= _CHECKS or expression.batches % _CHECK_AGAIN == 0:
+            some = known[::2]
+            with cache.timed():
+                made = self._some(index, some, timed=False)
+                if made is None:
+                    some, made = known, self.compute(None)[index][torch.tensor(known)]
+            if not cache.alike(value[torch.tensor(some)], made):
+                cache.stop("what the front gives for a sample depends on the other samples of its batch, or on chance")
+                return self.compute(None)[index]
+        return value
+
+    def _some(self, index: int, rows: Sequence[int], timed: bool = True) -> Tensor | None:
+        """Some rows of an output, or ``None`` where the call does not work with some of the samples alone."""
+        if self.expression.whole:
+            return None
+        look = self.expression.looks[self.batch][index]
+        with contextlib.suppress(RuntimeError, ValueError, IndexError, AssertionError):
+            made = self._computed(index, rows) if timed else self.compute(rows)[index]
+            if made.shape == (len(rows), *look.shape[1:]):
+                return made
+        self.expression.whole = True
+        return None
+
+    def _computed(self, index: int, rows: Sequence[int] | None) -> Tensor:
+        start = time.perf_counter()
+        value = self.compute(rows)[index]
+        self._cache.note_cost(time.perf_counter() - start)
+        return value
+
+    def _keep(self, index: int, rows: Sequence[int], values: Tensor) -> None:
+        keys = self.keys()
+        with self._cache.timed():
+            self._cache.keep(self.expression, index, [keys[row] for row in rows], values)
+
+    def _gather(self, store: SampleStore, index: int, keys: Sequence[bytes]) -> Tensor:
+        look = self.expression.looks[self.batch][index]
+        rows = torch.stack([store.row(key) for key in keys])
+        value = torch.empty_strided((len(keys), *look.shape[1:]), look.stride, dtype=look.dtype, device=look.device)
+        return value.copy_(rows)
+
+    @staticmethod
+    def _select(value: Tensor, rows: Sequence[int] | None) -> Tensor:
+        return value if rows is None else value.index_select(0, torch.tensor(list(rows), device=value.device))
+
+
+# --- nests of arguments
+
+
+def described(tree: Any, inputs: list[Tensor], batch: int = 0) -> Any:
+    """A nest of arguments without its tensors, which are appended to ``inputs``; the same for the same arguments.
+
+    Args:
+        tree: The nest.
+        inputs: Gets the tensors.
+        batch: A number that stands for the size of the batch; none if 0.
+
+    Raises:
+        NotPlain: There is something in it that cannot be compared.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.front_call import described
+        >>> inputs = []
+        >>> described((torch.ones(1), 2, {"dim": None}), inputs), len(inputs)
+        (('tuple', ('*', 2, ('dict', (('dim', None),)))), 1)
+    """
+    if isinstance(tree, Tensor):
+        inputs.append(tree)
+        return "*"
+    if batch and type(tree) is int and tree == batch:
+        return "batch"
+    if tree is None or isinstance(tree, bool | int | float | str | bytes | type(Ellipsis)):
+        return tree if not isinstance(tree, bool | float | str) else (type(tree).__name__, repr(tree))
+    if isinstance(tree, tuple | list):
+        return (type(tree).__name__, tuple([described(entry, inputs, batch) for entry in tree]))
+    if isinstance(tree, dict):
+        return ("dict", tuple([(key, described(entry, inputs, batch)) for key, entry in tree.items()]))
+    if isinstance(tree, slice):
+        return ("slice", described([tree.start, tree.stop, tree.step], inputs, batch))
+    if isinstance(tree, torch.dtype | torch.device | torch.memory_format | torch.layout):
+        return str(tree)
+    raise NotPlain
+
+
+def filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same nest with other tensors, in order.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.front_call import filled
+        >>> filled([torch.ones(1), 2], iter([torch.zeros(1)]))
+        [tensor([0.]), 2]
+    """
+    if isinstance(tree, Tensor):
+        return next(tensors)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*[filled(entry, tensors) for entry in tree])
+    if isinstance(tree, tuple | list):
+        return type(tree)([filled(entry, tensors) for entry in tree])
+    if isinstance(tree, dict):
+        made = {key: filled(entry, tensors) for key, entry in tree.items()}
+        return made if type(tree) is dict else type(tree)(**made)
+    if isinstance(tree, slice):
+        return slice(*[filled(entry, tensors) for entry in (tree.start, tree.stop, tree.step)])
+    return tree
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a nest in order; empty if there is something else in it that cannot be compared."""
+    found: list[Tensor] = []
+    try:
+        described(tree, found)
+    except NotPlain:
+        return []
+    return found
+
+
+# --- functions
+
+
+_IN_PLACE = {f"__{name}__" for name in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "setitem")}
+
+
+def in_place(func: Callable, kwargs: dict[str, Any]) -> bool:
+    """Whether a function writes into its first argument.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.front_call import in_place
+        >>> in_place(torch.Tensor.add_, {}), in_place(torch.Tensor.add, {})
+        (True, False)
+    """
+    name = getattr(func, "__name__", "")
+    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or bool(kwargs.get("inplace"))
+
+
+_SHAPES = {"view", "reshape", "expand", "broadcast_to", "repeat"}
+
+
+def shapes(func: Callable) -> bool:
+    """Whether the numbers among the arguments of a function are the sizes of its output.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.front_call import shapes
+        >>> shapes(torch.Tensor.view), shapes(torch.Tensor.roll)
+        (True, False)
+    """
+    return getattr(func, "__name__", "") in _SHAPES
+
+
+def _with_size(tree: Any, batch: int, rows: int) -> Any:
+    if isinstance(tree, tuple | list):
+        return type(tree)([_with_size(entry, batch, rows) for entry in tree])
+    return rows if type(tree) is int and tree == batch else tree
+
+
+def autocast_of(tensors: Sequence[Tensor]) -> tuple:
+    """The state of autocast on the device of some tensors: device, whether it is on, and its type."""
+    device = tensors[0].device.type if tensors else "cpu"
+    return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+@contextlib.contextmanager
+def _autocast(state: tuple) -> Iterator[None]:
+    device, enabled, dtype = state
+    if torch.is_autocast_enabled(device) == enabled and (not enabled or torch.get_autocast_dtype(device) == dtype):
+        yield
+        return
+    with torch.autocast(device, dtype, enabled):
+        yield
+
+
+def random_state(device: torch.device) -> tuple:
+    """Of all generators that a module is likely to draw from."""
+    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), own, random.getstate(), np.random.get_state()[1:3]
+
+
+def same_random_state(before: tuple, after: tuple) -> bool:
+    """Whether nothing was drawn in between.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.front_call import random_state, same_random_state
+        >>> before = random_state(torch.device("cpu"))
+        >>> same_random_state(before, random_state(torch.device("cpu")))
+        True
+        >>> _ = torch.rand(1)
+        >>> same_random_state(before, random_state(torch.device("cpu")))
+        False
+    """
+    cuda = before[1] is None or torch.equal(before[1], after[1])
+    numpy = before[3][1] == after[3][1] and np.array_equal(before[3][0], after[3][0])
+    return cuda and numpy and torch.equal(before[0], after[0]) and before[2] == after[2]
+
+
+def _aliases(inputs: Sequence[Tensor], out: Any) -> bool:
+    def address(tensor: Tensor) -> int:
+        return tensor.untyped_storage().data_ptr()
+
+    own = {address(tensor) for tensor in inputs if tensor.numel()}
+    return any(address(tensor) in own for tensor in tensors_of(out))
