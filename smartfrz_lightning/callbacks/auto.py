@@ -1,7 +1,6 @@
 """AutoFreezeCallback: the front freezes where the gradient norm hardly changes any more."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,8 +27,7 @@ class AutoFreezeCallback(FreezingCallback):
         percentile: N, between 0 and 100; 50 in both papers.
         norm: ``"l2"`` as in the paper or ``"l1"`` as in the authors' code.
         every_n_train_steps: Evaluate every n optimizer steps instead of M times an epoch.
-        exclude: Patterns of what always trains, one or several.
-        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
 
     Raises:
         ValueError: An argument is out of range; on ``fit``: the data loader has no length and
@@ -49,10 +47,9 @@ class AutoFreezeCallback(FreezingCallback):
         percentile: float = 50,
         norm: Literal["l2", "l1"] = "l2",
         every_n_train_steps: int | None = None,
-        exclude: Sequence[str] | str = (),
-        report: bool | str = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(every_n_train_steps=every_n_train_steps or 1, exclude=exclude, report=report)
+        super().__init__(every_n_train_steps=every_n_train_steps or 1, **kwargs)
         if evaluations_per_epoch < 1:
             raise ValueError(f"evaluations_per_epoch={evaluations_per_epoch}: must be at least 1")
         if not 0 < percentile < 100:

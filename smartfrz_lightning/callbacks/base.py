@@ -2,7 +2,6 @@
 
 import weakref
 from abc import ABC
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -39,12 +38,10 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     :class:`~smartfrz_lightning.engine.Freezer`. Here Lightning's hooks are passed on to that engine.
 
     Args:
-        every_n_epochs: Ask at the end of every n-th epoch; 1 if neither interval is given.
-        every_n_train_steps: Ask every n optimizer steps instead.
-        exclude: Shell-style patterns of modules, layers or parameters that always train, such as ``"head"`` or
-            ``"*.attn.*"``; one or several.
         report: Whether to print a table at the end of a fit and to leave it as CSV and picture in the folder of the
             Trainer's logger; or another folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.engine.FreezingMethod`: when to ask, what to exclude, and
+            whether to cache what the frozen front gives.
 
     Raises:
         ValueError: Both intervals are given, or one is below 1; on ``fit``: a pattern matches nothing in the model, or
@@ -68,14 +65,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         ([('layer', 'output')], [])
     """
 
-    def __init__(
-        self,
-        every_n_epochs: int | None = None,
-        every_n_train_steps: int | None = None,
-        exclude: Sequence[str] | str = (),
-        report: bool | str = True,
-    ) -> None:
-        super().__init__(every_n_epochs, every_n_train_steps, exclude)
+    def __init__(self, report: bool | str = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.report = report
 
     _freezer: Freezer | None = None  # during a fit

@@ -30,8 +30,7 @@ class BudgetFreezeCallback(FreezingCallback):
     Args:
         budget: FLOPs that a step may cost, as a share of a full one; its forward pass alone is about a third.
         every_n_epochs: Choose anew after every n-th epoch.
-        exclude: Patterns of what always trains, one or several.
-        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
 
     Raises:
         ValueError: ``budget`` is not between 0 and 1; in the first steps: what always trains costs more than it.
@@ -49,10 +48,9 @@ class BudgetFreezeCallback(FreezingCallback):
         self,
         budget: float = 0.5,
         every_n_epochs: int = 1,
-        exclude: Sequence[str] | str = (),
-        report: bool | str = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(every_n_epochs=every_n_epochs, exclude=exclude, report=report)
+        super().__init__(every_n_epochs=every_n_epochs, **kwargs)
         if not 0 < budget < 1:
             raise ValueError(f"budget={budget}: must lie between 0 and 1, as a share of the FLOPs of a full step")
         self.budget = budget

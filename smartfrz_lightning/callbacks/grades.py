@@ -1,6 +1,5 @@
 """GradESFreezeCallback: a layer freezes once its gradient hardly changes any more (GradES)."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,8 +24,7 @@ class GradESFreezeCallback(FreezingCallback):
             paper tunes it for every model.
         grace: Share of the run in which nothing freezes.
         monitor: ``"change"`` of the gradient from step to step, or its ``"magnitude"``.
-        exclude: Patterns of what always trains, one or several.
-        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
 
     Raises:
         ValueError: An argument is out of range; on ``fit``: the run has no known length.
@@ -44,10 +42,9 @@ class GradESFreezeCallback(FreezingCallback):
         tau: float,
         grace: float = 0.5,
         monitor: Literal["change", "magnitude"] = "change",
-        exclude: Sequence[str] | str = (),
-        report: bool | str = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(every_n_train_steps=1, exclude=exclude, report=report)
+        super().__init__(every_n_train_steps=1, **kwargs)
         if not tau > 0:
             raise ValueError(f"tau={tau}: must be above 0")
         if not 0 <= grace < 1:

@@ -21,10 +21,7 @@ class GradientNormFreezeCallback(FreezingCallback):
 
     Args:
         alpha: Between 0 and 1; how much of what is left may freeze at once.
-        every_n_epochs: Check at the end of every n-th epoch; 1 if neither interval is given.
-        every_n_train_steps: Check every n optimizer steps instead.
-        exclude: Patterns of what always trains, one or several.
-        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
 
     Raises:
         ValueError: ``alpha`` is out of range, or both intervals are given.
@@ -40,12 +37,9 @@ class GradientNormFreezeCallback(FreezingCallback):
     def __init__(
         self,
         alpha: float = 1 / 3,
-        every_n_epochs: int | None = None,
-        every_n_train_steps: int | None = None,
-        exclude: Sequence[str] | str = (),
-        report: bool | str = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(every_n_epochs, every_n_train_steps, exclude, report)
+        super().__init__(**kwargs)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha={alpha}: must lie above 0 and be at most 1")
         self.alpha = alpha

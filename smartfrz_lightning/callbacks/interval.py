@@ -20,8 +20,7 @@ class IntervalFreezeCallback(FreezingCallback):
         flops_reduction: Share of the training FLOPs to save, between 0 and 1.
         every_n_train_steps: The interval in optimizer steps; by default the layers are spread evenly from the start
             to the end of the run.
-        exclude: Patterns of what always trains, one or several.
-        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
 
     Raises:
         ValueError: An argument is out of range; on ``fit``: the run has no known length; in the first step: so much
@@ -37,13 +36,11 @@ class IntervalFreezeCallback(FreezingCallback):
         self,
         flops_reduction: float,
         every_n_train_steps: int | None = None,
-        exclude: Sequence[str] | str = (),
-        report: bool | str = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             every_n_train_steps=1 if every_n_train_steps is None else every_n_train_steps,
-            exclude=exclude,
-            report=report,
+            **kwargs,
         )
         if not 0 < flops_reduction < 1:
             raise ValueError(f"flops_reduction={flops_reduction}: must lie between 0 and 1")

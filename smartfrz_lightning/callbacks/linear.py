@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
@@ -26,8 +26,7 @@ class LinearFreezeCallback(FreezingCallback):
         t_0: When the first layer freezes, as a share of the run; before cubing, where ``schedule="cubic"``.
         schedule: ``"linear"`` or ``"cubic"``.
         scale_rates: Start layer i at ``lr / t_i``, so that all layers travel equally far.
-        exclude: Patterns of what always trains, one or several.
-        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
 
     Raises:
         ValueError: ``t_0`` is not between 0 and 1, or ``schedule`` unknown; on ``fit``: the module
@@ -48,10 +47,9 @@ class LinearFreezeCallback(FreezingCallback):
         t_0: float = 0.5,
         schedule: Literal["linear", "cubic"] = "linear",
         scale_rates: bool = False,
-        exclude: Sequence[str] | str = (),
-        report: bool | str = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(every_n_train_steps=1, exclude=exclude, report=report)
+        super().__init__(every_n_train_steps=1, **kwargs)
         if not 0 < t_0 < 1:
             raise ValueError(f"t_0={t_0}: must lie between 0 and 1, as a share of the run")
         if schedule not in ("linear", "cubic"):

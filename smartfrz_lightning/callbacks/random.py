@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.cost.layer_flops import flops_when_frozen
@@ -19,8 +20,7 @@ class RandomFreezeCallback(FreezingCallback):
     Args:
         timeline: ``freeze_timeline.csv`` of the other run.
         seed: Of the lot.
-        exclude: Patterns of what always trains, one or several.
-        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -38,10 +38,8 @@ class RandomFreezeCallback(FreezingCallback):
         0
     """
 
-    def __init__(
-        self, timeline: str, seed: int = 0, exclude: Sequence[str] | str = (), report: bool | str = True
-    ) -> None:
-        super().__init__(every_n_train_steps=1, exclude=exclude, report=report)
+    def __init__(self, timeline: str, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(every_n_train_steps=1, **kwargs)
         if not Path(timeline).is_file():
             raise FileNotFoundError(f"timeline={timeline!r}: no such file; give the freeze_timeline.csv of a run")
         self.freeze_steps = read_freeze_steps(timeline)

@@ -1,6 +1,5 @@
 """SimilarityFreezeCallback: the oracle, freezing where the CKA to a finished reference has stabilised."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
@@ -23,8 +22,7 @@ class SimilarityFreezeCallback(FreezingCallback):
         epsilon: Largest range of CKA over an epoch that counts as stable.
         measurements_per_epoch: How often an epoch CKA is measured.
         front_only: Freeze a layer only once all before it have.
-        exclude: Patterns of what always trains, one or several.
-        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
 
     Raises:
         FileNotFoundError: On ``fit``: there is no such reference.
@@ -45,10 +43,9 @@ class SimilarityFreezeCallback(FreezingCallback):
         epsilon: float = 0.01,
         measurements_per_epoch: int = 8,
         front_only: bool = False,
-        exclude: Sequence[str] | str = (),
-        report: bool | str = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(exclude=exclude, report=report)
+        super().__init__(**kwargs)
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon={epsilon}: must lie between 0 and 1; CKA itself does")
         if measurements_per_epoch < 2:

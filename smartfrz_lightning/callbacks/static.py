@@ -1,6 +1,7 @@
 """StaticFreezeCallback: the first layers are frozen from the start."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,7 @@ class StaticFreezeCallback(FreezingCallback):
 
     Args:
         layers: How many layers from the front, or their share of all layers if it is below 1 (at least one layer).
-        exclude: Patterns of what always trains, one or several.
-        report: Whether to print a table and leave files at the end of a fit, or a folder for the files.
+        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
 
     Raises:
         ValueError: ``layers`` is negative, or a share of 1 or more; in the first step: it is
@@ -32,8 +32,8 @@ class StaticFreezeCallback(FreezingCallback):
 
     works_sharded = False
 
-    def __init__(self, layers: int | float = 0.5, exclude: Sequence[str] | str = (), report: bool | str = True) -> None:
-        super().__init__(every_n_train_steps=1, exclude=exclude, report=report)
+    def __init__(self, layers: int | float = 0.5, **kwargs: Any) -> None:
+        super().__init__(every_n_train_steps=1, **kwargs)
         if layers < 0 or (layers >= 1 and not isinstance(layers, int)):
             raise ValueError(
                 f"layers={layers}: give a whole number of layers, such as 3, or a share below 1, such as 0.5"

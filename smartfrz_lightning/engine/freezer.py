@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.finding import LayerFinder, check_patterns, pin
+from smartfrz_lightning.engine.front import CachedFront
 from smartfrz_lightning.engine.method import Decision, FreezingMethod
 from smartfrz_lightning.engine.outside import StillFrozen, frozen_here
 from smartfrz_lightning.engine.processes import Processes, TorchProcesses
@@ -120,6 +121,7 @@ class Freezer:
         self._finder = LayerFinder(self._model, self.method.exclude, timeline.layers)
         self._still = Stillness(self._model)
         self._outside = StillFrozen(self._model)
+        self._front = CachedFront(self._model, self.method)
         self._stepped: set[int] = set()  # optimizers that stepped in this batch
         self._seen: set[int] = set()  # optimizers whose gradients the method has seen for the step that comes
         self._escaped: dict[str, None] = {}
@@ -160,6 +162,7 @@ class Freezer:
         if self.run.frozen:
             freeze(self._model, self.run.frozen_layers, self._optimizers)
         self._watch_frozen()
+        self._front.start(self.run)
         self.method.start(self.run)
         allow_recompiling(self._patterns)
         self.ledger.start_training()
@@ -197,6 +200,7 @@ class Freezer:
         self.method.before_batch(self.run)
         self._finder.before_batch()
         self.ledger.before_batch(self._model)
+        self._front.before_batch(self.run, self._finder.watching or self.ledger.measuring or self._still.settling)
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
         """These are about to be differentiated; in a loop of your own that is noticed by itself.
@@ -233,6 +237,7 @@ class Freezer:
             stepped: An optimizer stepped, or would have but for an overflow; it is noticed by itself otherwise.
         """
         self._batches += 1
+        covered, known = self._front.after_batch(self.run)
         self._still.batch_done(self.processes.agree)
         self.ledger.after_backward()
         stepped = stepped or bool(self._stepped)
@@ -246,6 +251,7 @@ class Freezer:
             self.ledger.stop_measuring()
             return False
         self.ledger.after_batch(batch, passes)
+        self.ledger.book_skipped(covered, known, batch)
         if found:
             self.method.layers_found(self.run)
         if not stepped:
@@ -271,6 +277,7 @@ class Freezer:
         every = self.method.every_n_epochs
         if self.run.layers and number > self._checked_epoch:
             self._checked_epoch = number
+            self._front.end_epoch(self.run, self.processes.agree)
             if every and (number + 1) % every == 0 and not last:
                 self._check()
 
@@ -282,11 +289,13 @@ class Freezer:
             hook.remove()
         self._hooks.clear()
         self._still.end()
+        self._front.end()
         self.method.end(self.run)
         self._started = False
 
     def stop_watching(self) -> None:
         """What watches a single batch goes: a batch that was skipped or broke off ends here."""
+        self._front.after_batch(self.run)
         self.ledger.stop_measuring()
         self._finder.stop()
 
@@ -391,6 +400,7 @@ class Freezer:
         here = frozen_here(self._model)
         here.clear()
         here.update({layer.name: layer for layer in frozen})
+        self._front.changed(self.run)
 
     @property
     def _patterns(self) -> int:

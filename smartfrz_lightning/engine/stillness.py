@@ -70,6 +70,11 @@ class Stillness:
             module.reset_running_stats()
             self._begin(name)
 
+    @property
+    def settling(self) -> bool:
+        """Whether statistics are being measured anew."""
+        return bool(self._settling)
+
     def hold(self) -> None:
         """Put back to eval mode what was put to training mode since, as ``model.train()`` does."""
         for module in self._modules:

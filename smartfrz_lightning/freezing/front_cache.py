@@ -30,6 +30,8 @@ from smartfrz_lightning.freezing.sample_keys import digest, joined, row_digests
 from smartfrz_lightning.freezing.sample_store import Budget, SampleStore
 from smartfrz_lightning.private.pytorch import is_compiled
 
+ENDED = "training ended"
+_NOT_CALLED = "it is not called itself"
 _CHANGES = 3  # so often may a part of the front change before it is left alone
 
 
@@ -42,6 +44,7 @@ class CacheUse:
         misses: Samples that it was run for.
         gigabytes: Kept at most.
         seconds: That were saved: those of the front, less those of looking up and keeping.
+        ends: Which part of the frozen front could not be kept, and why.
         stopped: Why the cache was switched off; empty while it is on.
 
     Example:
@@ -54,6 +57,7 @@ class CacheUse:
     misses: int = 0
     gigabytes: float = 0.0
     seconds: float = 0.0
+    ends: str = ""
     stopped: str = ""
 
     @property
@@ -76,6 +80,7 @@ class FrontCache:
         gigabytes: The most that is kept (10^9 bytes).
         folder: Keep it in files there, for this run and for later ones with the same front; in memory if ``None``.
         dtype: Keep floating-point values in this type, such as ``torch.bfloat16``; in their own by default.
+        use: What it did before, if it goes on.
 
     Attributes:
         use: What it did.
@@ -104,12 +109,15 @@ class FrontCache:
         gigabytes: float = 4.0,
         folder: str | Path | None = None,
         dtype: torch.dtype | None = None,
+        use: CacheUse | None = None,
     ) -> None:
         self._model = model
         self._budget = Budget(int(gigabytes * 1e9))
         self._folder = Path(folder) if folder is not None else None
         self._dtype = dtype
-        self.use = CacheUse()
+        self.use = use or CacheUse()
+        self.use.stopped = ""
+        self._seconds_before, self._hits_before = self.use.seconds, self.use.hits
         self.rounding = 0.0
         self._units: dict[str, Unit] = {}
         self.refused: dict[str, str] = {}
@@ -121,6 +129,7 @@ class FrontCache:
         self._leaves: dict[int, Leaf] = {}
         self._keys: dict[tuple, list[bytes]] = {}
         self._batch = 0
+        self._mutated = False  # an input of the front was changed in place in this batch
         self._chance = False  # random numbers were drawn in the front of this batch
         self.memo: dict[tuple[Call, tuple[int, ...]], list[Tensor]] = {}
         """Rows that were computed since something was asked for from outside."""
@@ -132,7 +141,7 @@ class FrontCache:
         self._cost: list[float] = [0.0, 0]  # seconds and samples of what was computed
         self._spent = 0.0  # seconds of keys, rows and comparisons
         self._epoch: list[float] = [0, 0, 0.0]  # hits, misses and seconds spent when it began
-        self._epochs = 0
+        self._epochs = self._same_front = 0  # ends of epochs: all, and since the front changed
 
     # --- one batch
 
@@ -155,35 +164,42 @@ class FrontCache:
         """
         self._quiet_parameters = {id(self._model.get_parameter(name)) for name in quiet}
         self._found = False
+        self._same_front = 0
 
     def open(self) -> None:
         """A training batch begins."""
+        for module in self._quiet:  # also when it is off: what the layers behind see is to stay the same
+            module.training = False
         if self._open or not self.on:
             return
         if not self._found:
             self._find()
-        for module in self._quiet:
-            module.training = False
+            for module in self._quiet:
+                module.training = False
         for unit in list(self._units.values()):
             if unit.changed():
                 self._note_change(unit)
+        if not self._found:  # a part trains again
+            self._find()
         for unit in self._units.values():
             unit.replace_forward(self._called)
         self._open = True
 
-    def close(self) -> None:
-        """The batch is over, or broke off."""
+    def close(self) -> float:
+        """The batch is over, or broke off; returns the share of its samples that the front was not run for."""
         if not self._open:
-            return
+            return 0.0
+        share = 0.0
         self._open = False
         for unit in self._units.values():
             unit.restore_forward()
-        mutated = any(leaf.tensor._version != leaf.version for leaf in self._leaves.values())
+        mutated = self._mutated or any(leaf.tensor._version != leaf.version for leaf in self._leaves.values())
         self._leaves.clear()
         self._keys.clear()
-        self._batch, self._chance = 0, False
+        self._batch, self._chance, self._mutated = 0, False, False
         if self._in_batch:
             known, batch = min(self._in_batch.values())
+            share = known / batch
             self.use.hits += known
             self.use.misses += batch - known
             if self._seconds:
@@ -196,14 +212,15 @@ class FrontCache:
         # A container that is never called itself (a list of blocks): its parts may be.
         elif never := [name for name, unit in self._units.items() if not unit.calls]:
             for name in never:
-                self.refused.setdefault(name, "it is not called")
+                self.refused.setdefault(name, _NOT_CALLED)
             self._found = False
+        return share
 
     def stop(self, reason: str = "", keep: bool = True) -> None:
         """Switch off, and give memory back.
 
         Args:
-            reason: Why; ``"training ended"`` by default.
+            reason: Why; dropout in the front stays off then. Without, training has ended.
             keep: Whether files stay for later runs.
         """
         self.close()
@@ -213,9 +230,10 @@ class FrontCache:
             expression.stores.clear()
         self._expressions.clear()
         self._units.clear()
-        self._restore_dropout()
+        if not reason:
+            self._restore_dropout()
         self._find_seconds()
-        self.use.stopped = self.use.stopped or reason or "training ended"
+        self.use.stopped = self.use.stopped or reason or ENDED
 
     def flush(self) -> None:
         """Leave files in a state in which they are found again, whatever happens afterwards."""
@@ -224,16 +242,33 @@ class FrontCache:
                 store.flush()
 
     def end_epoch(self) -> None:
-        """An epoch is over: from the second on, a cache that costs more than it saves is switched off."""
-        hits, misses, spent = self.use.hits, self.use.misses, self._spent
-        before, self._epoch = self._epoch, [hits, misses, spent]
+        """An epoch is over: a cache that costs more than it saves is switched off.
+
+        It is judged by the second whole epoch after the front last changed, or by all of them from the fourth on.
+        """
+        before, self._epoch = self._epoch, [self.use.hits, self.use.misses, self._spent]
         self._find_seconds()
+        for expression in self._expressions.values():
+            for index, store in list(expression.stores.items()):
+                if not store.used:  # the front has grown, and all rows have been carried on
+                    store.close()
+                    del expression.stores[index]
+                store.used = False
         self._epochs += 1
-        seen, saved = hits + misses - before[0] - before[1], (hits - before[0]) * self._seconds_each
-        if self._epochs > 1 and seen and saved < spent - before[2]:
+        self._same_front += 1
+        hits, misses, spent = (now - then for now, then in zip(self._epoch, before, strict=True))
+        if self._same_front > 2 and hits + misses:
+            self._judge(hits / (hits + misses), hits * self._seconds_each - spent)
+        elif self._epochs > 3 and self.use.hits + self.use.misses:
+            self._judge(self.use.rate, self.use.seconds - self._seconds_before)
+
+    def _judge(self, rate: float, saved: float) -> None:
+        if saved < 0 and rate > 0.5:
+            self.stop("what it stands for is computed faster than it is looked up")
+        elif saved < 0:
             self.stop(
-                f"it knew {(hits - before[0]) / seen:.0%} of the samples of the last epoch and did not pay: random "
-                "augmentation, or samples that do not come again"
+                f"it knew {rate:.0%} of the samples and did not pay: random augmentation, or samples that do not come "
+                "again"
             )
 
     # --- parts of the front
@@ -243,6 +278,8 @@ class FrontCache:
             self.stop("the model is compiled")
             return
         kept = {name for name, unit in self._units.items() if unit.frozen and unit.calls}
+        if not all(unit.frozen for unit in self._units.values()):
+            self._forget()
         self._units = {unit.name: unit for unit in find_units(self._model, self.refused, kept, self._units)}
         self._restore_dropout()
         for unit in self._units.values():
@@ -258,6 +295,9 @@ class FrontCache:
     def _note_change(self, unit: Unit) -> None:
         before = unit.digest
         unit.look()
+        if not unit.frozen:
+            self._found = False
+            return
         if unit.digest == before:  # written to, and the same again
             return
         self._changes[unit.name] = self._changes.get(unit.name, 0) + 1
@@ -288,7 +328,7 @@ class FrontCache:
         """Note a call down, or carry it out."""
         inputs: list[Tensor] = []
         try:
-            if not self._open or self._computing or "out" in kwargs:
+            if not self._open or self._computing or self._chance or "out" in kwargs:
                 raise NotPlain
             name = self._name(func, unit)
             tensors = [t for t in args if isinstance(t, Tensor)] if shapes(func) else []
@@ -358,6 +398,8 @@ class FrontCache:
     def leaf(self, tensor: Tensor, batch: int) -> Leaf:
         """A tensor that enters the front, with the keys of its samples."""
         known = self._leaves.get(id(tensor))
+        if known is not None and known.tensor is tensor and tensor._version != known.version:
+            self._mutated = True
         if known is None or known.tensor is not tensor or tensor._version != known.version:
             with self.timed():
                 by_sample = self._by_sample(tensor, batch)
@@ -401,10 +443,6 @@ class FrontCache:
             yield
         finally:
             self._computing -= 1
-
-    def leaf_of(self, tensor: Tensor, leaves: Sequence[Leaf]) -> Leaf | None:
-        """That of a tensor, among some."""
-        return next((leaf for leaf in leaves if leaf.tensor is tensor), None)
 
     def keys(self, leaves: Sequence[Leaf], batch: int) -> list[bytes]:
         """One a sample, of all tensors that entered."""
@@ -473,7 +511,9 @@ class FrontCache:
         return self._cost[0] / max(1, self._cost[1])
 
     def _find_seconds(self) -> None:
-        self.use.seconds = self.use.hits * self._seconds_each - self._spent
+        self.use.seconds = self._seconds_before + (self.use.hits - self._hits_before) * self._seconds_each - self._spent
+        said = {name: why for name, why in self.refused.items() if why != _NOT_CALLED}
+        self.use.ends = next((f"{name}: {why}" for name, why in said.items()), "")
         self.use.gigabytes = max(self.use.gigabytes, (self._budget.size - self._budget.free) / 1e9)
 
 

@@ -37,8 +37,8 @@ class Expression:
         structure: The nest in which it hands out its outputs.
         looks: What its outputs look like, by the size of the batch.
         stores: The rows of its outputs that are kept.
-        whole: Whether it works with whole batches alone.
         chance: Whether it draws random numbers.
+        by_sample: Whether a row of an output is that of a sample, as far as it is known.
         batches: Batches in which rows were looked up.
 
     Example:
@@ -54,8 +54,8 @@ class Expression:
     structure: Any = None
     looks: dict[int, list[Look]] = field(default_factory=dict)
     stores: dict[int, SampleStore] = field(default_factory=dict)
-    whole: bool = False
     chance: bool = False
+    by_sample: dict[int, bool] = field(default_factory=dict)
     batches: int = 0
 
 
@@ -141,15 +141,14 @@ class Call:
         feed = iter(inputs)
         self._args, self._kwargs = filled(args, feed), filled(kwargs, feed)  # lists of the caller's may change later
         # A lazy tensor may stand for something else later, when it was changed in place.
-        self._inputs: list[Any] = [(t.source, t.index) if isinstance(t, LazyTensor) else t for t in inputs]
+        self._inputs: list[Leaf | tuple[Any, int]] = [
+            (t.source, t.index) if isinstance(t, LazyTensor) else cache.leaf(t, batch) for t in inputs
+        ]
         self._in_place = in_place(func, kwargs)
         self._autocast = autocast_of(inputs)
         leaves: dict[int, Leaf] = {}
-        for tensor in inputs:
-            if not isinstance(tensor, LazyTensor):
-                own = [cache.leaf(tensor, batch)]
-            else:
-                own = tensor.source.leaves if isinstance(tensor.source, Call) else []
+        for entry in self._inputs:
+            own = [entry] if isinstance(entry, Leaf) else getattr(entry[0], "leaves", [])
             leaves |= {id(leaf): leaf for leaf in own}
         self.leaves = list(leaves.values())
         self.outputs: dict[int, Tensor] = {}
@@ -181,7 +180,7 @@ class Call:
         if index in self.outputs:
             return self._select(self.outputs[index], rows)
         store = self.expression.stores.get(index)
-        if store is not None and self._cache.on:
+        if store is not None and self._keeps(index) and self.expression.by_sample.get(index):
             numbers = range(self.batch) if rows is None else rows
             keys = self.keys()
             if all(keys[row] in store for row in numbers):
@@ -207,15 +206,15 @@ class Call:
         index = None if rows is None else torch.tensor(list(rows))
         values = []
         for place, entry in enumerate(self._inputs):
-            if isinstance(entry, Tensor):
-                leaf = self._cache.leaf_of(entry, self.leaves)
-                if leaf is not None and entry._version != leaf.version:
+            if isinstance(entry, Leaf):
+                value = entry.tensor
+                if value._version != entry.version:
                     raise RuntimeError(
                         "cache_front: the training step changed the input of the frozen front in place, after the "
                         "front had been called with it. Give cache_front=False, or change a copy"
                     )
-                by_sample = index is not None and leaf is not None and leaf.by_sample
-                value = entry.index_select(0, index.to(entry.device)) if by_sample else entry  # type: ignore[union-attr]
+                if index is not None and entry.by_sample:
+                    value = value.index_select(0, index.to(value.device))
             else:
                 source, number = entry
                 value = source.part(number, rows) if isinstance(source, Call) and not kept else source.value(number)
@@ -238,10 +237,13 @@ class Call:
         if not self._cache.on or not any(leaf.by_sample for leaf in self.leaves):
             return False
         looks = self.expression.looks.get(self.batch)
-        return looks is not None and looks[index].shape[:1] == (self.batch,)
+        by_sample = self.expression.by_sample.get(index, True)
+        return by_sample and looks is not None and looks[index].shape[:1] == (self.batch,)
 
     def _looked_up(self, index: int) -> Tensor:
         cache, expression, keys = self._cache, self.expression, self.keys()
+        if index not in expression.by_sample:
+            return self._first_looked_up(index)
         store = expression.stores.get(index)
         with cache.timed():
             known = [row for row, key in enumerate(keys) if store is not None and key in store]
@@ -268,23 +270,40 @@ class Call:
             some = known[::2]
             with cache.timed():
                 made = self._some(index, some, timed=False)
-                if made is None:
-                    some, made = known, self.compute(None)[index][torch.tensor(known)]
-            if not cache.alike(value[torch.tensor(some)], made):
-                cache.stop("what the front gives for a sample depends on the other samples of its batch, or on chance")
+            if made is None or not cache.alike(value[torch.tensor(some)], made):
+                self._drop(index)
                 return self.compute(None)[index]
         return value
 
+    def _first_looked_up(self, index: int) -> Tensor:
+        """Whether the first dimension is that of the samples, shows when some of them are computed alone."""
+        expression = self.expression
+        value = self._computed(index, None)
+        some = range(0, self.batch, 2)
+        with self._cache.timed():
+            made = self._some(index, some, timed=False)
+        rows = value[torch.tensor(list(some))]
+        expression.by_sample[index] = made is not None and self._cache.alike(rows, made)
+        if expression.by_sample[index]:
+            self._cache.note_rows(expression, index, 0, self.batch)
+            self._keep(index, range(self.batch), value)
+        else:
+            self._drop(index)
+        return value
+
+    def _drop(self, index: int) -> None:
+        """An output is no function of the sample alone; what it is made of may be."""
+        self.expression.by_sample[index] = False
+        if store := self.expression.stores.pop(index, None):
+            store.close(keep=False)
+
     def _some(self, index: int, rows: Sequence[int], timed: bool = True) -> Tensor | None:
         """Some rows of an output, or ``None`` where the call does not work with some of the samples alone."""
-        if self.expression.whole:
-            return None
         look = self.expression.looks[self.batch][index]
         with contextlib.suppress(RuntimeError, ValueError, IndexError, AssertionError):
             made = self._computed(index, rows) if timed else self.compute(rows)[index]
             if made.shape == (len(rows), *look.shape[1:]):
                 return made
-        self.expression.whole = True
         return None
 
     def _computed(self, index: int, rows: Sequence[int] | None) -> Tensor:
@@ -440,7 +459,7 @@ def _autocast(state: tuple) -> Iterator[None]:
 def random_state(device: torch.device) -> tuple:
     """Of all generators that a module is likely to draw from."""
     own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), own, random.getstate(), np.random.get_state()[1:3]
+    return torch.get_rng_state(), own, random.getstate(), tuple(np.random.get_state())[1:3]
 
 
 def same_random_state(before: tuple, after: tuple) -> bool:

@@ -45,4 +45,4 @@ def joined(digests: list[bytes]) -> bytes:
 
 def _bytes(tensor: Tensor) -> memoryview:
     values = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(values.view(torch.uint8).numpy())
+    return values.view(torch.uint8).numpy().data

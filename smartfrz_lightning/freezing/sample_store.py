@@ -81,6 +81,8 @@ class SampleStore:
         self._own: list[bytes] = []
         self._sums: list[int] = []
         self._found: dict[bytes, int] = {}  # checksums of rows that an earlier store left, not yet looked at
+        self.used = True
+        """Rows were looked for since this was set to ``False``."""
         self.full = False
         """No row fits any more."""
         self.problem = ""
@@ -92,6 +94,7 @@ class SampleStore:
         return len(self._where)
 
     def __contains__(self, key: bytes) -> bool:
+        self.used = True
         if key in self._found:
             expected, row = self._found.pop(key), self._where[key]
             if xxhash.xxh3_64_intdigest(_view(row)) != expected:
@@ -209,4 +212,4 @@ class SampleStore:
 
 
 def _view(row: Tensor) -> memoryview:
-    return memoryview(row.contiguous().view(-1).view(torch.uint8).numpy())
+    return row.contiguous().view(-1).view(torch.uint8).numpy().data

@@ -1,6 +1,6 @@
 """Parts of PyTorch that are not public, under names of our own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ def bucket_megabytes(wrapper: DistributedDataParallel) -> float:
     return wrapper.bucket_bytes_cap / 1024 / 1024
 
 
-def placeholder(kind: type, shape: Iterable[int], stride: Iterable[int], dtype: torch.dtype, device: Any) -> Any:
+def placeholder(kind: type, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: Any) -> Any:
     """A tensor of a subclass that has a shape, but no values.
 
     Example:

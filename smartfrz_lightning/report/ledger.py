@@ -128,6 +128,19 @@ class Ledger:
         else:
             self._unmeasured += passes * size
 
+    def book_skipped(self, layers: Collection[str], share: float, batch: Any) -> None:
+        """Book what a cached front did not do in the latest batch.
+
+        Args:
+            layers: Names of the layers in that front.
+            share: Share of the samples that it was not run for.
+            batch: What the batch consists of.
+        """
+        timeline = self.timeline
+        if share and timeline.states:
+            cost = sum(cost.own + cost.following for cost in timeline.costs if cost.layer in layers)
+            timeline.states[-1].skipped += share * cost * batch_size(batch) / timeline.states[0].size
+
     def _book_measured(self, meter: StepMeter, size: float) -> None:
         self._book_compiling()
         if not meter.counter.saw_backward:  # a skipped step is no measure

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from smartfrz_lightning.freezing.front_cache import ENDED, CacheUse
 from smartfrz_lightning.report.timeline import Timeline
 
 _PINNED = {
@@ -49,6 +50,8 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
             f"{sum(entry.seconds for entry in timeline.compilations):.1f} s, {sum(entry.count for entry in after)} of "
             f"them after freezing in {sum(entry.seconds for entry in after):.1f} s"
         )
+    if timeline.cache:
+        lines.append(cache_line(timeline.cache))
     if why := nothing_saved(timeline):
         lines.append(f"Freezing saved nothing: {why}")
     return Group(layers, flops, Text("\n".join(lines)))
@@ -73,6 +76,22 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
             when = [str(event.step), f"{event.epoch:.2f}", sure]
         table.add_row(str(index), layer.name, f"{layer.size:,}", *when[: len(columns) - 3])
     return table
+
+
+def cache_line(use: CacheUse) -> str:
+    """What the cache of the frozen front did.
+
+    Example:
+        >>> from smartfrz_lightning.freezing.front_cache import CacheUse
+        >>> from smartfrz_lightning.report.show import cache_line
+        >>> cache_line(CacheUse(hits=300, misses=100, gigabytes=0.25, seconds=12.0))
+        'front cache: not run for 300 of 400 samples, 12.0 s saved, 0.25 GB kept at most'
+    """
+    line = f"front cache: not run for {use.hits:,} of {use.hits + use.misses:,} samples, {use.seconds:.1f} s saved, "
+    line += f"{use.gigabytes:.2f} GB kept at most"
+    if use.ends:
+        line += f"; it ends before {use.ends}"
+    return line if use.stopped in ("", ENDED) else f"{line}; switched off: {use.stopped}"
 
 
 def nothing_saved(timeline: Timeline) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from smartfrz_lightning.cost.flops import StepFlops
 from smartfrz_lightning.cost.layer_flops import LayerFlops
+from smartfrz_lightning.freezing.front_cache import CacheUse
 from smartfrz_lightning.layers.layer import Layer
 
 
@@ -52,6 +53,7 @@ class TrainingState:
         size: Size of the measured batch: values in its largest tensor.
         seen: Sizes of all batches in this state, added up.
         events: Events before this state.
+        skipped: Forward FLOPs of a cached front that were not done.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
@@ -68,11 +70,14 @@ class TrainingState:
     size: float = 1
     seen: float = 0
     events: int = 0
+    skipped: float = 0
 
     @property
     def spent(self) -> StepFlops:
         """FLOPs of all batches in this state: each counts by its size."""
-        return self.flops.times(self.seen / self.size)
+        done = self.flops.times(self.seen / self.size)
+        done.forward -= self.skipped
+        return done
 
 
 @dataclass
@@ -110,6 +115,7 @@ class Timeline:
         callback_seconds: Time spent in the callback's hooks; without the slower first step, in which layers are found
             and FLOPs counted, and without the report.
         fit_seconds: Time spent in ``fit``.
+        cache: What the cache of the frozen front did, if there was one.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
@@ -135,6 +141,7 @@ class Timeline:
     steps: int = 0
     callback_seconds: float = 0
     fit_seconds: float = 0
+    cache: CacheUse | None = None
 
     @property
     def spent(self) -> StepFlops:
@@ -220,7 +227,8 @@ class Timeline:
         costs = [LayerFlops(**cost) for cost in state["costs"]]
         compilations = [Compilation(**entry) for entry in state.get("compilations", [])]
         parts = {"layers": layers, "events": events, "states": states, "costs": costs, "compilations": compilations}
-        return cls(**{**rest, **parts})
+        cache = CacheUse(**state["cache"]) if state.get("cache") else None
+        return cls(**{**rest, **parts, "cache": cache})
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:

@@ -1,0 +1,103 @@
+"""CachedFront: the front cache of a training, as the engine uses it."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from smartfrz_lightning.engine.method import FreezingMethod
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.freezing.front_cache import ENDED, FrontCache
+from smartfrz_lightning.layers.layer import front
+
+
+class CachedFront:
+    """Opens the front cache for the training batches in which it may be used, and says what it did.
+
+    Args:
+        model: The model.
+        method: Says whether there is to be a cache.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning import IntervalFreezeCallback
+        >>> from smartfrz_lightning.engine.front import CachedFront
+        >>> CachedFront(nn.Linear(2, 2), IntervalFreezeCallback()).cache is None
+        True
+    """
+
+    def __init__(self, model: nn.Module, method: FreezingMethod) -> None:
+        self._model, self._method = model, method
+        self.cache: FrontCache | None = None
+        self._said = False
+
+    def start(self, run: TrainingRun) -> None:
+        """Training begins or goes on."""
+        method = self._method
+        # Of a single epoch, no sample comes again.
+        if not method.cache_front or run.total_batches <= run.batches_per_epoch < float("inf"):
+            return
+        folder = Path(method.cache_front) if isinstance(method.cache_front, str) else None
+        dtype = getattr(torch, method.cache_dtype) if method.cache_dtype else None
+        self.cache = FrontCache(self._model, method.cache_gigabytes, folder, dtype, run.timeline.cache)
+        run.timeline.cache = self.cache.use
+        self._said = False
+        if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):
+            self.cache.stop("parameters are sharded (FSDP)")
+        self.changed(run)
+
+    def changed(self, run: TrainingRun) -> None:
+        """Layers froze, or train again."""
+        if self.cache is not None:
+            layers = front(run.layers, run.frozen)
+            self.cache.watch([name for layer in layers for name in layer.parameters])
+
+    def before_batch(self, run: TrainingRun, watched: bool) -> None:
+        """A training batch begins.
+
+        Args:
+            run: The training.
+            watched: The batch is measured, or its statistics are: everything is to be done in it.
+        """
+        if self.cache is not None and run.frozen and not watched:
+            self.cache.open()
+
+    def after_batch(self, run: TrainingRun) -> tuple[list[str], float]:
+        """The batch is over: the layers that the cache stands for, and the share of the samples it knew."""
+        if self.cache is None:
+            return [], 0.0
+        units = tuple(f"{name}." for name in self.cache.units)
+        share = self.cache.close()
+        self._say(run)
+        if not share:
+            return [], 0.0
+        covered = [layer.name for layer in run.layers if all(name.startswith(units) for name in layer.parameters)]
+        return covered, share
+
+    def end_epoch(self, run: TrainingRun, agree: Callable[[Any], Any]) -> None:
+        """An epoch is over."""
+        if self.cache is None:
+            return
+        self.cache.end_epoch()
+        self.cache.flush()
+        stopped = agree(self.cache.use.stopped)
+        if stopped and self.cache.on:
+            self.cache.stop(stopped)
+        self._say(run)
+
+    def end(self) -> None:
+        """Training is over, or broke off."""
+        if self.cache is not None:
+            self.cache.stop()
+            self.cache = None
+
+    def _say(self, run: TrainingRun) -> None:
+        assert self.cache is not None
+        reason = self.cache.use.stopped
+        if reason and reason != ENDED and not self._said and run.is_first_process:
+            self._said = True
+            warnings.warn(f"the cache of the frozen front is switched off: {reason}", stacklevel=2)

@@ -1,0 +1,607 @@
+"""The front cache is exact, or off: over networks, data, and whatever a user's training step does."""
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from smartfrz_lightning.freezing.freeze import freeze
+from smartfrz_lightning.freezing.front_cache import FrontCache
+from smartfrz_lightning.freezing.sample_store import Budget, SampleStore
+from smartfrz_lightning.layers import find_layers
+
+
+class Residual(nn.Module):
+    def __init__(self, channels, in_place):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=in_place)
+
+    def forward(self, x):
+        return self.relu(self.norm(self.conv(x)) + x)
+
+
+class Images(nn.Module):
+    """Convolutions that a container joins by functions, some of them in place."""
+
+    def __init__(self, in_place=True):
+        super().__init__()
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
+        self.stem, self.relu = nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(inplace=in_place)
+        self.blocks = nn.Sequential(*(Residual(8, in_place) for _ in range(3)))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.relu(self.stem(x - self.mean))
+        first = self.blocks[:1](x)
+        x = torch.cat([self.blocks[1:](first), first], 2).mean((2, 3))
+        return self.head(x)
+
+
+class Tokens(nn.Module):
+    """Attention with a class token, positions, a mask, and sizes of the batch written out."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.embed, self.token = nn.Embedding(11, 16), nn.Parameter(torch.randn(1, 1, 16))
+        self.position = nn.Parameter(torch.randn(1, 7, 16))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 2, 32, dropout, batch_first=True, norm_first=True) for _ in range(3)
+        )
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, ids):
+        batch = ids.shape[0]
+        mask = torch.cat([torch.zeros(batch, 1, dtype=torch.bool), ids == 0], 1)
+        x = torch.cat([self.token.expand(batch, -1, -1), self.embed(ids)], 1) + self.position
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=mask)
+        return self.head(x.view(batch, -1)[:, :16])
+
+
+class Sequence(nn.Module):
+    """A recurrent front that gives several outputs, with time in the first dimension of some."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.rnn = nn.Linear(5, 8), nn.GRU(8, 8, batch_first=True, bidirectional=True)
+        self.mix, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        out, state = self.rnn(self.first(x))
+        return self.head(self.mix(out).transpose(0, 1)[-1] + state[0])
+
+
+def images(size, seed=0):
+    return torch.rand(size, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
+
+
+def tokens(size):
+    return torch.randint(11, (size, 6), generator=torch.Generator().manual_seed(0))
+
+
+def sequences(size):
+    return torch.rand(size, 4, 5, generator=torch.Generator().manual_seed(0))
+
+
+NETS = {"images": (Images, images), "tokens": (Tokens, tokens), "sequence": (Sequence, sequences)}
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01),
+}
+
+
+def train(net, data, depth, cache=None, epochs=4, batch=7, grow=0, optimizer="sgd", accumulate=1, autocast=False):
+    """Losses of a training with the first layers frozen, more of them from the third epoch on."""
+    torch.manual_seed(0)
+    labels = torch.arange(len(data)) % 3
+    net.train()
+    found = find_layers(net, data[:2])
+    step_by = OPTIMIZERS[optimizer](net.parameters())
+
+    def hold(count):
+        freeze(net, found[:count], [step_by])
+        if cache is not None:
+            cache.watch([name for layer in found[:count] for name in layer.parameters])
+
+    hold(depth)
+    losses = []
+    for epoch in range(epochs):
+        if epoch == 2 and grow:
+            hold(depth + grow)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch))
+        for number, index in enumerate(order.split(batch)):
+            for layer in found[: depth + grow * (epoch >= 2)]:
+                for name in layer.stateful:
+                    net.get_submodule(name).eval()
+            if cache is not None:
+                cache.open()
+            with torch.autocast("cpu", torch.bfloat16, autocast):
+                loss = F.cross_entropy(net(data[index]), labels[index])
+            (loss / accumulate).backward()
+            if cache is not None:
+                cache.close()
+            if (number + 1) % accumulate == 0:
+                step_by.step()
+                step_by.zero_grad()
+            losses.append(loss.item())
+    return losses
+
+
+def weights(net):
+    return torch.cat([tensor.double().flatten() for tensor in net.state_dict().values()])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(NETS)),
+    depth=st.integers(1, 3),
+    grow=st.integers(0, 2),
+    batch=st.integers(3, 9),
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    accumulate=st.integers(1, 2),
+    double=st.booleans(),
+)
+def test_a_training_with_the_cache_is_the_one_without(kind, depth, grow, batch, optimizer, accumulate, double):
+    make, data = NETS[kind]
+    torch.manual_seed(1)
+    net = make()
+    depth = min(depth, 2) if kind == "sequence" else depth
+    grow = 0 if kind == "sequence" else grow
+    x = data(20)
+    if double:
+        net, x = net.double(), x if kind == "tokens" else x.double()
+    other = copy.deepcopy(net)
+    how = {"batch": batch, "grow": grow, "optimizer": optimizer, "accumulate": accumulate}
+    plain = train(net, x, depth, **how)
+    cache = FrontCache(other)
+    cached = train(other, x, depth, cache, **how)
+    assert cache.on and cache.use.hits > 0, cache.use
+    # Kernels may depend on who shares a batch, so that the last bits differ.
+    near = 1e-9 if double else 2e-3
+    assert cached == pytest.approx(plain, rel=near, abs=near)
+    assert torch.allclose(weights(other), weights(net), rtol=near, atol=near * 10)
+    cache.stop()
+
+
+def test_losses_are_the_same_bit_for_bit_where_no_kernel_depends_on_the_batch():
+    torch.manual_seed(1)
+    net = Images()
+    other = copy.deepcopy(net)
+    cache = FrontCache(other)
+    assert train(net, images(21), 3) == train(other, images(21), 3, cache)
+    assert cache.use.hits == 84 - 28 and cache.use.misses == 28  # the first look at a front takes a batch twice
+    assert torch.equal(weights(net), weights(other))
+
+
+@pytest.mark.parametrize("kind", ["images", "tokens"])
+def test_under_autocast_it_keeps_what_autocast_gives(kind):
+    make, data = NETS[kind]
+    torch.manual_seed(1)
+    net = make()
+    other = copy.deepcopy(net)
+    cache = FrontCache(other)
+    plain, cached = (train(n, data(20), 2, c, autocast=True) for n, c in ((net, None), (other, cache)))
+    assert cache.use.hits > 0 and cached == pytest.approx(plain, rel=2e-2)
+
+
+def test_old_entries_are_carried_on_when_the_front_grows():
+    torch.manual_seed(1)
+    net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(6)))
+    runs = []
+    net[0].register_forward_hook(lambda *_: None)
+    first = net[0].forward
+    net[0].forward = lambda x: runs.append(len(x)) or first(x)
+    train(net, torch.rand(20, 6), 2, cache := FrontCache(net), grow=2, batch=5)
+    assert cache.on
+    # Twice as a first look at an expression, then not any more: also not when the front has grown to four layers.
+    assert sum(runs) == 2 + 20 + sum(runs[5:]) and sum(runs[5:]) <= 3 * 5
+
+
+def test_the_same_image_under_another_mask_is_another_sample():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.front, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x, mask):
+            return self.head((self.front(x) * mask[:, None]).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net, x = Masked(), images(6)
+    net.front.requires_grad_(False)
+    cache, masks = FrontCache(net), torch.rand(4, 6, 7, 7)
+    for mask in (*masks, *masks):
+        cache.open()
+        out = net(x, mask)
+        cache.close()
+        assert torch.allclose(out, net(x, mask), atol=1e-6)
+    assert (cache.use.hits, cache.use.misses) == (24, 24)
+
+
+def test_a_front_that_draws_random_numbers_is_not_kept():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 6), nn.Linear(6, 3))
+    other = copy.deepcopy(net)
+    plain = train(net, torch.rand(12, 6, generator=torch.Generator().manual_seed(0)), 2)
+    cache = FrontCache(other)
+    cache.watch = lambda names: None  # dropout stays on
+    cached = train(other, torch.rand(12, 6, generator=torch.Generator().manual_seed(0)), 2, cache)
+    assert cached == plain
+    cache.end_epoch()
+    assert "2" in cache.refused and "random" in cache.refused["2"]
+
+
+def test_dropout_of_the_front_is_off_while_it_is_kept_and_nowhere_else():
+    torch.manual_seed(0)
+    net = Tokens(dropout=0.3)
+    cache = FrontCache(net)
+    train(net, tokens(20), 5, cache)
+    assert cache.use.hits > 0
+    dropped = {name for name, module in net.named_modules() if isinstance(module, nn.Dropout) and module.training}
+    inside = {name for name in dropped if name.startswith("layers.0")}
+    assert len(dropped) == 6 and not inside, dropped
+    cache.stop()
+    assert all(module.training for module in net.modules() if isinstance(module, nn.Dropout))
+
+
+class Chooses(nn.Module):
+    """Takes another way for some samples, draws with Python's generator, counts, or normalises over the batch."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.front, self.head = how, nn.Linear(6, 6), nn.Linear(6, 3)
+        self.norm = nn.BatchNorm1d(6)
+        self.norm.requires_grad_(False)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        h = self.front(x)
+        if self.how == "item" and h.sum().item() > 0:
+            h = h * 2
+        if self.how == "python":
+            h = h * (1 + random.random())
+        if self.how == "batchnorm":
+            h = self.norm(h)
+        if self.how == "count":
+            self.count += 1
+            h = h * self.count
+        if self.how == "softmax":
+            h = h.softmax(0)
+        if self.how == "shape":
+            h = h.reshape(-1, 2).sum(1).reshape(len(x), 3).repeat(1, 2)
+        return self.head(h.clone())
+
+
+@pytest.mark.parametrize("how", ["item", "python", "batchnorm", "count", "softmax", "shape"])
+def test_what_is_no_function_of_the_sample_is_computed(how):
+    torch.manual_seed(0)
+    net, x = Chooses(how), torch.randn(21, 6, generator=torch.Generator().manual_seed(0))
+    net.front.requires_grad_(False)
+    other = copy.deepcopy(net)
+    cache = FrontCache(other)
+    for seed in range(12):
+        index = torch.randperm(21, generator=torch.Generator().manual_seed(seed))[:9]
+        random.seed(seed)
+        plain = net.train()(x[index])
+        random.seed(seed)
+        cache.open()
+        out = other.train()(x[index])
+        cache.close()
+        assert torch.allclose(out, plain, atol=1e-5), seed
+
+
+@pytest.mark.parametrize("change", ["no_grad", "data", "new data", "load", "buffer", "mode", "swap and back"])
+def test_a_front_that_changes_is_another_front(change):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)), torch.rand(8, 6)
+    net[:2].requires_grad_(False)
+    net.eval()
+    cache = FrontCache(net)
+    state = copy.deepcopy(net.state_dict())
+    for step in range(6):
+        if step == 3:
+            with torch.no_grad():
+                if change == "no_grad":
+                    net[0].weight.add_(1)
+                elif change == "data":
+                    net[0].weight.data.mul_(2)
+                elif change == "new data":
+                    net[0].weight.data = torch.rand(6, 6)
+                elif change == "load":
+                    net[0].load_state_dict({name: tensor + 1 for name, tensor in net[0].state_dict().items()})
+                elif change == "buffer":
+                    net[1].running_mean += 1
+                elif change == "mode":
+                    net[1].train()
+                else:
+                    net[0].weight.add_(1)
+                    net.load_state_dict(state)
+        cache.open()
+        out = net(x)
+        cache.close()
+        mean = net[1].running_mean.clone()
+        assert torch.allclose(out, net(x), atol=1e-6), step
+        net[1].running_mean.copy_(mean)
+    assert cache.use.hits >= (32 if change == "swap and back" else 8)
+
+
+def test_parts_that_change_all_the_time_are_left_alone():
+    net, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)), torch.rand(8, 6)
+    net[:2].requires_grad_(False)
+    cache = FrontCache(net)
+    for _ in range(8):
+        with torch.no_grad():
+            net[1].weight.mul_(0.9)
+        cache.open()
+        out = net(x)
+        cache.close()
+        assert torch.equal(out, net(x))
+    assert cache.refused == {"1": "something changes its weights"} and cache.units == ["0"]
+
+
+def test_another_input_in_place_is_an_end_of_the_cache_not_of_the_training():
+    class Reuses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.front, self.head = nn.Linear(6, 6), nn.Linear(12, 3)
+
+        def forward(self, x):
+            h = self.front(x)
+            x.zero_()
+            return self.head(torch.cat([h, x], 1))
+
+    net, x = Reuses(), torch.rand(8, 6)
+    net.front.requires_grad_(False)
+    cache = FrontCache(net)
+    for _ in range(3):
+        cache.open()
+        out = net(x.clone())
+        cache.close()
+        assert torch.equal(out, net(x.clone()))
+    assert "in place" in cache.use.stopped
+
+
+def test_functional_calls_with_other_weights_are_carried_out():
+    net, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), torch.rand(8, 6)
+    net[0].requires_grad_(False)
+    cache = FrontCache(net)
+    for step in range(4):
+        others = {name: tensor + step for name, tensor in net.named_parameters()}
+        cache.open()
+        net(x).sum().backward()
+        out = torch.func.functional_call(net, others, (x,))
+        cache.close()
+        assert torch.equal(out, torch.func.functional_call(net, others, (x,)))
+
+
+def test_without_gradients_and_in_validation_everything_is_computed():
+    net, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), torch.rand(8, 6)
+    net[0].requires_grad_(False)
+    cache = FrontCache(net)
+    for _ in range(3):
+        cache.open()
+        with torch.no_grad():
+            net(x)
+        cache.close()
+    assert cache.use.hits == cache.use.misses == 0
+    assert "forward" not in vars(net[0]) and type(net[0](x)) is torch.Tensor
+
+
+def test_hooks_inside_of_the_front_go_on_being_called():
+    net, x, seen = nn.Sequential(nn.Sequential(nn.Linear(6, 6)), nn.Linear(6, 3)), torch.rand(8, 6), []
+    net[0].requires_grad_(False)
+    net[0][0].register_forward_hook(lambda module, inputs, out: seen.append(out.sum().item()))
+    cache = FrontCache(net)
+    for _ in range(4):
+        cache.open()
+        net(x)
+        cache.close()
+    assert len(seen) == 4 and len(set(seen)) == 1
+
+
+def test_a_module_that_hands_out_more_than_tensors_is_not_kept_but_its_parts_are():
+    class Output:
+        def __init__(self, hidden):
+            self.hidden = hidden
+
+    class Front(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return Output(self.inner(x))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.front, self.head = Front(), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.front(x).hidden)
+
+    net, x = Net(), torch.rand(8, 6)
+    net.front.requires_grad_(False)
+    cache = FrontCache(net)
+    for _ in range(4):
+        cache.open()
+        net(x)
+        cache.close()
+    assert cache.units == ["front.inner"] and cache.use.hits == 8
+
+
+def test_checkpointed_blocks_give_the_same_gradients():
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.ReLU()) for _ in range(4))
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=False)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    net = Net()
+    other = copy.deepcopy(net)
+    cache = FrontCache(other)
+    plain = train(net, torch.ones(9, 6).cumsum(0), 2)
+    assert train(other, torch.ones(9, 6).cumsum(0), 2, cache) == pytest.approx(plain, rel=1e-5)
+    assert cache.use.hits > 0
+
+
+def test_the_budget_is_kept_to_and_what_does_not_fit_is_computed():
+    net = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 3))
+    other = copy.deepcopy(net)
+    cache = FrontCache(other, gigabytes=8 * 40 / 1e9)  # eight rows of ten floats
+    plain = train(net, torch.ones(20, 6).cumsum(0), 1)
+    assert train(other, torch.ones(20, 6).cumsum(0), 1, cache) == pytest.approx(plain, rel=1e-5)
+    cache.end_epoch()
+    assert cache.use.gigabytes == pytest.approx(8 * 40 / 1e9) and cache.use.hits == 8 * 3
+
+
+def test_half_of_the_room_costs_as_much_accuracy_as_it_says():
+    torch.manual_seed(0)
+    net = Images()
+    other = copy.deepcopy(net)
+    cache = FrontCache(other, dtype=torch.bfloat16)
+    plain, cached = train(net, images(20), 2), train(other, images(20), 2, cache)
+    assert cached != plain and cached == pytest.approx(plain, rel=0.05)
+    assert 1e-4 < cache.rounding < 2**-7
+
+
+def test_compiled_models_are_left_alone():
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    net[0].requires_grad_(False)
+    net[1].compile(backend="eager")
+    cache = FrontCache(net)
+    cache.open()
+    assert "forward" not in vars(net[0]) and cache.use.stopped == "the model is compiled"
+
+
+# --- files
+
+
+def run_with(folder, net, gigabytes=1.0):
+    torch.manual_seed(0)
+    cache = FrontCache(net, gigabytes, folder)
+    losses = train(net, images(40), 2, cache, epochs=2, batch=5)
+    cache.stop()
+    return losses, cache.use
+
+
+def made(seed=0):
+    torch.manual_seed(seed)
+    return Images()
+
+
+def test_a_later_run_with_the_same_front_finds_what_an_earlier_one_kept(tmp_path):
+    first, use = run_with(tmp_path, made())
+    assert use.misses == 40
+    again, later = run_with(tmp_path, made())
+    assert again == first
+    assert later.hits == 70 and later.misses == 10
+    _, other = run_with(tmp_path, made(seed=1))
+    assert other.misses == 40  # other weights, another front
+
+
+def test_damaged_files_are_computed_again(tmp_path):
+    first, _ = run_with(tmp_path, made())
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        content = bytearray(path.read_bytes())
+        if path.suffix == ".rows":
+            content[len(content) // 3] ^= 255
+            content = content if number % 2 else content[: len(content) // 2]
+        else:
+            content = content if number % 3 else content[:-7]
+        path.write_bytes(content)
+    assert run_with(tmp_path, made())[0] == first
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    nets = [made(), made()]
+    caches = [FrontCache(net, 1.0, tmp_path) for net in nets]
+    plain = train(made(), images(20), 2)
+    assert [train(net, images(20), 2, cache) for net, cache in zip(nets, caches, strict=True)] == [plain, plain]
+    for cache in caches:
+        cache.stop()
+    assert run_with(tmp_path, made())[1].misses < 40
+
+
+def test_a_full_disk_ends_the_cache_not_the_training(tmp_path, monkeypatch):
+    plain = train(made(), images(20), 2)
+    written = []
+
+    def full(*args):
+        written.append(args)
+        if len(written) > 8:
+            raise OSError(28, "No space left on device")
+        return write(*args)
+
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", full)
+    net = made()
+    cache = FrontCache(net, 1.0, tmp_path)
+    assert train(net, images(20), 2, cache) == pytest.approx(plain, rel=1e-5)
+    assert "No space left" in cache.use.stopped
+
+
+def test_a_killed_run_leaves_what_it_had_noted(tmp_path):
+    code = """
+import os, sys, torch
+sys.path.insert(0, sys.argv[2])
+from test_front_cache import FrontCache, images, made, train
+net = made()
+cache = FrontCache(net, 1.0, sys.argv[1])
+train(net, images(40), 2, cache, epochs=1, batch=5)
+cache.flush()
+os.kill(os.getpid(), 9)
+"""
+    here = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), here], capture_output=True)
+    assert done.returncode == -9, done.stderr
+    first, use = run_with(tmp_path, made())
+    assert use.misses < 40 and first == train(made(), images(40), 2, epochs=2, batch=5)
+
+
+def test_files_are_given_back_where_nothing_is_to_stay(tmp_path):
+    store = SampleStore((3,), torch.float32, budget := Budget(1000), tmp_path, "name")
+    store.put([b"k" * 16], torch.ones(1, 3))
+    store.close(keep=False)
+    assert not list(tmp_path.iterdir()) and budget.free == 1000
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=30), st.booleans())
+def test_a_store_gives_what_was_put(keys, on_disk):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store = SampleStore((2, 2), torch.bfloat16, Budget(5 * 8), Path(folder) if on_disk else None, "name")
+        kept = []
+        for key in keys:
+            name = json.dumps(key).encode() * 16
+            store.put([name], torch.full((1, 2, 2), float(key)))
+            kept += [key] if key not in kept and len(kept) < 5 else []
+        for key in range(10):
+            name = json.dumps(key).encode() * 16
+            assert (name in store) == (key in kept)
+            assert key not in kept or store.row(name).tolist() == [[key, key], [key, key]]
+        store.close()
