@@ -84,7 +84,7 @@ def freezing(settings):
     if "smart" in settings:
         return SmartFreezeCallback(**settings["smart"])
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
-    return ScriptedFreeze(freeze, thaw)
+    return ScriptedFreeze(freeze, thaw, cache_front=settings.get("cache", False))
 
 
 def fit(settings, folder):
@@ -120,6 +120,7 @@ def fit(settings, folder):
         "losses": model.losses,
         "checkpoint": os.path.join(folder, "epoch=0.ckpt"),  # noqa: PTH118
         "bytes": count.steps,
+        "hits": freezer.timeline.cache.hits if freezer.timeline.cache else 0,
     }
 
 

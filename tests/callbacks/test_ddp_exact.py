@@ -21,6 +21,7 @@ CASES = {
         "thaw": {"3": [0]},
         "trainer": {"accumulate_grad_batches": 2},
     },
+    "front cache": {"script": {"2": [0], "5": [1]}, "cache": True, "trainer": {"accumulate_grad_batches": 2}},
     "shipped predictor": {"smart": {"threshold": 0.2, "snapshot_every_n_steps": 1}},
 }
 BYTES = {
@@ -66,6 +67,10 @@ def test_as_one_process(make_trainer, outcomes, case):
         assert one == pytest.approx(sum(both) / 2, rel=1e-12)
     for name, tensor in single.state_dict().items():
         assert torch.allclose(tensor, first["weights"][name], rtol=1e-11, atol=1e-13), name
+
+
+def test_each_process_keeps_what_the_front_gave_for_its_samples(outcomes):
+    assert all(rank["hits"] > 0 for rank in outcomes["front cache"])
 
 
 @pytest.mark.parametrize("case", BYTES)
