@@ -26,7 +26,7 @@ class CachedFront:
         >>> from torch import nn
         >>> from smartfrz_lightning import IntervalFreezeCallback
         >>> from smartfrz_lightning.engine.front import CachedFront
-        >>> CachedFront(nn.Linear(2, 2), IntervalFreezeCallback()).cache is None
+        >>> CachedFront(nn.Linear(2, 2), IntervalFreezeCallback(0.3)).cache is None
         True
     """
 

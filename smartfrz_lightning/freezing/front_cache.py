@@ -10,25 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smartfrz_lightning.freezing.front_call import (
-    Call,
-    Expression,
-    Known,
-    Leaf,
-    NotPlain,
-    autocast_of,
-    described,
-    filled,
-    in_place,
-    random_state,
-    same_random_state,
-    shapes,
-)
+from smartfrz_lightning.freezing.front_call import Call, Expression, Known, Leaf
 from smartfrz_lightning.freezing.front_units import Unit, dropouts, find_units
 from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
+from smartfrz_lightning.freezing.nests import NotPlain, described, filled
 from smartfrz_lightning.freezing.sample_keys import digest, joined, row_digests
 from smartfrz_lightning.freezing.sample_store import Budget, SampleStore
-from smartfrz_lightning.private.pytorch import is_compiled
+from smartfrz_lightning.freezing.side_effects import autocast_of, in_place, random_state, same_random_state, shapes
+from smartfrz_lightning.private.pytorch import is_compiled, writes
 
 ENDED = "training ended"
 _NOT_CALLED = "it is not called itself"
@@ -97,9 +86,9 @@ class FrontCache:
         >>> for _ in range(3):
         ...     cache.open()
         ...     net(x).sum().backward()
-        ...     cache.close()
-        >>> cache.use.hits, cache.use.misses
-        (8, 4)
+        ...     share = cache.close()
+        >>> cache.use.hits, cache.use.misses  # the first look at a front takes a batch twice
+        (4, 8)
         >>> cache.stop()
     """
 
@@ -193,7 +182,7 @@ class FrontCache:
         self._open = False
         for unit in self._units.values():
             unit.restore_forward()
-        mutated = self._mutated or any(leaf.tensor._version != leaf.version for leaf in self._leaves.values())
+        mutated = self._mutated or any(writes(leaf.tensor) != leaf.version for leaf in self._leaves.values())
         self._leaves.clear()
         self._keys.clear()
         self._batch, self._chance, self._mutated = 0, False, False
@@ -398,24 +387,24 @@ class FrontCache:
     def leaf(self, tensor: Tensor, batch: int) -> Leaf:
         """A tensor that enters the front, with the keys of its samples."""
         known = self._leaves.get(id(tensor))
-        if known is not None and known.tensor is tensor and tensor._version != known.version:
+        if known is not None and known.tensor is tensor and writes(tensor) != known.version:
             self._mutated = True
-        if known is None or known.tensor is not tensor or tensor._version != known.version:
+        if known is None or known.tensor is not tensor or writes(tensor) != known.version:
             with self.timed():
                 by_sample = self._by_sample(tensor, batch)
                 keys = row_digests(tensor) if by_sample else [digest(tensor)]
-            known = self._leaves[id(tensor)] = Leaf(tensor, by_sample, tensor._version, keys)
+            known = self._leaves[id(tensor)] = Leaf(tensor, by_sample, writes(tensor), keys)
         return known
 
     def _try(self, note: Call, inputs: Sequence[Tensor], unit: Unit | None) -> bool:
         """Carry out an expression of which it is not known what comes out, and see whether it is pure."""
         expression, device = note.expression, inputs[0].device
         written = [tensor for tensor in inputs if not isinstance(tensor, LazyTensor)]
-        versions, state = [tensor._version for tensor in written], unit.versions() if unit else None
+        versions, state = [writes(tensor) for tensor in written], unit.versions() if unit else None
         before = random_state(device)
         outputs = note.compute(None, look=True)
         drew = not same_random_state(before, random_state(device))
-        changed = [tensor._version for tensor in written] != versions or (unit and unit.versions() != state)
+        changed = [writes(tensor) for tensor in written] != versions or (unit and unit.versions() != state)
         plain = bool(outputs) and all(type(t) is Tensor and not t.requires_grad for t in outputs)
         if drew or changed or not plain:
             expression.pure, expression.chance = False, drew

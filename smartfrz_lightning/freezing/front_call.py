@@ -1,28 +1,25 @@
 """Call: a function call of the frozen front that was noted down, to be looked up or carried out later."""
 
 import contextlib
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
+from smartfrz_lightning.freezing.nests import filled, tensors_of
 from smartfrz_lightning.freezing.sample_store import SampleStore
+from smartfrz_lightning.freezing.side_effects import autocast_as, autocast_of, in_place, shapes
+from smartfrz_lightning.private.pytorch import writes
 
 if TYPE_CHECKING:
     from smartfrz_lightning.freezing.front_cache import FrontCache
 
 _CHECKS = 3  # batches in which what is kept is compared with what would be computed
 _CHECK_AGAIN = 500  # and one of so many after that
-
-
-class NotPlain(Exception):
-    """A call has arguments of which it cannot be said whether they are the same another time."""
 
 
 @dataclass
@@ -208,7 +205,7 @@ class Call:
         for place, entry in enumerate(self._inputs):
             if isinstance(entry, Leaf):
                 value = entry.tensor
-                if value._version != entry.version:
+                if writes(value) != entry.version:
                     raise RuntimeError(
                         "cache_front: the training step changed the input of the frozen front in place, after the "
                         "front had been called with it. Give cache_front=False, or change a copy"
@@ -223,7 +220,7 @@ class Call:
         args, kwargs = filled(self._args, feed), filled(self._kwargs, feed)
         if rows is not None and shapes(self._func):
             args = _with_size(args, self.batch, len(rows))
-        with torch.no_grad(), self._cache.computing(), _autocast(self._autocast):
+        with torch.no_grad(), self._cache.computing(), autocast_as(self._autocast):
             out = self._func(*args, **kwargs)
         if look:
             self.raw, self.aliases = out, _aliases(values, out)
@@ -328,156 +325,10 @@ class Call:
         return value if rows is None else value.index_select(0, torch.tensor(list(rows), device=value.device))
 
 
-# --- nests of arguments
-
-
-def described(tree: Any, inputs: list[Tensor], batch: int = 0) -> Any:
-    """A nest of arguments without its tensors, which are appended to ``inputs``; the same for the same arguments.
-
-    Args:
-        tree: The nest.
-        inputs: Gets the tensors.
-        batch: A number that stands for the size of the batch; none if 0.
-
-    Raises:
-        NotPlain: There is something in it that cannot be compared.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.front_call import described
-        >>> inputs = []
-        >>> described((torch.ones(1), 2, {"dim": None}), inputs), len(inputs)
-        (('tuple', ('*', 2, ('dict', (('dim', None),)))), 1)
-    """
-    if isinstance(tree, Tensor):
-        inputs.append(tree)
-        return "*"
-    if batch and type(tree) is int and tree == batch:
-        return "batch"
-    if tree is None or isinstance(tree, bool | int | float | str | bytes | type(Ellipsis)):
-        return tree if not isinstance(tree, bool | float | str) else (type(tree).__name__, repr(tree))
-    if isinstance(tree, tuple | list):
-        return (type(tree).__name__, tuple([described(entry, inputs, batch) for entry in tree]))
-    if isinstance(tree, dict):
-        return ("dict", tuple([(key, described(entry, inputs, batch)) for key, entry in tree.items()]))
-    if isinstance(tree, slice):
-        return ("slice", described([tree.start, tree.stop, tree.step], inputs, batch))
-    if isinstance(tree, torch.dtype | torch.device | torch.memory_format | torch.layout):
-        return str(tree)
-    raise NotPlain
-
-
-def filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same nest with other tensors, in order.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.front_call import filled
-        >>> filled([torch.ones(1), 2], iter([torch.zeros(1)]))
-        [tensor([0.]), 2]
-    """
-    if isinstance(tree, Tensor):
-        return next(tensors)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*[filled(entry, tensors) for entry in tree])
-    if isinstance(tree, tuple | list):
-        return type(tree)([filled(entry, tensors) for entry in tree])
-    if isinstance(tree, dict):
-        made = {key: filled(entry, tensors) for key, entry in tree.items()}
-        return made if type(tree) is dict else type(tree)(**made)
-    if isinstance(tree, slice):
-        return slice(*[filled(entry, tensors) for entry in (tree.start, tree.stop, tree.step)])
-    return tree
-
-
-def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors of a nest in order; empty if there is something else in it that cannot be compared."""
-    found: list[Tensor] = []
-    try:
-        described(tree, found)
-    except NotPlain:
-        return []
-    return found
-
-
-# --- functions
-
-
-_IN_PLACE = {f"__{name}__" for name in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "setitem")}
-
-
-def in_place(func: Callable, kwargs: dict[str, Any]) -> bool:
-    """Whether a function writes into its first argument.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.front_call import in_place
-        >>> in_place(torch.Tensor.add_, {}), in_place(torch.Tensor.add, {})
-        (True, False)
-    """
-    name = getattr(func, "__name__", "")
-    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or bool(kwargs.get("inplace"))
-
-
-_SHAPES = {"view", "reshape", "expand", "broadcast_to", "repeat"}
-
-
-def shapes(func: Callable) -> bool:
-    """Whether the numbers among the arguments of a function are the sizes of its output.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.front_call import shapes
-        >>> shapes(torch.Tensor.view), shapes(torch.Tensor.roll)
-        (True, False)
-    """
-    return getattr(func, "__name__", "") in _SHAPES
-
-
 def _with_size(tree: Any, batch: int, rows: int) -> Any:
     if isinstance(tree, tuple | list):
         return type(tree)([_with_size(entry, batch, rows) for entry in tree])
     return rows if type(tree) is int and tree == batch else tree
-
-
-def autocast_of(tensors: Sequence[Tensor]) -> tuple:
-    """The state of autocast on the device of some tensors: device, whether it is on, and its type."""
-    device = tensors[0].device.type if tensors else "cpu"
-    return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-
-@contextlib.contextmanager
-def _autocast(state: tuple) -> Iterator[None]:
-    device, enabled, dtype = state
-    if torch.is_autocast_enabled(device) == enabled and (not enabled or torch.get_autocast_dtype(device) == dtype):
-        yield
-        return
-    with torch.autocast(device, dtype, enabled):
-        yield
-
-
-def random_state(device: torch.device) -> tuple:
-    """Of all generators that a module is likely to draw from."""
-    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), own, random.getstate(), tuple(np.random.get_state())[1:3]
-
-
-def same_random_state(before: tuple, after: tuple) -> bool:
-    """Whether nothing was drawn in between.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.front_call import random_state, same_random_state
-        >>> before = random_state(torch.device("cpu"))
-        >>> same_random_state(before, random_state(torch.device("cpu")))
-        True
-        >>> _ = torch.rand(1)
-        >>> same_random_state(before, random_state(torch.device("cpu")))
-        False
-    """
-    cuda = before[1] is None or torch.equal(before[1], after[1])
-    numpy = before[3][1] == after[3][1] and np.array_equal(before[3][0], after[3][0])
-    return cuda and numpy and torch.equal(before[0], after[0]) and before[2] == after[2]
 
 
 def _aliases(inputs: Sequence[Tensor], out: Any) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from smartfrz_lightning.freezing.sample_keys import digest, joined
-from smartfrz_lightning.private.pytorch import module_hooks
+from smartfrz_lightning.private.pytorch import module_hooks, own_tensors, writes
 
 
 class Unit:
@@ -44,13 +44,7 @@ class Unit:
 
     def look(self) -> None:
         """Take it as it is now."""
-        self._places: list[tuple[Mapping[str, Tensor | None], str, Tensor]] = [
-            (table, name, tensor)
-            for module in self._modules
-            for table in (module._parameters, module._buffers)
-            for name, tensor in table.items()
-            if tensor is not None
-        ]
+        self._places = [place for module in self._modules for place in own_tensors(module)]
         self.tensors = [tensor for _, _, tensor in self._places]
         self._samples = _samples(self.tensors)
         self._state = self._now()
@@ -77,10 +71,10 @@ class Unit:
 
     def versions(self) -> list[int]:
         """How often each tensor was written to."""
-        return [tensor._version for tensor in self.tensors]
+        return [writes(tensor) for tensor in self.tensors]
 
     def _now(self) -> tuple:
-        tensors = [(tensor._version, tensor.data_ptr(), tensor.requires_grad) for tensor in self.tensors]
+        tensors = [(writes(tensor), tensor.data_ptr(), tensor.requires_grad) for tensor in self.tensors]
         return tensors, [module.training for module in self._modules]
 
     def _sampled(self) -> list[Tensor]:

@@ -31,7 +31,13 @@ class Look(NamedTuple):
 
 
 class Source(Protocol):
-    """What a lazy tensor comes from."""
+    """What a lazy tensor comes from.
+
+    Example:
+        >>> from smartfrz_lightning.freezing.front_call import Known
+        >>> from smartfrz_lightning.freezing.lazy_tensor import Source
+        >>> source: Source = Known(None)
+    """
 
     def value(self, index: int) -> Tensor:
         """The tensor itself, asked for by something that is not the front's."""

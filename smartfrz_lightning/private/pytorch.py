@@ -32,10 +32,12 @@ __all__ = [
     "in_backward",
     "is_compiled",
     "module_hooks",
+    "own_tensors",
     "placeholder",
     "torch_is_older",
     "tree_leaves",
     "tree_map_only",
+    "writes",
 ]
 
 
@@ -127,7 +129,9 @@ def placeholder(kind: type, shape: Sequence[int], stride: Sequence[int], dtype: 
         >>> import torch
         >>> from smartfrz_lightning.private.pytorch import placeholder
         >>> class Empty(torch.Tensor):
-        ...     pass
+        ...     @classmethod
+        ...     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        ...         raise ValueError("there are no values")
         >>> placeholder(Empty, (2, 3), (3, 1), torch.float32, "cpu").shape
         torch.Size([2, 3])
     """
@@ -156,3 +160,28 @@ def is_compiled(module: nn.Module) -> bool:
     """
     kinds = (torch._dynamo.OptimizedModule, torch.jit.ScriptModule)
     return isinstance(module, kinds) or module._compiled_call_impl is not None
+
+
+def writes(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to, except through ``.data``.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.private.pytorch import writes
+        >>> writes(torch.ones(1).add_(1))
+        1
+    """
+    return tensor._version
+
+
+def own_tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
+    """A module's own parameters and buffers, with the table in which each stands under its name.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.private.pytorch import own_tensors
+        >>> [name for table, name, tensor in own_tensors(nn.BatchNorm1d(2))]
+        ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
+    tables = (module._parameters, module._buffers)
+    return [(table, name, t) for table in tables for name, t in table.items() if t is not None]

@@ -108,6 +108,7 @@ def train(net, data, depth, cache=None, epochs=4, batch=7, grow=0, optimizer="sg
     labels = torch.arange(len(data)) % 3
     net.train()
     found = find_layers(net, data[:2])
+    grow = min(grow, len(found) - 1 - depth)
     step_by = OPTIMIZERS[optimizer](net.parameters())
 
     def hold(count):

@@ -15,6 +15,11 @@ DOCTESTED = {
     "module_hooks",
     "torch_is_older",
     "compile_config",
+    "below_functions",
+    "is_compiled",
+    "own_tensors",
+    "placeholder",
+    "writes",
 }
 
 

@@ -1,0 +1,96 @@
+"""Nests of arguments: told from each other without their tensors, and filled with others."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NotPlain(Exception):
+    """A call has arguments of which it cannot be said whether they are the same another time.
+
+    Example:
+        >>> from smartfrz_lightning.freezing.nests import NotPlain, described
+        >>> try:
+        ...     described(object(), [])
+        ... except NotPlain:
+        ...     print("not plain")
+        not plain
+    """
+
+
+def described(tree: Any, inputs: list[Tensor], batch: int = 0) -> Any:
+    """A nest of arguments without its tensors, which are appended to ``inputs``; the same for the same arguments.
+
+    Args:
+        tree: The nest.
+        inputs: Gets the tensors.
+        batch: A number that stands for the size of the batch; none if 0.
+
+    Raises:
+        NotPlain: There is something in it that cannot be compared.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.nests import described
+        >>> inputs = []
+        >>> described((torch.ones(1), 2, {"dim": None}), inputs), len(inputs)
+        (('tuple', ('*', 2, ('dict', (('dim', None),)))), 1)
+    """
+    if isinstance(tree, Tensor):
+        inputs.append(tree)
+        return "*"
+    if batch and type(tree) is int and tree == batch:
+        return "batch"
+    if tree is None or isinstance(tree, bool | int | float | str | bytes | type(Ellipsis)):
+        return tree if not isinstance(tree, bool | float | str) else (type(tree).__name__, repr(tree))
+    if isinstance(tree, tuple | list):
+        return (type(tree).__name__, tuple([described(entry, inputs, batch) for entry in tree]))
+    if isinstance(tree, dict):
+        return ("dict", tuple([(key, described(entry, inputs, batch)) for key, entry in tree.items()]))
+    if isinstance(tree, slice):
+        return ("slice", described([tree.start, tree.stop, tree.step], inputs, batch))
+    if isinstance(tree, torch.dtype | torch.device | torch.memory_format | torch.layout):
+        return str(tree)
+    raise NotPlain
+
+
+def filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same nest with other tensors, in order.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.nests import filled
+        >>> filled([torch.ones(1), 2], iter([torch.zeros(1)]))
+        [tensor([0.]), 2]
+    """
+    if isinstance(tree, Tensor):
+        return next(tensors)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*[filled(entry, tensors) for entry in tree])
+    if isinstance(tree, tuple | list):
+        return type(tree)([filled(entry, tensors) for entry in tree])
+    if isinstance(tree, dict):
+        made = {key: filled(entry, tensors) for key, entry in tree.items()}
+        return made if type(tree) is dict else type(tree)(**made)
+    if isinstance(tree, slice):
+        return slice(*[filled(entry, tensors) for entry in (tree.start, tree.stop, tree.step)])
+    return tree
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a nest in order; empty if there is something else in it that cannot be compared.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.nests import tensors_of
+        >>> tensors_of({"logits": torch.ones(1), "loss": None}), tensors_of([torch.ones(1), object()])
+        ([tensor([1.])], [])
+    """
+    found: list[Tensor] = []
+    try:
+        described(tree, found)
+    except NotPlain:
+        return []
+    return found
