@@ -20,6 +20,7 @@ from smartfrz_lightning.engine.state import restore, saved_state
 from smartfrz_lightning.engine.stillness import SETTLING, SETTLING_SHARE, Stillness
 from smartfrz_lightning.freezing.compiled import allow_recompiling, forget_graphs
 from smartfrz_lightning.freezing.freeze import freeze, thaw
+from smartfrz_lightning.freezing.lean_backward import LeanBackward
 from smartfrz_lightning.freezing.wrappers import unwrap
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.report.ledger import Ledger
@@ -121,6 +122,7 @@ class Freezer:
         self._finder = LayerFinder(self._model, self.method.exclude, timeline.layers)
         self._still = Stillness(self._model)
         self._outside = StillFrozen(self._model)
+        self._lean = LeanBackward(self._model)
         self._front = CachedFront(self._model, self.method)
         self._stepped: set[int] = set()  # optimizers that stepped in this batch
         self._seen: set[int] = set()  # optimizers whose gradients the method has seen for the step that comes
@@ -200,6 +202,8 @@ class Freezer:
         self.method.before_batch(self.run)
         self._finder.before_batch()
         self.ledger.before_batch(self._model)
+        if self.run.frozen:
+            self._lean.open()
         self._front.before_batch(self.run, self._finder.watching or self.ledger.measuring or self._still.settling)
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
@@ -238,6 +242,7 @@ class Freezer:
         """
         self._batches += 1
         covered, known = self._front.after_batch(self.run)
+        self._lean.close()
         self._still.batch_done(self.processes.agree)
         self.ledger.after_backward()
         stepped = stepped or bool(self._stepped)
@@ -296,6 +301,7 @@ class Freezer:
     def stop_watching(self) -> None:
         """What watches a single batch goes: a batch that was skipped or broke off ends here."""
         self._front.after_batch(self.run)
+        self._lean.close()
         self.ledger.stop_measuring()
         self._finder.stop()
 
@@ -400,6 +406,7 @@ class Freezer:
         here = frozen_here(self._model)
         here.clear()
         here.update({layer.name: layer for layer in frozen})
+        self._lean.watch()
         self._front.changed(self.run)
 
     @property
