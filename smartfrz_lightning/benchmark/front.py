@@ -1,0 +1,201 @@
+"""What a frozen front costs: step time and memory of everything trains, frozen, frozen and cached, and lean backward.
+
+    OMP_NUM_THREADS=1 python -m smartfrz_lightning.benchmark.front
+
+The ways take turns, step by step, in one run. *Scattered* freezes the same layers but the first, so that the backward
+pass goes through all of them: once as PyTorch keeps activations, once lean. Needs the extras ``vision`` and ``text``.
+"""
+
+import contextlib
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+
+from smartfrz_lightning.benchmark.overhead import minilm
+from smartfrz_lightning.benchmark.results import append_result, read_results
+from smartfrz_lightning.cost.memory import SavedActivations
+from smartfrz_lightning.experiments.networks import vit_32
+from smartfrz_lightning.extras import require
+from smartfrz_lightning.freezing.freeze import freeze
+from smartfrz_lightning.freezing.front_cache import FrontCache
+from smartfrz_lightning.freezing.lean_backward import LeanBackward
+from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.layers.tracer import find_layers
+
+BATCHES = 4
+"""Batches of data, that come again."""
+
+
+def _torchvision(name: str) -> nn.Module:
+    require("torchvision", "vision")
+    import torchvision
+
+    return getattr(torchvision.models, name)(num_classes=10)
+
+
+def _timm(name: str, **kwargs: Any) -> nn.Module:
+    require("timm", "vision")
+    import timm
+
+    return timm.create_model(name, num_classes=10, **kwargs)
+
+
+def _images(size: int) -> Callable[[int], Tensor]:
+    return lambda count: torch.rand(count, 3, size, size)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], int]] = {
+    "ResNet-18, 64 px": (lambda: _torchvision("resnet18"), _images(64), 16),
+    "ResNet-50, 64 px": (lambda: _torchvision("resnet50"), _images(64), 8),
+    "EfficientNet-Lite0, 96 px": (lambda: _timm("tf_efficientnet_lite0"), _images(96), 16),
+    "DeiT-tiny, 96 px": (lambda: _timm("deit_tiny_patch16_224", img_size=96), _images(96), 16),
+    "ViT 6 x 128, 32 px": (vit_32, _images(32), 16),
+    "MiniLM, 48 tokens": (minilm, lambda count: torch.randint(1000, (count, 48)), 16),
+}
+WAYS = ("everything", "frozen", "cached", "scattered", "scattered, lean")
+
+
+class Way:
+    """A network that is trained in one of the ways.
+
+    Args:
+        way: One of :data:`WAYS`.
+        net: The network.
+        layers: Its layers.
+        depth: How many of them are frozen.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.benchmark.front import Way
+        >>> from smartfrz_lightning.layers import find_layers
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> way = Way("cached", net, find_layers(net, torch.rand(2, 4)), depth=1)
+        >>> way.step(torch.rand(2, 4), torch.tensor([0, 1])) > 0
+        True
+    """
+
+    def __init__(self, way: str, net: nn.Module, layers: Sequence[Layer], depth: int) -> None:
+        self.net = net.train()
+        self.optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9)
+        frozen = [] if way == "everything" else layers[way.startswith("scattered") : depth]
+        freeze(net, frozen, [self.optimizer])
+        for layer in frozen:
+            for name in layer.stateful:
+                net.get_submodule(name).training = False
+        self._cache = FrontCache(net) if way == "cached" else None
+        if self._cache is not None:
+            self._cache.watch([name for layer in frozen for name in layer.parameters])
+        self._lean = LeanBackward(net) if way == "scattered, lean" else None
+
+    def step(self, x: Tensor, y: Tensor) -> float:
+        """Seconds of one step."""
+        start = time.perf_counter()
+        with self._open():
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.net(x), y).backward()
+        self.optimizer.step()
+        return time.perf_counter() - start
+
+    def saved_bytes(self, x: Tensor, y: Tensor) -> int:
+        """The most that autograd keeps in one step."""
+        with SavedActivations(self.net) as saved, self._open():
+            F.cross_entropy(self.net(x), y).backward()
+        return saved.bytes
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        own = [part for part in (self._cache, self._lean) if part is not None]
+        for part in own:
+            part.open()
+        try:
+            yield
+        finally:
+            for part in own:
+                part.close()
+
+
+def measure(network: str, share: float, steps: int, seed: int) -> dict[str, list[float]]:
+    """Step time and kept bytes of each way, relative to training everything.
+
+    Args:
+        network: One of :data:`NETWORKS`.
+        share: Of the layers, from the first on, that are frozen.
+        steps: Timed steps of each way.
+        seed: Of weights and data.
+    """
+    torch.manual_seed(seed)
+    make, draw, batch = NETWORKS[network]
+    net, data = make(), [(draw(batch), torch.arange(batch) % 2) for _ in range(BATCHES)]
+    layers = find_layers(net, data[0][0][:2])
+    depth = max(1, round(share * (len(layers) - 1)))
+    ways = {way: Way(way, copy.deepcopy(net), layers, depth) for way in WAYS}
+    for _ in range(2):  # the cache looks twice at a front that it does not know
+        for x, y in data:
+            for way in ways.values():
+                way.step(x, y)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(steps):
+        x, y = data[number % BATCHES]
+        for name, way in ways.items():
+            seconds[name].append(way.step(x, y))
+    whole, kept = statistics.median(seconds["everything"]), ways["everything"].saved_bytes(*data[0])
+    return {
+        name: [statistics.median(seconds[name]) / whole, way.saved_bytes(*data[0]) / kept] for name, way in ways.items()
+    } | {"milliseconds": [1000 * whole], "megabytes": [kept / 1e6]}
+
+
+def main(
+    networks: tuple[str, ...] = tuple(NETWORKS),
+    shares: tuple[float, ...] = (0.3, 0.6, 0.9),
+    steps: int = 24,
+    seeds: tuple[int, ...] = (1, 2, 3),
+    output: str = "runs/front.jsonl",
+) -> None:
+    """Measure and print a table. Started again, it goes on where it was stopped.
+
+    Args:
+        networks: Which.
+        shares: Of the layers that are frozen.
+        steps: Timed steps of each way.
+        seeds: One run each.
+        output: JSON lines, one a run.
+    """
+    path = Path(output)
+    known = {tuple(result["key"]): result["ways"] for result in read_results(path)}
+    cases = [(network, share, seed) for seed in seeds for network in networks for share in shares]
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
+        for case in progress.track(cases):
+            if case not in known:
+                known[case] = measure(case[0], case[1], steps, case[2])
+                append_result(path, {"key": case, "ways": known[case]})
+    about = f"Step time and kept activations, relative to training everything; median of {len(seeds)} seeds (range)"
+    table = Table(title=about)
+    for head in ("network", "front", "step", "kept", *WAYS[1:], *[f"{way}: kept" for way in ("frozen", *WAYS[3:])]):
+        table.add_column(head, justify="left" if head == "network" else "right")
+    for network in networks:
+        for share in shares:
+            runs = [known[network, share, seed] for seed in seeds]
+            cells = [f"{statistics.median(run[name][0] for run in runs):.0f}" for name in ("milliseconds", "megabytes")]
+            for way in WAYS[1:]:
+                times = [run[way][0] for run in runs]
+                cells.append(f"{statistics.median(times):.2f} ({min(times):.2f}-{max(times):.2f})")
+            cells += [f"{runs[0][way][1]:.2f}" for way in ("frozen", *WAYS[3:])]
+            table.add_row(network, f"{share:.0%}", *cells)
+    Console(width=max(150, Console().width)).print(table)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
