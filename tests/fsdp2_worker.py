@@ -25,7 +25,9 @@ def fit(settings, folder):
     script, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
     threshold = settings.get("threshold", 0.01)
     freezer = (
-        ScriptedFreeze(script, thaw) if script else SmartFreezeCallback(threshold=threshold, snapshot_every_n_steps=1)
+        ScriptedFreeze(script, thaw, cache_front=settings.get("cache", False))
+        if script
+        else SmartFreezeCallback(threshold=threshold, snapshot_every_n_steps=1)
     )
     saved = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     trainer = Trainer(
@@ -57,6 +59,7 @@ def fit(settings, folder):
         "losses": model.losses,
         "saved": freezer.timeline.saved,
         "windows": history["ring"] if history else None,
+        "cache": freezer.timeline.cache.stopped if freezer.timeline.cache else None,
     }
 
 

@@ -4,27 +4,33 @@ import torch
 from torch import Tensor
 
 
-def crop_and_flip(images: Tensor) -> Tensor:
+def crop_and_flip(images: Tensor, draws: Tensor | None = None, crop: bool = True) -> Tensor:
     """Pad each image by an eighth of its size, crop it back at random and flip it at random.
 
     Args:
         images: ``[batch, channels, height, width]``, on any device.
+        draws: ``[batch, 3]`` numbers from 0 to 1: where to crop, down and across, and whether to flip; drawn from
+            torch's CPU generator by default, so that all devices draw alike.
+        crop: Whether to crop, or to flip alone.
 
     Returns:
-        The same shape; every image draws for itself, from torch's CPU generator, so that all devices draw alike.
+        The same shape.
 
     Example:
         >>> import torch
         >>> from smartfrz_lightning.experiments.augment import crop_and_flip
         >>> crop_and_flip(torch.zeros(5, 3, 32, 32)).shape
         torch.Size([5, 3, 32, 32])
+        >>> crop_and_flip(torch.tensor([[[[1.0, 2.0]]]]), draws=torch.zeros(1, 3), crop=False)
+        tensor([[[[2., 1.]]]])
     """
     batch, channels, height, width = images.shape
-    pad = height // 8, width // 8
+    draws = torch.rand(batch, 3) if draws is None else draws
+    pad = (height // 8, width // 8) if crop else (0, 0)
     padded = torch.nn.functional.pad(images, (pad[1], pad[1], pad[0], pad[0]))
-    rows = torch.randint(2 * pad[0] + 1, (batch, 1)) + torch.arange(height)
-    columns = torch.randint(2 * pad[1] + 1, (batch, 1)) + torch.arange(width)
-    columns = torch.where(torch.rand(batch, 1) < 0.5, columns, columns.flip(1))
+    rows = (draws[:, :1] * (2 * pad[0] + 1)).long() + torch.arange(height)
+    columns = (draws[:, 1:2] * (2 * pad[1] + 1)).long() + torch.arange(width)
+    columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
     each = torch.arange(batch)[:, None, None, None], torch.arange(channels)[:, None, None]
     picked = (*each, rows[:, None, :, None], columns[:, None, None, :])
     return padded[tuple(index.to(images.device) for index in picked)]

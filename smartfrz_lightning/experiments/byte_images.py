@@ -1,7 +1,7 @@
 """Small images kept in memory as bytes; augmentation and normalisation happen on the device of training."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -26,9 +26,9 @@ class ByteImages(Dataset):
         >>> import torch
         >>> from smartfrz_lightning.experiments.byte_images import ByteImages
         >>> data = ByteImages(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), torch.arange(10))
-        >>> images, labels = data.__getitems__([7, 2])
-        >>> images.shape, labels
-        (torch.Size([2, 3, 4, 4]), tensor([7, 2]))
+        >>> images, labels, numbers = data.__getitems__([7, 2])
+        >>> images.shape, labels, numbers
+        (torch.Size([2, 3, 4, 4]), tensor([7, 2]), tensor([7, 2]))
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -37,11 +37,11 @@ class ByteImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return self.images[index], self.labels[index], index
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images[indices], self.labels[indices]
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.images[indices], self.labels[indices], torch.tensor(indices)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -59,6 +59,12 @@ class ByteImagesDataModule(LightningDataModule, ABC):
         resize: Height and width that the network gets; those of the stored images if ``None``.
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
+        augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
+        views: So many augmentations of each image are drawn, once and for all, and come again; new ones every time if
+            ``None``. A cache of a frozen front knows an image by its view.
+
+    Raises:
+        ValueError: ``augment`` is none of these, or ``views`` below 1.
 
     Example:
         >>> import torch
@@ -79,8 +85,16 @@ class ByteImagesDataModule(LightningDataModule, ABC):
         resize: int | None = None,
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
+        augment: Literal["crop", "flip", "none"] = "crop",
+        views: int | None = None,
     ) -> None:
         super().__init__()
+        if augment not in ("crop", "flip", "none"):
+            raise ValueError(f"augment={augment!r}: must be 'crop', 'flip' or 'none'")
+        if views is not None and views < 1:
+            raise ValueError(f"views={views}: must be at least 1, or None for new ones every time")
+        self.augment, self.views = augment, views
+        self._draws: Tensor | None = None
         self.batch_size = batch_size
         self.resize = resize
         self._normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
@@ -103,12 +117,21 @@ class ByteImagesDataModule(LightningDataModule, ABC):
         return DataLoader(self._data["test"], 2 * self.batch_size, collate_fn=_as_it_is)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        images, labels = batch
-        if self.trainer is not None and self.trainer.training:
-            images = crop_and_flip(images)
+        images, labels, numbers = batch
+        if self.trainer is not None and self.trainer.training and self.augment != "none":
+            images = crop_and_flip(images, self._draws_of(numbers), crop=self.augment == "crop")
         if self.resize is not None:
             images = v2.functional.resize(images, [self.resize, self.resize], antialias=True)
         images = self._normalize(images)
         if self.trainer is not None:  # the Trainer converted the batch when its images were bytes still
             images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
+
+    def _draws_of(self, numbers: Tensor) -> Tensor | None:
+        if self.views is None:
+            return None
+        if self._draws is None:
+            self._draws = torch.rand(
+                self.views, len(self._data["train"]), 3, generator=torch.Generator().manual_seed(0)
+            )
+        return self._draws[torch.randint(self.views, (len(numbers),)), numbers.cpu()]

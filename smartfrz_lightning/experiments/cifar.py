@@ -23,6 +23,8 @@ class CifarDataModule(ByteImagesDataModule):
         resize: Height and width that the network gets, such as 224 for ImageNet's models; 32 if ``None``.
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
+        augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
+        views: So many augmentations of each image are drawn, once and for all, and come again; new ones if ``None``.
 
     Raises:
         ConnectionError: On ``fit``: the data cannot be downloaded.
@@ -45,8 +47,10 @@ class CifarDataModule(ByteImagesDataModule):
         resize: int | None = None,
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
+        augment: Literal["crop", "flip", "none"] = "crop",
+        views: int | None = None,
     ) -> None:
-        super().__init__(batch_size, resize, mean, std)
+        super().__init__(batch_size, resize, mean, std, augment, views)
         self.root = root
         self.dataset = dataset
         self.download = download

@@ -41,6 +41,8 @@ class ImageFolderDataModule(ByteImagesDataModule):
         shift: Change all images: ``"invert"`` their brightness or turn their ``"hue"`` by half the colour circle.
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
+        augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
+        views: So many augmentations of each image are drawn, once and for all, and come again; new ones if ``None``.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -72,8 +74,10 @@ class ImageFolderDataModule(ByteImagesDataModule):
         shift: Literal["invert", "hue"] | None = None,
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
+        augment: Literal["crop", "flip", "none"] = "crop",
+        views: int | None = None,
     ) -> None:
-        super().__init__(batch_size, resize, mean, std)
+        super().__init__(batch_size, resize, mean, std, augment, views)
         for part in ("train", "test"):
             if not (Path(root) / part).is_dir():
                 raise FileNotFoundError(

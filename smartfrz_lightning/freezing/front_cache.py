@@ -400,11 +400,11 @@ class FrontCache:
         """Carry out an expression of which it is not known what comes out, and see whether it is pure."""
         expression, device = note.expression, inputs[0].device
         written = [tensor for tensor in inputs if not isinstance(tensor, LazyTensor)]
-        versions, state = [writes(tensor) for tensor in written], unit.versions() if unit else None
+        versions, state = [writes(tensor) for tensor in written], unit.state() if unit else None
         before = random_state(device)
         outputs = note.compute(None, look=True)
         drew = not same_random_state(before, random_state(device))
-        changed = [writes(tensor) for tensor in written] != versions or (unit and unit.versions() != state)
+        changed = [writes(tensor) for tensor in written] != versions or (unit and unit.state() != state)
         plain = bool(outputs) and all(type(t) is Tensor and not t.requires_grad for t in outputs)
         if drew or changed or not plain:
             expression.pure, expression.chance = False, drew

@@ -69,9 +69,10 @@ class Unit:
         # What is written through ``.data`` shows in the values alone.
         return not all(map(torch.equal, self._sampled(), self._values))
 
-    def versions(self) -> list[int]:
-        """How often each tensor was written to."""
-        return [writes(tensor) for tensor in self.tensors]
+    def state(self) -> tuple:
+        """What running it may change: tensors that are written to, and what its modules hold besides."""
+        held = [_held(module) for module in self._modules]
+        return [writes(tensor) for tensor in self.tensors], held
 
     def _now(self) -> tuple:
         tensors = [(writes(tensor), tensor.data_ptr(), tensor.requires_grad) for tensor in self.tensors]
@@ -126,6 +127,15 @@ def find_units(
             yield from walk(child, f"{path}.{name}" if path else name)
 
     yield from walk(model, "")
+
+
+def _held(module: nn.Module) -> list[tuple]:
+    """The attributes of a module by identity, and the length of those that have one."""
+    return [
+        (name, id(value), len(value) if isinstance(value, list | dict | set) else 0)
+        for name, value in vars(module).items()
+        if name != "forward"
+    ]
 
 
 def _usable(module: nn.Module) -> bool:

@@ -29,7 +29,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(folder):
-    cases = {"script": SCRIPT, "predictor": {"script": {}}, **RESUMED, **THAWS, "history": HISTORY}
+    cases = {
+        "script": SCRIPT,
+        "cached": {**SCRIPT, "cache": True},
+        "predictor": {"script": {}},
+        **RESUMED,
+        **THAWS,
+        "history": HISTORY,
+    }
     return two_processes("fsdp2_worker.py", cases, folder)
 
 
@@ -56,6 +63,12 @@ def test_as_one_process(make_trainer, outcomes):
     for name, tensor in single.state_dict().items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name
         assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_the_front_cache_is_off_and_it_is_said(outcomes):
+    for cached, plain in zip(outcomes["cached"], outcomes["script"], strict=True):
+        assert cached["cache"] == "parameters are sharded (FSDP)" and plain["cache"] is None
+        assert cached["losses"] == plain["losses"]
 
 
 def test_with_the_shipped_predictor(outcomes):

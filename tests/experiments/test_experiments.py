@@ -30,7 +30,7 @@ def test_image_folder(folder):
     data = ImageFolderDataModule(str(folder), train_per_class=3, test_per_class=2, **settings)
     data.setup("fit")
     batches = list(data.train_dataloader())
-    assert [len(labels) for _, labels in batches] == [4]  # 6 images, the incomplete batch is dropped
+    assert [len(labels) for _, labels, _ in batches] == [4]  # 6 images, the incomplete batch is dropped
     images, labels = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert labels.tolist() == [0, 0, 1, 1]
     assert torch.allclose(images[:, 0, 0, 0], torch.tensor([10, 11, 240, 241]) / 255)
@@ -68,6 +68,32 @@ def test_image_folder_bad_input(folder):
         ImageFolderDataModule(str(folder / "nowhere"))
     with pytest.raises(ValueError, match="no folder .'red'."):
         ImageFolderDataModule(str(folder), classes=["red"]).setup("fit")
+
+
+def test_recorded_views_come_again_and_free_ones_do_not(folder, make_trainer):
+    for path in folder.rglob("*.png"):
+        write_png(torch.randint(256, (3, 32, 32), dtype=torch.uint8), str(path))
+
+    def seen(**how):
+        found = []
+
+        class Looks(ImageClassifier):
+            def training_step(self, batch, batch_idx):
+                found.extend((int(label), image.numpy().tobytes()) for image, label in zip(*batch, strict=True))
+                return super().training_step(batch, batch_idx)
+
+        data = ImageFolderDataModule(str(folder), batch_size=2, image_size=16, **how)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 2))
+        make_trainer(max_epochs=12, limit_val_batches=0).fit(Looks(network, 2), data)
+        return len(found), len(set(found))
+
+    count, free = seen()
+    images = count // 12
+    assert seen(augment="none") == (count, images)
+    assert seen(augment="flip")[1] == 2 * images and seen(views=1)[1] == images
+    assert images < seen(views=3)[1] <= 3 * images < free
+    with pytest.raises(ValueError, match="views=0"):
+        ImageFolderDataModule(str(folder), views=0)
 
 
 def test_each_image_is_cropped_and_flipped_for_itself():

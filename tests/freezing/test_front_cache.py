@@ -412,6 +412,42 @@ def test_hooks_inside_of_the_front_go_on_being_called():
     assert len(seen) == 4 and len(set(seen)) == 1
 
 
+class Keeps(nn.Module):
+    """Leaves something on itself in every call, for others to use."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.layer, self.calls, self.seen = how, nn.Linear(6, 6), 0, []
+
+    def forward(self, x):
+        out = self.layer(x)
+        if self.how == "tensor":
+            self.last = out.detach()
+        elif self.how == "count":
+            self.calls += 1
+        else:
+            self.seen.append(out.detach())
+        return out
+
+
+@pytest.mark.parametrize("how", ["tensor", "count", "list"])
+def test_what_a_module_leaves_on_itself_is_as_fresh_as_ever(how):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Sequential(Keeps(how), nn.ReLU()), nn.Linear(6, 3))
+    net[0].requires_grad_(False)
+    cache = FrontCache(net)
+    first, rest = torch.rand(2, 8, 6)
+    for step, x in enumerate([first, *[rest] * 5]):
+        cache.open()
+        net(x)
+        cache.close()
+        expected = net[0][0].layer(x)
+        assert how != "tensor" or torch.equal(net[0][0].last, expected)
+        assert how != "list" or torch.equal(net[0][0].seen[-1], expected)
+        assert how != "count" or net[0][0].calls == step + 1
+    assert cache.use.hits > 0 and cache.units == ["0.0.layer"]
+
+
 def test_a_module_that_hands_out_more_than_tensors_is_not_kept_but_its_parts_are():
     class Output:
         def __init__(self, hidden):
