@@ -8,7 +8,10 @@ import smartfrz_lightning
 
 # They take minutes, and one needs processes that torchrun started.
 EXEMPT = {"smartfrz_lightning.benchmark.ddp_step.main", "smartfrz_lightning.benchmark.overhead.main"}
-EXEMPT |= {f"smartfrz_lightning.benchmark.{name}" for name in ("freeze_shock.main", "front.main", "front.measure")}
+EXEMPT |= {
+    f"smartfrz_lightning.benchmark.{name}"
+    for name in ("freeze_shock.main", "front.main", "front.measure", "probe_trace.main")
+}
 EXEMPT |= {f"smartfrz_lightning.outcomes.{name}" for name in ("__main__.main", "pretrain.main", "record.record_case")}
 
 

@@ -21,7 +21,7 @@ _MAKE: dict[str, Any] = {
 _HEAD = {
     "resnet20": "linear.*",
     "resnet32": "linear.*",
-    "vgg8": "23.*",
+    "vgg8": "27.*",
     "mobilenet_v2": "classifier.1.*",
     "vit": "heads.head.*",
 }
@@ -53,6 +53,17 @@ def build(network: str, num_classes: int, weights: str | Path | None = None) -> 
         load_weights(net, str(weights))
     net.reset_classifier(num_classes)  # type: ignore[operator]
     return net
+
+
+def image_size(network: str) -> int | None:
+    """The size that a network's images are resized to, if not that of CIFAR.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.networks import image_size
+        >>> image_size("vgg8"), image_size("tf_efficientnet_lite0")
+        (None, 64)
+    """
+    return None if network in _MAKE else 64
 
 
 def normalisation(network: str) -> tuple[Tensor, Tensor]:

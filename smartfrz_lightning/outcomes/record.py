@@ -12,7 +12,7 @@ from smartfrz_lightning.cost.layer_flops import layer_flops
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.layers.tracer import find_layers
 from smartfrz_lightning.outcomes.case import Case
-from smartfrz_lightning.outcomes.networks import build, normalisation
+from smartfrz_lightning.outcomes.networks import build, image_size, normalisation
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
 from smartfrz_lightning.outcomes.probe import probe_gradients
 from smartfrz_lightning.outcomes.tasks import image_task
@@ -39,7 +39,7 @@ def record_case(case: Case, data: str | Path, weights: str | Path, depths: Seque
         weights: Folder of ``<case.weights>.safetensors``.
         depths: Shares of the layers before the head that freeze.
     """
-    train_set, validation = image_task(case, data, *normalisation(case.network))
+    train_set, validation = image_task(case, data, *normalisation(case.network), image_size(case.network))
     torch.manual_seed(case.seed)
     file = Path(weights) / f"{case.weights}.safetensors" if case.weights else None
     net = build(case.network, len(case.classes), file)

@@ -20,14 +20,17 @@ VALIDATION = 1000
 Images = tuple[Tensor, Tensor]
 
 
-def image_task(case: Case, root: str | Path, mean: Tensor, std: Tensor) -> tuple[Images, Images]:
-    """Training and validation images ``[n, 3, 32, 32]`` of a case with their labels, normalised.
+def image_task(
+    case: Case, root: str | Path, mean: Tensor, std: Tensor, size: int | None = None
+) -> tuple[Images, Images]:
+    """Training and validation images ``[n, 3, height, width]`` of a case with their labels, normalised.
 
     Args:
         case: The case.
         root: Folder of ``<case.data>/train/<class>/*`` and ``test``.
         mean: Of the normalisation, a value a channel.
         std: Of the normalisation.
+        size: Height and width that they are resized to, if the network wants another than they have.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -48,7 +51,10 @@ def image_task(case: Case, root: str | Path, mean: Tensor, std: Tensor) -> tuple
         >>> images.shape, images.unique(), labels.tolist()
         (torch.Size([2, 3, 32, 32]), tensor([1.]), [0, 1])
     """
-    return tuple(_part(case, Path(root) / case.data, part, mean, std) for part in ("train", "test"))  # type: ignore
+    parts = [_part(case, Path(root) / case.data, part, mean, std) for part in ("train", "test")]
+    if size is not None:
+        parts = [(v2.functional.resize(images, [size, size], antialias=True), labels) for images, labels in parts]
+    return parts[0], parts[1]
 
 
 def _part(case: Case, folder: Path, part: str, mean: Tensor, std: Tensor) -> Images:

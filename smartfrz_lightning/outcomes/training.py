@@ -111,6 +111,7 @@ def train(
     moment: Moment | None = None,
     keep: Collection[int] = (),
     watch: Callable[[int], None] | None = None,
+    settle: bool = True,
 ) -> list[Moment]:
     """Train a network as a case says.
 
@@ -124,6 +125,7 @@ def train(
         moment: Where to begin.
         keep: Steps before which to keep the training as it stands.
         watch: Called with the number of steps done, before the first and after every step.
+        settle: Whether the front had trained before ``moment``, so that its statistics are to settle.
 
     Returns:
         What was kept.
@@ -153,7 +155,7 @@ def train(
     if front:
         freeze(net, front, [optimizer])
         still.watch(front)
-        settling = int(min(SETTLING, total * SETTLING_SHARE)) if begin else 0
+        settling = int(min(SETTLING, total * SETTLING_SHARE)) if begin and settle else 0
         still.settle([name for layer in front for name in layer.stateful], settling)
     kept = []
     if watch:

@@ -10,9 +10,11 @@ import yaml
 
 pytest.importorskip("torchvision")
 
+from safetensors.torch import save_file
 from torchvision.io import write_png
 
 from smartfrz_lightning.outcomes.case import Case, draw_cases
+from smartfrz_lightning.outcomes.networks import build
 from smartfrz_lightning.outcomes.outcome import Outcome
 from smartfrz_lightning.outcomes.record import record_case
 from smartfrz_lightning.outcomes.tasks import shifted
@@ -87,3 +89,15 @@ def test_shifted_images_stay_images(shift):
     out = shifted(images, shift)
     assert out.shape == images.shape and out.min() >= 0 and out.max() <= 1
     assert out.equal(images) == (shift == "none")
+
+
+@pytest.mark.parametrize("network", ["resnet20", "vgg8", "mobilenet_v2", "vit"])
+def test_pretrained_weights_are_taken_up_but_for_the_head(network, tmp_path):
+    torch.manual_seed(0)
+    old = build(network, 5)
+    save_file(old.state_dict(), tmp_path / "old.safetensors")
+    new = build(network, 3, tmp_path / "old.safetensors")
+    head = list(new.state_dict())[-1]
+    assert len(new.state_dict()[head]) == 3
+    same = {name for name, tensor in new.state_dict().items() if torch.equal(tensor, old.state_dict()[name])}
+    assert set(new.state_dict()) - same == {head, head.replace("bias", "weight")}
