@@ -226,6 +226,7 @@ class Freezer:
     def gradients_ready(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step; the gradients are complete."""
         if not self.timeline.layers:
+            self.method.first_gradients(self.run, optimizer)
             return
         if escaped := self._outside.hold():
             self._escaped |= dict.fromkeys(escaped)
@@ -308,7 +309,10 @@ class Freezer:
     # --- decide and apply
 
     def change(
-        self, freeze_now: Collection[str] | Mapping[str, float | None] = (), thaw_now: Collection[str] = ()
+        self,
+        freeze_now: Collection[str] | Mapping[str, float | None] = (),
+        thaw_now: Collection[str] = (),
+        held: bool = False,
     ) -> None:
         """Let layers stop or train again, from the next batch on. Call it on every process, between two batches.
 
@@ -316,6 +320,7 @@ class Freezer:
             freeze_now: Names of layers, or a mapping to the confidence in each. The last thing that an optimizer trains
                 is left to it.
             thaw_now: Names of frozen layers. They start with a fresh optimizer state.
+            held: What freezes is as it was before training: its statistics need not settle.
 
         Raises:
             ValueError: There is no such layer, or it always trains.
@@ -336,7 +341,8 @@ class Freezer:
         names = [layer.name for layer in thawed]
         self.ledger.change({layer.name: sure[layer.name] for layer in stopped}, names, self.run.epoch)
         self._watch_frozen()
-        if self.timeline.steps > 1:  # what was frozen before it trained has the statistics that belong to its weights
+        # What is frozen before it trained has the statistics that belong to its weights.
+        if self.timeline.steps > 1 and not held:
             batches = min(SETTLING, self.run.total_batches * SETTLING_SHARE)
             self._still.settle([name for layer in stopped for name in layer.stateful], int(batches))
         forget_graphs()
@@ -359,7 +365,7 @@ class Freezer:
         if answer is None:  # how it lies among the others, the next batch shows
             self._finder.look_again, self._check_waits, self._turned_up = True, True, False
             return
-        self.change(answer.freeze, answer.thaw)
+        self.change(answer.freeze, answer.thaw, held=answer.held)
 
     def _refuse_unknown(self, decision: Decision, where: str) -> None:
         unknown = {*decision.freeze, *decision.thaw} - {layer.name for layer in self.run.layers}

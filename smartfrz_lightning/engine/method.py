@@ -19,6 +19,7 @@ class Decision:
     Attributes:
         freeze: Names, or a mapping to the confidence in each, 0 to 1.
         thaw: Names of frozen layers.
+        held: What freezes is as it was before training: its statistics need not settle.
 
     Example:
         >>> from smartfrz_lightning.engine import Decision
@@ -28,6 +29,7 @@ class Decision:
 
     freeze: Collection[str] | Mapping[str, float | None] = field(default_factory=dict)
     thaw: Collection[str] = ()
+    held: bool = False
 
     @classmethod
     def of(cls, answer: "Decision | Collection[str] | Mapping[str, float | None]") -> "Decision":
@@ -38,9 +40,11 @@ class Decision:
             >>> Decision.of(["stem"]) == Decision(freeze={"stem": None}) == Decision.of(Decision(freeze=["stem"]))
             True
         """
-        chosen, thaw = (answer.freeze, answer.thaw) if isinstance(answer, Decision) else (answer, ())
+        whole = answer if isinstance(answer, Decision) else cls(answer)
+        chosen = whole.freeze
         sure = dict(chosen) if isinstance(chosen, Mapping) else dict.fromkeys(chosen)
-        return cls({name: None if value is None else float(value) for name, value in sure.items()}, tuple(thaw))
+        freeze = {name: None if value is None else float(value) for name, value in sure.items()}
+        return cls(freeze, tuple(whole.thaw), whole.held)
 
 
 class FreezingMethod(ABC):
@@ -144,6 +148,9 @@ class FreezingMethod(ABC):
 
     def layers_found(self, run: TrainingRun) -> None:
         """The layers are known, after the first training step; called again if more turn up."""
+
+    def first_gradients(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        """An optimizer is about to step while the layers are not known yet."""
 
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
         """An optimizer is about to step.

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smartfrz_lightning.freezing.front_cache import ENDED, CacheUse
-from smartfrz_lightning.report.timeline import Timeline
+from smartfrz_lightning.report.timeline import Start, Timeline
 
 _PINNED = {
     "output": "output: leads to the loss, always trains",
@@ -50,6 +50,8 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
             f"{sum(entry.seconds for entry in timeline.compilations):.1f} s, {sum(entry.count for entry in after)} of "
             f"them after freezing in {sum(entry.seconds for entry in after):.1f} s"
         )
+    if timeline.start:
+        lines.append(start_line(timeline.start))
     if timeline.cache:
         lines.append(cache_line(timeline.cache))
     if why := nothing_saved(timeline):
@@ -76,6 +78,20 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
             when = [str(event.step), f"{event.epoch:.2f}", sure]
         table.add_row(str(index), layer.name, f"{layer.size:,}", *when[: len(columns) - 3])
     return table
+
+
+def start_line(start: Start) -> str:
+    """What a probe at the start saw, and what was decided.
+
+    Example:
+        >>> from smartfrz_lightning.report.show import start_line
+        >>> from smartfrz_lightning.report.timeline import Start
+        >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, 0.5, ["stem"]))
+        'probe of 4 steps: the front wants to move 0.50 times as much as the back; 1 layer held from the start'
+    """
+    line = f"probe of {start.steps} steps: the front wants to move {start.slope:.2f} times as much as the back; "
+    count = len(start.held)
+    return line + (f"{count} layer{'s' * (count > 1)} held from the start" if count else "nothing held")
 
 
 def cache_line(use: CacheUse) -> str:

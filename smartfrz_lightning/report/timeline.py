@@ -102,6 +102,29 @@ class Compilation:
 
 
 @dataclass
+class Start:
+    """What a probe at the start of a training saw, and what was decided.
+
+    Attributes:
+        steps: Steps of the probe.
+        profile: How much each layer wants to move: the norm of its mean gradient relative to its weights, by name, in
+            forward order.
+        slope: That of the front relative to the back.
+        held: The layers that are held from the start.
+
+    Example:
+        >>> from smartfrz_lightning.report.timeline import Start
+        >>> Start(4, {"stem": 0.01, "block": 0.02}, 0.5, ["stem"]).held
+        ['stem']
+    """
+
+    steps: int
+    profile: dict[str, float]
+    slope: float
+    held: list[str]
+
+
+@dataclass
 class Timeline:
     """All that is reported of a run.
 
@@ -115,6 +138,7 @@ class Timeline:
         callback_seconds: Time spent in the callback's hooks; without the slower first step, in which layers are found
             and FLOPs counted, and without the report.
         fit_seconds: Time spent in ``fit``.
+        start: What a probe at the start saw, if there was one.
         cache: What the cache of the frozen front did, if there was one.
 
     Example:
@@ -141,6 +165,7 @@ class Timeline:
     steps: int = 0
     callback_seconds: float = 0
     fit_seconds: float = 0
+    start: Start | None = None
     cache: CacheUse | None = None
 
     @property
@@ -227,8 +252,9 @@ class Timeline:
         costs = [LayerFlops(**cost) for cost in state["costs"]]
         compilations = [Compilation(**entry) for entry in state.get("compilations", [])]
         parts = {"layers": layers, "events": events, "states": states, "costs": costs, "compilations": compilations}
+        start = Start(**state["start"]) if state.get("start") else None
         cache = CacheUse(**state["cache"]) if state.get("cache") else None
-        return cls(**{**rest, **parts, "cache": cache})
+        return cls(**{**rest, **parts, "start": start, "cache": cache})
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:

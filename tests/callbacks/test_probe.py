@@ -1,0 +1,203 @@
+"""A probe at the start: only the head moves in it, no trace is left, and what it says is held."""
+
+import copy
+
+import pytest
+import torch
+from conftest import Classifier, Vectors, mlp
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from test_resume import Batches
+from torch import nn
+from torch.utils.data import DataLoader
+
+from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning.callbacks import smart
+from smartfrz_lightning.report.show import timeline_table
+
+STEPS = 5
+
+
+class Watch(Callback):
+    """What everything was like before and after every batch."""
+
+    def __init__(self):
+        self.states, self.optimizers = [], []
+
+    def look(self, pl_module):
+        self.states.append(copy.deepcopy(pl_module.net.state_dict()))
+        held = pl_module.trainer.optimizers
+        named = {id(p): name for name, p in pl_module.net.named_parameters()}
+        self.optimizers.append({named[id(p)] for optimizer in held for p in optimizer.state})
+
+    def on_train_start(self, trainer, pl_module):
+        self.look(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.look(pl_module)
+
+
+class InOrder(Classifier):
+    def train_dataloader(self):
+        return Batches(self)
+
+
+def probing(monkeypatch, gentle, **how):
+    """A callback whose probe finds the front gentle, or not."""
+    monkeypatch.setattr(smart, "_GENTLE", float("inf") if gentle else 0.0)
+    return SmartFreezeCallback(start="probe", probe_steps=STEPS, threshold=0.999, **how)
+
+
+def moved(before, after):
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+
+TRAINERS = {
+    "plain": {},
+    "accumulation": {"accumulate_grad_batches": 2, "max_epochs": 5},
+    "clipping": {"gradient_clip_val": 0.1},
+    "bf16": {"precision": "bf16-mixed"},
+    "double": {"precision": "64-true"},
+}
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("gentle", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_only_the_head_moves_and_no_trace_is_left(make_trainer, monkeypatch, trainer, optimizer, gentle):
+    model, watch, freezer = Classifier(mlp(), OPTIMIZERS[optimizer]), Watch(), probing(monkeypatch, gentle)
+    make_trainer(freezer, watch, **TRAINERS[trainer]).fit(model)
+    batches = STEPS * TRAINERS[trainer].get("accumulate_grad_batches", 1)
+    start = watch.states[0]
+    for state, held in zip(watch.states[1:batches], watch.optimizers[1:batches], strict=True):
+        weights = {name for name in moved(start, state) if name.rpartition(".")[2] in ("weight", "bias")}
+        assert weights <= {"9.weight", "9.bias"} and held <= {"9.weight", "9.bias"}
+    assert moved(start, watch.states[batches - 1]) >= {"9.weight", "9.bias", "1.running_mean"}  # the head does learn
+    assert moved(start, watch.states[batches]) == set() and watch.optimizers[batches] == set()
+    held = ["net.0", "net.4"] if gentle else []
+    assert freezer.timeline.start.held == held and freezer.frozen[: len(held)] == held
+    assert [event.step for event in freezer.timeline.events[: len(held)]] == [STEPS] * len(held)
+    still = {name for name in start if name.split(".")[0] in ("0", "1", "4", "5")}
+    changed = moved(start, watch.states[-1])
+    assert not changed & still if gentle else changed >= {"0.weight", "4.weight", "7.weight", "9.weight"}
+    assert "7.weight" in changed and len(freezer.timeline.start.profile) == 3
+
+
+def test_what_is_not_held_trains_as_if_there_had_been_no_probe_but_later(make_trainer, monkeypatch):
+    class Later(InOrder):
+        """Plain training that begins a few steps later."""
+
+        def training_step(self, batch, batch_idx):
+            return None if self.trainer.fit_loop.total_batch_idx < STEPS else super().training_step(batch, batch_idx)
+
+    def quiet():
+        net = mlp()
+        net[3].p = 0.0
+        return net
+
+    probed, plain = InOrder(quiet()), Later(quiet())
+    make_trainer(probing(monkeypatch, gentle=False)).fit(probed)
+    make_trainer().fit(plain)
+    assert probed.losses[STEPS:] == plain.losses
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in probed.state_dict().items())
+
+
+def test_resumed_in_the_middle_of_a_probe(make_trainer, monkeypatch, tmp_path):
+    def fit(*callbacks, ckpt_path=None):
+        torch.manual_seed(5)
+        model, freezer = InOrder(mlp()), probing(monkeypatch, gentle=True)
+        model.net[3].p = 0.0
+        make_trainer(freezer, *callbacks, enable_checkpointing=True).fit(model, ckpt_path=ckpt_path)
+        return model, freezer
+
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, freezer = fit(every)
+    for step in (1, 3, STEPS, STEPS + 1):
+        again, resumed = fit(ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+        assert again.losses == whole.losses[step:], step
+        assert resumed.timeline.start.slope == freezer.timeline.start.slope
+        assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_under_manual_optimization_with_two_optimizers(make_trainer, monkeypatch):
+    class Two(InOrder):
+        def __init__(self):
+            super().__init__(mlp())
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.net[:5].parameters(), 0.1), torch.optim.Adam(self.net[5:].parameters())
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    model, watch, freezer = Two(), Watch(), probing(monkeypatch, gentle=False)
+    make_trainer(freezer, watch).fit(model)
+    assert moved(watch.states[0], watch.states[STEPS]) == set() and watch.optimizers[STEPS] == set()
+    profile = freezer.timeline.start.profile
+    assert profile["net.0"] > 0 and profile["net.7"] > 0 and len(profile) == 3  # one of either optimizer
+
+
+def test_the_length_of_a_probe_is_a_share_of_the_run(make_trainer):
+    class Long(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Vectors(300), 2)  # 150 steps an epoch
+
+    def steps(**trainer):
+        freezer = SmartFreezeCallback(start="probe")
+        make_trainer(freezer, limit_val_batches=0, **trainer).fit(Long(mlp()))
+        return freezer.timeline.start.steps
+
+    assert steps(max_epochs=2) == 6 and steps(max_epochs=2, accumulate_grad_batches=3) == 2
+    assert steps(max_epochs=1, limit_train_batches=80) == 1  # too short
+    assert steps(max_steps=2000, max_epochs=-1) == 30
+
+
+def test_a_second_fit_is_not_probed_again_and_another_model_is(make_trainer, monkeypatch):
+    model, freezer = Classifier(mlp()), probing(monkeypatch, gentle=True)
+    make_trainer(freezer).fit(model)
+    first = freezer.timeline.start
+    make_trainer(freezer).fit(model)
+    assert freezer.timeline.start == first and freezer.frozen[:2] == ["net.0", "net.4"]
+    other = Classifier(mlp(seed=3))
+    watch = Watch()
+    make_trainer(freezer, watch).fit(other)
+    assert freezer.timeline.start != first and moved(watch.states[0], watch.states[STEPS]) == set()
+
+
+def test_a_front_that_the_user_froze_or_excludes_is_left_alone(make_trainer, monkeypatch):
+    net = mlp()
+    net[0].requires_grad_(False)
+    freezer = probing(monkeypatch, gentle=True, exclude="net.4")
+    model = Classifier(nn.Sequential(*net, nn.Linear(3, 3), nn.Linear(3, 3)))
+    make_trainer(freezer).fit(model)
+    assert set(freezer.timeline.start.profile) == {"net.7", "net.9", "net.10"}
+    assert not net[0].weight.requires_grad and net[4].weight.requires_grad
+
+
+def test_lbfgs_is_not_probed_and_it_is_said(make_trainer, monkeypatch):
+    freezer = probing(monkeypatch, gentle=True)
+    with pytest.warns(UserWarning, match="start='probe': LBFGS"):
+        make_trainer(freezer, max_epochs=1).fit(Classifier(mlp(norm=False), lambda p: torch.optim.LBFGS(p, lr=0.1)))
+    assert freezer.timeline.start is None
+
+
+def test_the_report_says_what_the_probe_saw(make_trainer, monkeypatch):
+    freezer = probing(monkeypatch, gentle=True)
+    make_trainer(freezer).fit(Classifier(mlp()))
+    assert "probe of 5 steps: the front wants to move" in str(timeline_table(freezer.timeline).renderables[-1])
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="start='later'"):
+        SmartFreezeCallback(start="later")
+    with pytest.raises(ValueError, match="probe_steps=1"):
+        SmartFreezeCallback(probe_steps=1)
