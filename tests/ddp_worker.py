@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
 from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning.callbacks import smart
 
 
 def plain_net():
@@ -82,6 +83,7 @@ class Kill(Callback):
 
 def freezing(settings):
     if "smart" in settings:
+        smart._GENTLE = float("inf") if settings.get("gentle") else 0.8
         return SmartFreezeCallback(**settings["smart"])
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
     return ScriptedFreeze(freeze, thaw, cache_front=settings.get("cache", False))
@@ -120,6 +122,7 @@ def fit(settings, folder):
         "losses": model.losses,
         "checkpoint": os.path.join(folder, "epoch=0.ckpt"),  # noqa: PTH118
         "bytes": count.steps,
+        "slope": freezer.timeline.start.slope if freezer.timeline.start else None,
         "hits": freezer.timeline.cache.hits if freezer.timeline.cache else 0,
     }
 

@@ -62,7 +62,6 @@ class Probe:
         """These are the layers."""
         self._layers = list(layers)
         self._sampler = WeightSampler(self._model, self._layers, self._sample_size, self._seed)
-        self._own = {layer.name: set(layer.parameters) for layer in layers}
         parameters = dict(self._model.named_parameters())
         for layer in self._heads:
             for name in layer.parameters:
@@ -70,9 +69,7 @@ class Probe:
         if self._first:
             for name, gradient in self._first.items():
                 parameters[name].grad = gradient
-            self._row = self._sampler.gradients(
-                torch.zeros(len(layers), self._sample_size, device=_device(self._model))
-            )
+            self._row = self._sampler.gradients(self._empty())
             for name in self._first:
                 parameters[name].grad = None
             self._first.clear()
@@ -87,7 +84,7 @@ class Probe:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if self._layers:
             if self._row is None:
-                self._row = torch.zeros(len(self._layers), self._sample_size, device=_device(self._model))
+                self._row = self._empty().zero_()
             own = [any(id(self._model.get_parameter(n)) in held for n in layer.parameters) for layer in self._layers]
             now = self._sampler.gradients(torch.empty_like(self._row))
             mask = torch.tensor(own, device=now.device)
@@ -113,7 +110,10 @@ class Probe:
 
     def weights(self) -> Tensor:
         """``[layers, sample_size]``: the watched weights, on the CPU."""
-        return self._sampler(torch.empty(len(self._layers), self._sample_size, device=_device(self._model))).cpu()
+        return self._sampler(self._empty()).cpu()
+
+    def _empty(self) -> Tensor:
+        return torch.empty(len(self._layers), self._sample_size, device=_device(self._model))
 
     @torch.no_grad()
     def put_back(self, optimizers: Iterable[Optimizer]) -> None:

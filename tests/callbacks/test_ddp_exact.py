@@ -22,6 +22,7 @@ CASES = {
         "trainer": {"accumulate_grad_batches": 2},
     },
     "front cache": {"script": {"2": [0], "5": [1]}, "cache": True, "trainer": {"accumulate_grad_batches": 2}},
+    "probe": {"smart": {"start": "probe", "probe_steps": 4, "threshold": 0.999}, "gentle": True},
     "shipped predictor": {"smart": {"threshold": 0.2, "snapshot_every_n_steps": 1}},
 }
 BYTES = {
@@ -60,6 +61,8 @@ def test_as_one_process(make_trainer, outcomes, case):
     check_ranks_equal(first, second)
     single, freezer = alone(make_trainer, CASES[case])
     assert freezer.frozen == first["frozen"]
+    if freezer.timeline.start:
+        assert first["slope"] == second["slope"] == pytest.approx(freezer.timeline.start.slope, rel=1e-4)
     assert first["confidences"] == second["confidences"]
     sure = [event.confidence or 0 for event in freezer.timeline.events]
     assert sure == pytest.approx([confidence or 0 for confidence in first["confidences"]], rel=1e-5)
