@@ -144,7 +144,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         start = Start(self._probe.steps, {}, float("inf"), [])
         run.timeline.start = start
         free = [number for number, layer in enumerate(run.layers) if not layer.pinned]
-        if self._probe.steps < 2 or len(free) < 3:
+        if self._probe.steps < 2 or len(free) < 2:
             return
         relative = relative_gradients(self._probe.gradients(), self._probe.weights())[free]
         names = [run.layers[number].name for number in free]
