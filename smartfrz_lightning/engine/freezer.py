@@ -202,9 +202,9 @@ class Freezer:
         self.method.before_batch(self.run)
         self._finder.before_batch()
         self.ledger.before_batch(self._model)
+        self._front.before_batch(self.run, self._finder.watching or self.ledger.measuring or self._still.settling)
         if self.run.frozen:
             self._lean.open()
-        self._front.before_batch(self.run, self._finder.watching or self.ledger.measuring or self._still.settling)
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
         """These are about to be differentiated; in a loop of your own that is noticed by itself.
@@ -242,8 +242,8 @@ class Freezer:
             stepped: An optimizer stepped, or would have but for an overflow; it is noticed by itself otherwise.
         """
         self._batches += 1
-        covered, known = self._front.after_batch(self.run)
         self._lean.close()
+        covered, known = self._front.after_batch(self.run)
         self._still.batch_done(self.processes.agree)
         self.ledger.after_backward()
         stepped = stepped or bool(self._stepped)
@@ -301,8 +301,8 @@ class Freezer:
 
     def stop_watching(self) -> None:
         """What watches a single batch goes: a batch that was skipped or broke off ends here."""
-        self._front.after_batch(self.run)
         self._lean.close()
+        self._front.after_batch(self.run)
         self.ledger.stop_measuring()
         self._finder.stop()
 

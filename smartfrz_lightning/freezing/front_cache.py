@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,23 @@ from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
 from smartfrz_lightning.freezing.nests import NotPlain, described, filled
 from smartfrz_lightning.freezing.sample_keys import digest, joined, row_digests
 from smartfrz_lightning.freezing.sample_store import Budget, SampleStore
-from smartfrz_lightning.freezing.side_effects import autocast_of, in_place, random_state, same_random_state, shapes
-from smartfrz_lightning.private.pytorch import is_compiled, writes
+from smartfrz_lightning.freezing.side_effects import (
+    Decisions,
+    autocast_of,
+    changes_shape,
+    hands_out,
+    in_place,
+    random_state,
+    same_random_state,
+    selects,
+    shapes,
+)
+from smartfrz_lightning.private.pytorch import has_global_hooks, is_compiled, is_plain, writes
 
 ENDED = "training ended"
 _NOT_CALLED = "it is not called itself"
+_TRIES = 2  # batches in which an expression is carried out at once, before it may be deferred
+_EXPRESSIONS = 1000  # the most that are known
 _CHANGES = 3  # so often may a part of the front change before it is left alone
 
 
@@ -83,12 +96,12 @@ class FrontCache:
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> _ = net[0].requires_grad_(False)
         >>> cache, x = FrontCache(net), torch.rand(4, 8)
-        >>> for _ in range(3):
+        >>> for _ in range(5):
         ...     cache.open()
         ...     net(x).sum().backward()
         ...     share = cache.close()
-        >>> cache.use.hits, cache.use.misses  # the first look at a front takes a batch twice
-        (4, 8)
+        >>> cache.use.hits, cache.use.misses  # the first looks at a front take a few batches
+        (8, 12)
         >>> cache.stop()
     """
 
@@ -116,9 +129,13 @@ class FrontCache:
         self._open = False
         self._computing = 0
         self._leaves: dict[int, Leaf] = {}
-        self._keys: dict[tuple, list[bytes]] = {}
+        self._entered: list[Leaf] = []
+        self._keys: dict[tuple[Leaf, ...], list[bytes]] = {}
         self._batch = 0
-        self._mutated = False  # an input of the front was changed in place in this batch
+        self._window = 0  # number of the batch
+        self._made: list[weakref.ref[LazyTensor]] = []
+        self.seen: set[bytes] = set()
+        """Keys of samples that came before."""
         self._chance = False  # random numbers were drawn in the front of this batch
         self.memo: dict[tuple[Call, tuple[int, ...]], list[Tensor]] = {}
         """Rows that were computed since something was asked for from outside."""
@@ -140,6 +157,11 @@ class FrontCache:
         return not self.use.stopped
 
     @property
+    def window(self) -> int:
+        """The number of the batch."""
+        return self._window
+
+    @property
     def units(self) -> list[str]:
         """Names of the modules that are looked up as a whole."""
         return list(self._units)
@@ -159,33 +181,49 @@ class FrontCache:
         """A training batch begins."""
         for module in self._quiet:  # also when it is off: what the layers behind see is to stay the same
             module.training = False
-        if self._open or not self.on:
+        if self._open or not self.on or has_global_hooks():
             return
         if not self._found:
             self._find()
-            for module in self._quiet:
-                module.training = False
         for unit in list(self._units.values()):
-            if unit.changed():
+            if "forward" in vars(unit.module):  # somebody's replacement
+                self._found = False
+                del self._units[unit.name]
+            elif unit.changed():
                 self._note_change(unit)
+            else:
+                unit.restless = 0
         if not self._found:  # a part trains again
             self._find()
+        self._leaves.clear()
+        self._keys.clear()
+        self._open = True
+        self._window += 1
         for unit in self._units.values():
             unit.replace_forward(self._called)
-        self._open = True
 
     def close(self) -> float:
         """The batch is over, or broke off; returns the share of its samples that the front was not run for."""
         if not self._open:
             return 0.0
         share = 0.0
-        self._open = False
         for unit in self._units.values():
             unit.restore_forward()
-        mutated = self._mutated or any(writes(leaf.tensor) != leaf.version for leaf in self._leaves.values())
+        # What somebody still holds is computed while the front is what it was.
+        for held in self._made:
+            lazy = held()
+            if lazy is not None and isinstance(lazy.source, Call) and self.on:
+                lazy.source, lazy.index = Known(lazy.source.part(lazy.index, None)), 0
+        self._open = False
+        for leaf in self._entered:
+            if leaf.by_sample and self._in_batch:
+                self.seen.update(leaf.keys)
+        self._made.clear()
+        self._entered.clear()
         self._leaves.clear()
         self._keys.clear()
-        self._batch, self._chance, self._mutated = 0, False, False
+        self.memo.clear()
+        self._batch, self._chance = 0, False
         if self._in_batch:
             known, batch = min(self._in_batch.values())
             share = known / batch
@@ -196,8 +234,8 @@ class FrontCache:
                 self._cost[1] += batch - known
             self._in_batch.clear()
             self._seconds = 0.0
-        if mutated:
-            self.stop("the training step changes the input of the frozen front in place")
+        if len(self._expressions) > _EXPRESSIONS:
+            self.stop("what is done with the front's outputs is another thing in every step")
         # A container that is never called itself (a list of blocks): its parts may be.
         elif never := [name for name, unit in self._units.items() if not unit.calls]:
             for name in never:
@@ -273,7 +311,9 @@ class FrontCache:
         self._restore_dropout()
         for unit in self._units.values():
             if all(id(parameter) in self._quiet_parameters for parameter in unit.module.parameters()):
-                self._quiet += dropouts(unit.module)
+                self._quiet += [part for part in dropouts(unit.module) if part.training]
+        for module in self._quiet:
+            module.training = False
         self._found = True
 
     def _restore_dropout(self) -> None:
@@ -282,17 +322,16 @@ class FrontCache:
         self._quiet.clear()
 
     def _note_change(self, unit: Unit) -> None:
-        before = unit.digest
+        before, unit.restless = unit.digest, unit.restless + 1
         unit.look()
         if not unit.frozen:
             self._found = False
             return
-        if unit.digest == before:  # written to, and the same again
-            return
-        self._changes[unit.name] = self._changes.get(unit.name, 0) + 1
-        self._forget()
-        if self._changes[unit.name] > _CHANGES:
-            self.refused[unit.name] = "something changes its weights"
+        if unit.digest != before:
+            self._changes[unit.name] = self._changes.get(unit.name, 0) + 1
+            self._forget()
+        if max(self._changes.get(unit.name, 0), unit.restless) > _CHANGES:
+            self.refused[unit.name] = "something changes it"
             del self._units[unit.name]
 
     def _forget(self) -> None:
@@ -306,50 +345,79 @@ class FrontCache:
         if self._chance:
             self.refused.setdefault(unit.name, "what comes before it draws random numbers")
             self._found = False
-            return unit.forward(*args, **kwargs)
-        if not self._open or self._computing or not torch.is_grad_enabled() or not unit.intact():
-            return unit.forward(*args, **kwargs)
+            return unit.forward(*LazyTensor.values(args), **LazyTensor.values(kwargs))
+        if not self._open or self._computing or not torch.is_grad_enabled() or not unit.same:
+            return unit.forward(*LazyTensor.values(args), **LazyTensor.values(kwargs))
         return self.call(unit.forward, args, kwargs, unit)
 
     # --- functions of lazy tensors
 
     def call(self, func: Callable, args: tuple, kwargs: dict[str, Any], unit: Unit | None = None) -> Any:
         """Note a call down, or carry it out."""
+        if changes_shape(func):
+            raise RuntimeError(
+                f"cache_front: {func.__name__} changes the shape of what the frozen front gives in place. Use the "
+                "function of that name without the underscore, or cache_front=False"
+            )
         inputs: list[Tensor] = []
         try:
-            if not self._open or self._computing or self._chance or "out" in kwargs:
+            if not self._open or self._computing or self._chance or "out" in kwargs or hands_out(func):
                 raise NotPlain
             name = self._name(func, unit)
             tensors = [t for t in args if isinstance(t, Tensor)] if shapes(func) else []
             size = self._batch_of(tensors) if tensors else 0
             arguments = described(args, inputs, size), described(kwargs, inputs)
+            if not inputs or not all(map(self._noted, inputs)) or selects(func, inputs):
+                raise NotPlain
+            batch = self._batch_of(inputs)
+            if not batch:
+                raise NotPlain
+            key = (name, arguments, autocast_of(inputs), *(self._look(tensor, batch) for tensor in inputs))
+            expression = self._expressions.get(key)
+            if expression is None:
+                expression = self._expressions[key] = Expression(self._numbers, repr(key))
+                self._numbers += 1
+            writes_first, first = in_place(func, args, kwargs), inputs[0]
+            if writes_first and not (isinstance(first, LazyTensor) and first is _first(args) and not first.viewed):
+                expression.pure = False
+                self._no_views(first)
+            if not expression.pure:
+                self._chance |= expression.chance
+                raise NotPlain
+            note = Call(self, expression, func, args, kwargs, inputs, batch, unit)
         except NotPlain:
             return self._carry_out(func, args, kwargs)
-        if not inputs or any(t.requires_grad or isinstance(getattr(t, "source", None), Known) for t in inputs):
-            return self._carry_out(func, args, kwargs)
-        batch = self._batch_of(inputs)
-        key = (name, arguments, autocast_of(inputs), *(self._look(tensor, batch) for tensor in inputs))
-        expression = self._expressions.get(key)
-        if expression is None:
-            expression = self._expressions[key] = Expression(self._numbers, repr(key))
-            self._numbers += 1
-        writes, first = in_place(func, kwargs), inputs[0]
-        if writes and not (isinstance(first, LazyTensor) and first is _first(args) and not first.viewed):
-            expression.pure = False
-        if not expression.pure:
-            self._chance |= expression.chance
-            return self._carry_out(func, args, kwargs)
-        note = Call(self, expression, func, args, kwargs, inputs, batch)
-        if batch not in expression.looks and not self._try(note, inputs, unit):
-            return note.raw
-        made = [LazyTensor.of(note, index, look) for index, look in enumerate(expression.looks[batch])]
-        if writes:
+        looks = expression.looks.get(batch)
+        if looks is None or expression.tries < _TRIES or not note.familiar:
+            if not self._try(note, inputs, unit):
+                if isinstance(first, LazyTensor) and writes_first:
+                    first.source, first.index = Known(first.value() if note.raw is None else note.raw), 0
+                return note.raw
+            looks = expression.looks[batch]
+        else:
+            note.defer()
+        if writes_first:
             first.source, first.index = note, 0  # type: ignore[attr-defined]
             return first
+        made = [LazyTensor.of(note, index, look) for index, look in enumerate(looks)]
         for tensor in [*inputs, *made] if expression.alias else ():
             if isinstance(tensor, LazyTensor):
                 tensor.viewed = True
+        self._made += map(weakref.ref, made)
         return filled(expression.structure, iter(made))
+
+    def _noted(self, tensor: Tensor) -> bool:
+        """Whether a tensor is one whose values can be told: lazy and of this batch, or plain and without a gradient."""
+        if isinstance(tensor, LazyTensor):
+            return isinstance(tensor.source, Call) and tensor.source.window == self._window
+        return is_plain(tensor) and not tensor.requires_grad
+
+    def _no_views(self, first: Tensor) -> None:
+        """Somebody writes into a view of what the front gives: views of it are carried out from now on."""
+        source = getattr(first, "source", None)
+        while isinstance(source, Call) and source.expression.alias:
+            source.expression.pure = False
+            source = source.origin
 
     def _name(self, func: Callable, unit: Unit | None) -> str:
         if unit is not None:
@@ -363,8 +431,9 @@ class FrontCache:
     def _carry_out(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         out = func(*LazyTensor.values(args), **LazyTensor.values(kwargs))
         first = _first(args)
-        if isinstance(first, LazyTensor) and in_place(func, kwargs):  # what others hold of it sees the change
-            first.source, first.index = Known(first.value() if out is None else out), 0
+        # What others hold of it sees the change.
+        if isinstance(first, LazyTensor) and (in_place(func, args, kwargs) or hands_out(func)):
+            first.source, first.index = Known(out if isinstance(out, Tensor) else first.value()), 0
         return out
 
     def _batch_of(self, inputs: Sequence[Tensor]) -> int:
@@ -387,13 +456,12 @@ class FrontCache:
     def leaf(self, tensor: Tensor, batch: int) -> Leaf:
         """A tensor that enters the front, with the keys of its samples."""
         known = self._leaves.get(id(tensor))
-        if known is not None and known.tensor is tensor and writes(tensor) != known.version:
-            self._mutated = True
         if known is None or known.tensor is not tensor or writes(tensor) != known.version:
             with self.timed():
                 by_sample = self._by_sample(tensor, batch)
                 keys = row_digests(tensor) if by_sample else [digest(tensor)]
             known = self._leaves[id(tensor)] = Leaf(tensor, by_sample, writes(tensor), keys)
+            self._entered.append(known)
         return known
 
     def _try(self, note: Call, inputs: Sequence[Tensor], unit: Unit | None) -> bool:
@@ -402,22 +470,31 @@ class FrontCache:
         written = [tensor for tensor in inputs if not isinstance(tensor, LazyTensor)]
         versions, state = [writes(tensor) for tensor in written], unit.state() if unit else None
         before = random_state(device)
-        outputs = note.compute(None, look=True)
+        with Decisions() if expression.tries < _TRIES else contextlib.nullcontext() as decisions:
+            outputs = note.compute(None, look=True)
         drew = not same_random_state(before, random_state(device))
         changed = [writes(tensor) for tensor in written] != versions or (unit and unit.state() != state)
+        changed = changed or bool(decisions and decisions.made)
         plain = bool(outputs) and all(type(t) is Tensor and not t.requires_grad for t in outputs)
         if drew or changed or not plain:
             expression.pure, expression.chance = False, drew
             self._chance |= drew
             if unit is not None:
-                why = "its output is more than tensors" if not plain else "it changes something of its own"
+                why = (
+                    "it changes something of its own, or goes by values" if plain else "its output is more than tensors"
+                )
                 self.refused.setdefault(unit.name, "it draws random numbers" if drew else why)
                 self._found = False
             return False
+        looks = list(map(Look.of, outputs))
+        if expression.looks.get(note.batch, looks) != looks:  # it depends on values
+            expression.pure = False
+            return False
         if not expression.looks:
             expression.structure = filled(note.raw, iter([tensor.to("meta") for tensor in outputs]))
-            expression.alias = note.aliases
-        expression.looks[note.batch] = list(map(Look.of, outputs))
+        expression.alias |= note.aliases
+        expression.looks[note.batch] = looks
+        expression.tries += 1
         note.settle(outputs)
         note.raw = None
         return True
@@ -435,7 +512,7 @@ class FrontCache:
 
     def keys(self, leaves: Sequence[Leaf], batch: int) -> list[bytes]:
         """One a sample, of all tensors that entered."""
-        which = tuple(map(id, leaves))
+        which = tuple(leaves)
         if which not in self._keys:
             by_row = [leaf.keys if leaf.by_sample else leaf.keys * batch for leaf in leaves]
             self._keys[which] = [joined(list(row)) for row in zip(*by_row, strict=True)]
@@ -457,7 +534,9 @@ class FrontCache:
         dtype = self._dtype if self._dtype is not None and values.dtype.is_floating_point else values.dtype
         text = f"{self._text(expression)} {index} {dtype}" if self._folder else ""
         name = digest(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)).hex() if text else ""
-        return SampleStore(values.shape[1:], dtype, self._budget, self._folder, name)
+        store = SampleStore(values.shape[1:], dtype, self._budget, self._folder, name)
+        self.seen.update(store.keys())  # of an earlier run
+        return store
 
     def note_rows(self, expression: Expression, index: int, known: int, rows: int) -> None:
         """So many rows of an output were looked up, and so many of them were known."""
@@ -472,6 +551,8 @@ class FrontCache:
         """Whether two tensors are the same but for rounding."""
         if not made.is_floating_point():
             return torch.equal(kept, made)
+        if not made.numel():
+            return kept.shape == made.shape
         coarse = torch.is_autocast_enabled(made.device.type) or made.dtype.itemsize < 4 or self._dtype is not None
         scale = made.abs().max().clamp(min=1e-30)
         near = 3e-2 if coarse else 1e-9 if made.dtype == torch.float64 else 1e-4

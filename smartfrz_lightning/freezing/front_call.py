@@ -1,6 +1,7 @@
 """Call: a function call of the frozen front that was noted down, to be looked up or carried out later."""
 
 import contextlib
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from smartfrz_lightning.private.pytorch import writes
 
 if TYPE_CHECKING:
     from smartfrz_lightning.freezing.front_cache import FrontCache
+    from smartfrz_lightning.freezing.front_units import Unit
 
 _CHECKS = 3  # batches in which what is kept is compared with what would be computed
 _CHECK_AGAIN = 500  # and one of so many after that
@@ -33,9 +35,11 @@ class Expression:
         alias: Whether an output shares its values with an input.
         structure: The nest in which it hands out its outputs.
         looks: What its outputs look like, by the size of the batch.
+        tries: In how many batches it was carried out at once and watched.
         stores: The rows of its outputs that are kept.
         chance: Whether it draws random numbers.
-        by_sample: Whether a row of an output is that of a sample, as far as it is known.
+        by_sample: Whether a row of an output is that of a sample, by output and size of the batch, as far as it is
+            known.
         batches: Batches in which rows were looked up.
 
     Example:
@@ -50,18 +54,20 @@ class Expression:
     alias: bool = False
     structure: Any = None
     looks: dict[int, list[Look]] = field(default_factory=dict)
+    tries: int = 0
     stores: dict[int, SampleStore] = field(default_factory=dict)
     chance: bool = False
-    by_sample: dict[int, bool] = field(default_factory=dict)
+    by_sample: dict[tuple[int, int], bool] = field(default_factory=dict)
     batches: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Leaf:
     """A tensor that enters the front.
 
     Attributes:
         tensor: The tensor.
+        copy: Its values as they were when it entered, once they are needed later.
         by_sample: Whether its rows are those of samples.
         version: How often it had been written to.
         keys: One a row, or one.
@@ -77,6 +83,7 @@ class Leaf:
     by_sample: bool
     version: int
     keys: list[bytes]
+    copy: Tensor | None = None
 
 
 class Known:
@@ -112,6 +119,7 @@ class Call:
         kwargs: Its keyword arguments.
         inputs: All tensors in them, in order.
         batch: Samples of the batch.
+        unit: The part of the front that is called, if it is one.
 
     Example:
         >>> import torch
@@ -132,7 +140,10 @@ class Call:
         kwargs: dict[str, Any],
         inputs: Sequence[Tensor],
         batch: int,
+        unit: "Unit | None" = None,
     ) -> None:
+        self._unit = unit
+        self._state = (unit.state(), unit.modes()) if unit else None
         self.expression, self.batch = expression, batch
         self._cache, self._func = cache, func
         feed = iter(inputs)
@@ -141,15 +152,20 @@ class Call:
         self._inputs: list[Leaf | tuple[Any, int]] = [
             (t.source, t.index) if isinstance(t, LazyTensor) else cache.leaf(t, batch) for t in inputs
         ]
-        self._in_place = in_place(func, kwargs)
+        self._in_place = in_place(func, args, kwargs)
         self._autocast = autocast_of(inputs)
         leaves: dict[int, Leaf] = {}
         for entry in self._inputs:
             own = [entry] if isinstance(entry, Leaf) else getattr(entry[0], "leaves", [])
             leaves |= {id(leaf): leaf for leaf in own}
         self.leaves = list(leaves.values())
+        self.window = cache.window
+        first = self._inputs[0]
+        self.origin = None if isinstance(first, Leaf) else first[0]
+        """What its first input comes from."""
         self.outputs: dict[int, Tensor] = {}
         self._given: set[int] = set()
+        self._settled: dict[int, int] = {}  # how often an output had been written to when it was settled
         self.raw: Any = None
         """What it returned when it was carried out whole for the first time."""
         self.aliases = False
@@ -159,6 +175,22 @@ class Call:
         """A function was called with one of the outputs."""
         return self._cache.call(func, args, kwargs)
 
+    @property
+    def familiar(self) -> bool:
+        """Whether some of its samples have come before."""
+        leaves = [leaf for leaf in self.leaves if leaf.by_sample]
+        seen = self._cache.seen
+        return bool(leaves) and (
+            any(all(leaf.keys[row] in seen for leaf in leaves) for row in range(self.batch))
+            or any(key in seen for key in self.keys())
+        )
+
+    def defer(self) -> None:
+        """It is carried out later, if at all: with the values that its inputs have now."""
+        for leaf in self._inputs:
+            if isinstance(leaf, Leaf) and leaf.copy is None:
+                leaf.copy = leaf.tensor.detach().clone()
+
     def value(self, index: int) -> Tensor:
         """An output that is asked for from outside: looked up, or computed and kept."""
         with torch.no_grad():
@@ -166,18 +198,21 @@ class Call:
                 # What has no row for each sample is made of kept parts.
                 keeps = self._keeps(index)
                 self.outputs[index] = self._looked_up(index) if keeps else self.part(index, None, kept=True)
-            elif index not in self._given and self._keeps(index):
+            elif index not in self._given and self._keeps(index) and self._untouched(index):
                 self._cache.note_rows(self.expression, index, 0, self.batch)
                 self._keep(index, range(self.batch), self.outputs[index])
             self._given.add(index)
         return self.outputs[index]
+
+    def _untouched(self, index: int) -> bool:
+        return self._settled.get(index) == writes(self.outputs[index])
 
     def part(self, index: int, rows: Sequence[int] | None, kept: bool = False) -> Tensor:
         """An output, or rows of it, for a call that uses it; ``kept`` if what it is made of is to be kept."""
         if index in self.outputs:
             return self._select(self.outputs[index], rows)
         store = self.expression.stores.get(index)
-        if store is not None and self._keeps(index) and self.expression.by_sample.get(index):
+        if store is not None and self._keeps(index) and self.expression.by_sample.get((index, self.batch)):
             numbers = range(self.batch) if rows is None else rows
             keys = self.keys()
             if all(keys[row] in store for row in numbers):
@@ -196,7 +231,10 @@ class Call:
     def settle(self, outputs: Sequence[Tensor]) -> None:
         """These are the outputs; what they were made of is not needed any more."""
         self.outputs |= dict(enumerate(outputs))
+        self._settled |= {index: writes(tensor) for index, tensor in enumerate(outputs)}
         self._inputs, self._args, self._kwargs = [], (), {}
+        if not self.expression.alias:
+            self.origin = None
 
     def compute(self, rows: Sequence[int] | None, look: bool = False, kept: bool = False) -> list[Tensor]:
         """Carry it out, for some samples or for all; ``look`` keeps :attr:`raw` and :attr:`aliases`."""
@@ -204,27 +242,33 @@ class Call:
         values = []
         for place, entry in enumerate(self._inputs):
             if isinstance(entry, Leaf):
-                value = entry.tensor
-                if writes(value) != entry.version:
-                    raise RuntimeError(
-                        "cache_front: the training step changed the input of the frozen front in place, after the "
-                        "front had been called with it. Give cache_front=False, or change a copy"
-                    )
+                value = entry.tensor if look or entry.copy is None else entry.copy
                 if index is not None and entry.by_sample:
                     value = value.index_select(0, index.to(value.device))
             else:
                 source, number = entry
                 value = source.part(number, rows) if isinstance(source, Call) and not kept else source.value(number)
-            values.append(value.clone() if self._in_place and place == 0 else value)
+            values.append(value.clone() if self._in_place and place == 0 and not look else value)
         feed = iter(values)
         args, kwargs = filled(self._args, feed), filled(self._kwargs, feed)
         if rows is not None and shapes(self._func):
             args = _with_size(args, self.batch, len(rows))
-        with torch.no_grad(), self._cache.computing(), autocast_as(self._autocast):
+        with torch.enable_grad(), self._cache.computing(), autocast_as(self._autocast), self._as_it_was():
             out = self._func(*args, **kwargs)
         if look:
             self.raw, self.aliases = out, _aliases(values, out)
         return tensors_of(out)
+
+    def _as_it_was(self) -> contextlib.AbstractContextManager:
+        if self._unit is None or self._state is None:
+            return contextlib.nullcontext()
+        state, modes = self._state
+        if self._unit.state() != state:
+            raise RuntimeError(
+                f"cache_front: {self._unit.name} was changed between its call and the use of what it gave. "
+                "Give cache_front=False, or change it before the call or after the training step"
+            )
+        return self._unit.in_modes(modes)
 
     def keys(self) -> list[bytes]:
         """One a sample: of all that enters the front and makes this output."""
@@ -234,12 +278,12 @@ class Call:
         if not self._cache.on or not any(leaf.by_sample for leaf in self.leaves):
             return False
         looks = self.expression.looks.get(self.batch)
-        by_sample = self.expression.by_sample.get(index, True)
+        by_sample = self.expression.by_sample.get((index, self.batch), True)
         return by_sample and looks is not None and looks[index].shape[:1] == (self.batch,)
 
     def _looked_up(self, index: int) -> Tensor:
         cache, expression, keys = self._cache, self.expression, self.keys()
-        if index not in expression.by_sample:
+        if (index, self.batch) not in expression.by_sample:
             return self._first_looked_up(index)
         store = expression.stores.get(index)
         with cache.timed():
@@ -256,7 +300,8 @@ class Call:
                 value = self._gather(store, index, keys)
             else:
                 look = expression.looks[self.batch][index]
-                value = torch.empty_strided(look.shape, look.stride, dtype=look.dtype, device=look.device)
+                stride = look.stride if 0 not in look.stride else torch.empty(look.shape, device="meta").stride()
+                value = torch.empty_strided(look.shape, stride, dtype=look.dtype, device=look.device)
                 value[torch.tensor(known)] = self._gather(store, index, [keys[row] for row in known])
                 value[torch.tensor(missing)] = made
         cache.note_rows(expression, index, len(known), self.batch)
@@ -264,7 +309,7 @@ class Call:
             self._keep(index, missing, made)
         expression.batches += 1
         if expression.batches <= _CHECKS or expression.batches % _CHECK_AGAIN == 0:
-            some = known[::2]
+            some = random.Random(expression.batches).sample(known, -(-len(known) // 2))
             with cache.timed():
                 made = self._some(index, some, timed=False)
             if made is None or not cache.alike(value[torch.tensor(some)], made):
@@ -276,12 +321,13 @@ class Call:
         """Whether the first dimension is that of the samples, shows when some of them are computed alone."""
         expression = self.expression
         value = self._computed(index, None)
-        some = range(0, self.batch, 2)
+        # In an irregular order, so that what is done to whole batches shows.
+        some = random.Random(self.batch).sample(range(self.batch), max(1, -(-self.batch // 2)))
         with self._cache.timed():
             made = self._some(index, some, timed=False)
-        rows = value[torch.tensor(list(some))]
-        expression.by_sample[index] = made is not None and self._cache.alike(rows, made)
-        if expression.by_sample[index]:
+        rows = value[torch.tensor(some)]
+        expression.by_sample[index, self.batch] = made is not None and self._cache.alike(rows, made)
+        if expression.by_sample[index, self.batch]:
             self._cache.note_rows(expression, index, 0, self.batch)
             self._keep(index, range(self.batch), value)
         else:
@@ -290,7 +336,7 @@ class Call:
 
     def _drop(self, index: int) -> None:
         """An output is no function of the sample alone; what it is made of may be."""
-        self.expression.by_sample[index] = False
+        self.expression.by_sample[index, self.batch] = False
         if store := self.expression.stores.pop(index, None):
             store.close(keep=False)
 
@@ -317,8 +363,10 @@ class Call:
     def _gather(self, store: SampleStore, index: int, keys: Sequence[bytes]) -> Tensor:
         look = self.expression.looks[self.batch][index]
         rows = torch.stack([store.row(key) for key in keys])
-        value = torch.empty_strided((len(keys), *look.shape[1:]), look.stride, dtype=look.dtype, device=look.device)
-        return value.copy_(rows)
+        shape, overlaps = (len(keys), *look.shape[1:]), 0 in look.stride
+        if overlaps:
+            return rows.to(look.device, look.dtype)
+        return torch.empty_strided(shape, look.stride, dtype=look.dtype, device=look.device).copy_(rows)
 
     @staticmethod
     def _select(value: Tensor, rows: Sequence[int] | None) -> Tensor:

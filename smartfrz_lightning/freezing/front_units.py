@@ -1,5 +1,11 @@
 """The modules of a frozen front that are looked up as a whole."""
 
+import contextlib
+import copy
+import functools
+import hashlib
+import inspect
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -8,7 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from smartfrz_lightning.freezing.sample_keys import digest, joined
-from smartfrz_lightning.private.pytorch import module_hooks, own_tensors, writes
+from smartfrz_lightning.private.pytorch import attributes, module_hooks, own_tensors, writes
+
+_COMPARED = 1 << 20  # bytes of weights that are compared in every batch
 
 
 class Unit:
@@ -19,8 +27,9 @@ class Unit:
         module: The module.
 
     Attributes:
-        digest: Of all that makes its output: parameters, buffers, and the modes of its modules.
+        digest: Of all that makes its output but the modes of its modules: tensors, plain attributes, code.
         calls: How often it was called.
+        restless: In how many batches in a row it had changed.
 
     Example:
         >>> import torch
@@ -37,60 +46,101 @@ class Unit:
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
         self.forward: Callable = module.forward
-        self.calls = 0
-        self._own_forward = module.__dict__.get("forward")
+        self.calls = self.restless = 0
         self._modules = list(module.modules())
         self.look()
 
     def look(self) -> None:
         """Take it as it is now."""
+        self._modules = list(self.module.modules())
         self._places = [place for module in self._modules for place in own_tensors(module)]
         self.tensors = [tensor for _, _, tensor in self._places]
         self._samples = _samples(self.tensors)
-        self._state = self._now()
+        self._state = self.state()
         self._values = self._sampled()
-        kinds = repr([(type(module).__qualname__, module.training) for module in self._modules])
-        about = digest(torch.frombuffer(bytearray(kinds.encode()), dtype=torch.uint8))
-        self.digest = joined([about, *map(digest, self.tensors)]).hex()
+        self._digests = list(map(digest, self.tensors))
+        self._next = 0
+        about = "\n".join(map(_about, self._modules))
+        own = digest(torch.frombuffer(bytearray(about.encode()), dtype=torch.uint8))
+        self.digest = joined([own, *self._digests]).hex()
 
     @property
     def frozen(self) -> bool:
         """Whether all its parameters still are."""
         return not any(tensor.requires_grad for tensor in self.tensors)
 
-    def intact(self) -> bool:
-        """Whether its parameters and buffers are those that it was looked at with; a functional call has others."""
-        return all(table.get(name) is tensor for table, name, tensor in self._places)
+    @property
+    def same(self) -> bool:
+        """Whether it is what it was when it was looked at, as far as that shows at once."""
+        return self.state() == self._state and all(table.get(name) is tensor for table, name, tensor in self._places)
 
     def changed(self) -> bool:
-        """Whether it is another than when it was looked at."""
-        if self._now() != self._state or not self.intact():
+        """Whether it is another than when it was looked at.
+
+        What is written through ``.data`` shows in the values alone: a few of every tensor are compared each time, and
+        all of them in turn.
+        """
+        if not self.same or not all(map(torch.equal, self._sampled(), self._values)):
             return True
-        # What is written through ``.data`` shows in the values alone.
-        return not all(map(torch.equal, self._sampled(), self._values))
+        compared = 0
+        for _ in range(len(self.tensors)):
+            number, self._next = self._next, (self._next + 1) % len(self.tensors)
+            if digest(self.tensors[number]) != self._digests[number]:
+                return True
+            compared += self.tensors[number].nbytes
+            if compared >= _COMPARED:
+                break
+        return False
 
     def state(self) -> tuple:
-        """What running it may change: tensors that are written to, and what its modules hold besides."""
-        held = [_held(module) for module in self._modules]
-        return [writes(tensor) for tensor in self.tensors], held
-
-    def _now(self) -> tuple:
+        """Tensors, attributes, parts and hooks of its modules, by identity and by how often they were written to."""
         tensors = [(writes(tensor), tensor.data_ptr(), tensor.requires_grad) for tensor in self.tensors]
-        return tensors, [module.training for module in self._modules]
+        return tensors, [attributes(module) for module in self._modules[1:]], attributes(self.module)[:3]
+
+    def modes(self) -> tuple[bool, ...]:
+        """Which of its modules are in training mode."""
+        return tuple([module.training for module in self._modules])
+
+    @contextlib.contextmanager
+    def in_modes(self, modes: tuple[bool, ...]) -> Iterator[None]:
+        """Its modules in other modes."""
+        now = self.modes()
+        try:
+            for module, mode in zip(self._modules, modes, strict=True):
+                module.training = mode
+            yield
+        finally:
+            for module, mode in zip(self._modules, now, strict=True):
+                module.training = mode
 
     def _sampled(self) -> list[Tensor]:
         return [torch.cat(samples) for samples in self._samples]
 
     def replace_forward(self, called: Callable) -> None:
         """Let something else be called with ``(unit, args, kwargs)`` instead."""
-        self.module.forward = lambda *args, **kwargs: called(self, args, kwargs)  # type: ignore[method-assign]
+        self.module.forward = _Forward(self, called)  # type: ignore[method-assign]
 
     def restore_forward(self) -> None:
         """As it was."""
-        if self._own_forward is not None:
-            self.module.forward = self._own_forward
-        else:
-            self.module.__dict__.pop("forward", None)
+        if isinstance(vars(self.module).get("forward"), _Forward):
+            del vars(self.module)["forward"]
+
+
+class _Forward:
+    """In the place of a module's ``forward``; a copy of the module gets a ``forward`` of its own."""
+
+    def __init__(self, unit: Unit, called: Callable) -> None:
+        self._unit, self._called = unit, called
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called(self._unit, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._unit.forward, memo)
+
+    def __reduce__(self) -> tuple:
+        module = self._unit.module
+        return types.MethodType, (type(module).forward, module)
 
 
 def find_units(
@@ -121,21 +171,34 @@ def find_units(
         inside = any(name.startswith(f"{path}.") for name in kept)
         if path and path not in refused and not inside and _usable(module):
             old = known.get(path)
-            yield old if old is not None and old.module is module else Unit(path, module)
-            return
+            try:
+                yield old if old is not None and old.module is module else Unit(path, module)
+            except (RuntimeError, TypeError, NotImplementedError):  # sparse or quantised tensors and the like
+                pass
+            else:
+                return
         for name, child in module.named_children():
             yield from walk(child, f"{path}.{name}" if path else name)
 
     yield from walk(model, "")
 
 
-def _held(module: nn.Module) -> list[tuple]:
-    """The attributes of a module by identity, and the length of those that have one."""
-    return [
-        (name, id(value), len(value) if isinstance(value, list | dict | set) else 0)
-        for name, value in vars(module).items()
-        if name != "forward"
-    ]
+def _about(module: nn.Module) -> str:
+    """All that a module computes by besides tensors: its class, its code, and its plain attributes."""
+    plain = {
+        name: value
+        for name, value in sorted(vars(module).items())
+        if name != "training" and isinstance(value, bool | int | float | str | tuple | None)
+    }
+    return f"{type(module).__module__}.{type(module).__qualname__} {_code(type(module))} {plain!r}"
+
+
+@functools.cache
+def _code(kind: type) -> str:
+    try:
+        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
+    except (OSError, TypeError):  # written in a prompt
+        return ""
 
 
 def _usable(module: nn.Module) -> bool:
@@ -144,8 +207,10 @@ def _usable(module: nn.Module) -> bool:
         return False
     if type(module).forward is nn.Module.forward:  # a list of modules
         return False
-    # What is hooked to a part would not be called.
-    return not any(any(module_hooks(part).values()) for part in module.modules() if part is not module)
+    if any("forward" in vars(part) for part in module.modules()):  # somebody else's replacement
+        return False
+    # What is hooked to it would not be called, or not with values.
+    return not any(any(module_hooks(part).values()) for part in module.modules())
 
 
 def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:

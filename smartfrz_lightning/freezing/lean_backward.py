@@ -67,10 +67,12 @@ class LeanBackward:
         """The batch is over, or broke off."""
         if self._open:
             for module, forward in self._modules:
+                if not isinstance(vars(module).get("forward"), _Lean):  # somebody else's, since
+                    continue
                 if forward is not None:
                     module.forward = forward  # type: ignore[method-assign]
                 else:
-                    vars(module).pop("forward", None)
+                    del vars(module)["forward"]
         self._open = False
 
 
@@ -99,7 +101,7 @@ class _LeanFunctions(TorchFunctionMode):
 def _convolution(transposed: bool, dimensions: int) -> Callable:
     def replaced(
         func: Callable,
-        x: Tensor,
+        input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
         stride: Any = 1,
@@ -107,12 +109,17 @@ def _convolution(transposed: bool, dimensions: int) -> Callable:
         *rest: Any,
         **named: Any,
     ) -> Tensor:
+        x = input
         names = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
         more = {**dict(zip(names, rest, strict=False)), **named}
         frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-        if not frozen or isinstance(padding, str) or x.ndim != dimensions + 2 or set(more) - set(names):
-            return func(x, weight, bias, stride, padding, *rest, **named)
+        odd = isinstance(padding, str) or x.ndim != dimensions + 2 or set(more) - set(names) or x.is_complex()
         device = x.device.type
+        mixed = x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype)
+        if torch.is_autocast_enabled(device):
+            mixed = torch.double in (x.dtype, weight.dtype)  # which autocast leaves alone
+        if not frozen or odd or mixed:
+            return func(x, weight, bias, stride, padding, *rest, **named)
         if torch.is_autocast_enabled(device) and x.is_floating_point():
             x = x.to(torch.get_autocast_dtype(device))
 
@@ -149,7 +156,14 @@ class LeanConvolution(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, weight, _, ctx.how = inputs
         ctx.save_for_backward(weight)
+        ctx.save_for_forward(weight)
         ctx.shape, ctx.stride = x.shape, x.stride()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        """Forward mode: the convolution of the tangent."""
+        [weight] = ctx.saved_tensors
+        return torch.convolution(tangents[0], weight.to(tangents[0].dtype), None, *ctx.how)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
@@ -167,7 +181,7 @@ class LeanConvolution(torch.autograd.Function):
 
 def _batch_norm(
     func: Callable,
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -178,8 +192,8 @@ def _batch_norm(
 ) -> Tensor:
     frozen = not any(tensor is not None and tensor.requires_grad for tensor in (weight, bias))
     if training or running_mean is None or running_var is None or not frozen:
-        return func(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return LeanBatchNorm.apply(x, running_mean, running_var, weight, bias, eps)  # type: ignore[no-any-return]
+        return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return LeanBatchNorm.apply(input, running_mean, running_var, weight, bias, eps)  # type: ignore[no-any-return]
 
 
 class LeanBatchNorm(torch.autograd.Function):
@@ -204,7 +218,15 @@ class LeanBatchNorm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         _, _, var, weight, _, eps = inputs
         scale = torch.rsqrt(var + eps)
-        ctx.save_for_backward(scale if weight is None else scale * weight)
+        scale = scale if weight is None else scale * weight
+        ctx.save_for_backward(scale)
+        ctx.save_for_forward(scale)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        """Forward mode: the tangent, scaled."""
+        [scale] = ctx.saved_tensors
+        return (tangents[0] * scale.view(1, -1, *([1] * (tangents[0].ndim - 2)))).to(tangents[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:

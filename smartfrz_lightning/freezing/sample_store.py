@@ -87,7 +87,7 @@ class SampleStore:
         """No row fits any more."""
         self.problem = ""
         """Why, if not by its budget."""
-        if folder is not None:
+        with contextlib.suppress(OSError):  # a folder that cannot be read
             self._find_earlier()
 
     def __len__(self) -> int:
@@ -100,6 +100,10 @@ class SampleStore:
             if xxhash.xxh3_64_intdigest(_view(row)) != expected:
                 del self._where[key]  # damaged: it is made again
         return key in self._where
+
+    def keys(self) -> list[bytes]:
+        """Whose rows are kept."""
+        return list(self._where)
 
     def row(self, key: bytes) -> Tensor:
         """The row of a sample, not to be changed."""

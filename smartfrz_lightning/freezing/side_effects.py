@@ -1,6 +1,8 @@
 """What a function does besides giving a result: it writes, draws random numbers, or goes by the state of autocast."""
 
 import contextlib
+import functools
+import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,23 +11,109 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_IN_PLACE = {f"__{name}__" for name in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "setitem")}
+from smartfrz_lightning.private.pytorch import TorchDispatchMode
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+_IN_PLACE = {f"__i{name}__" for name in _OPERATORS} | {"__setitem__"}
 
 
-def in_place(func: Callable, kwargs: dict[str, Any]) -> bool:
+@functools.cache
+def _place_of_inplace(func: Callable) -> int | None:
+    try:
+        names = list(inspect.signature(func).parameters)
+    except (ValueError, TypeError):  # a builtin
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+def in_place(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a function writes into its first argument.
 
     Example:
         >>> import torch
         >>> from smartfrz_lightning.freezing.side_effects import in_place
-        >>> in_place(torch.Tensor.add_, {}), in_place(torch.Tensor.add, {})
+        >>> in_place(torch.Tensor.add_, (), {}), in_place(torch.Tensor.add, (), {})
         (True, False)
     """
     name = getattr(func, "__name__", "")
+    place = _place_of_inplace(func)
+    if place is not None and len(args) > place and args[place] is True:
+        return True
     return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or bool(kwargs.get("inplace"))
 
 
 _SHAPES = {"view", "reshape", "expand", "broadcast_to", "repeat"}
+
+
+_HANDS_OUT = {"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "requires_grad_", "set_"}
+_HANDS_OUT |= {"retain_grad", "register_hook", "register_post_accumulate_grad_hook", "grad", "backward"}
+_SELECTS = {"nonzero", "masked_select", "unique", "unique_consecutive", "repeat_interleave", "argwhere", "bincount"}
+
+
+def hands_out(func: Callable) -> bool:
+    """Whether a function lets a tensor's values be written to elsewhere, or asks for its gradient.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.side_effects import hands_out
+        >>> hands_out(torch.Tensor.numpy), hands_out(torch.Tensor.add)
+        (True, False)
+    """
+    return getattr(func, "__name__", "") in _HANDS_OUT
+
+
+def selects(func: Callable, inputs: Sequence[Tensor]) -> bool:
+    """Whether the size of a function's output depends on values.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.side_effects import selects
+        >>> selects(torch.nonzero, []), selects(torch.Tensor.__getitem__, [torch.ones(2), torch.ones(2) > 0])
+        (True, True)
+    """
+    name = getattr(func, "__name__", "")
+    return name in _SELECTS or (name == "__getitem__" and any(tensor.dtype == torch.bool for tensor in inputs[1:]))
+
+
+class Decisions(TorchDispatchMode):
+    """Sees whether values are looked at: in the flow of the program, or for the size of a result.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.side_effects import Decisions
+        >>> with Decisions() as decisions:
+        ...     _ = torch.ones(2).sum().item()
+        >>> decisions.made
+        True
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
+        self.made |= by_mask or name in _DECIDES
+        return func(*args, **(kwargs or {}))
+
+
+_DECIDES = {"_local_scalar_dense", "_pack_padded_sequence", "_pad_packed_sequence", "_unique2", "unique_dim", *_SELECTS}
+
+
+def changes_shape(func: Callable) -> bool:
+    """Whether a function changes the shape of its input in place.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.freezing.side_effects import changes_shape
+        >>> changes_shape(torch.Tensor.unsqueeze_), changes_shape(torch.Tensor.add_)
+        (True, False)
+    """
+    return getattr(func, "__name__", "") in _RESHAPES
+
+
+_RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "resize_", "as_strided_", "swapaxes_", "swapdims_"}
 
 
 def shapes(func: Callable) -> bool:

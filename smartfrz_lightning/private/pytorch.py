@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 from torch import nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingModuleSource]
 from torch._dynamo.callback import callback_handler as compile_callbacks
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm
@@ -24,13 +25,16 @@ __all__ = [
     "SpectralNorm",
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
+    "attributes",
     "below_functions",
     "bucket_megabytes",
     "communication_hooks",
     "compile_callbacks",
     "compile_config",
+    "has_global_hooks",
     "in_backward",
     "is_compiled",
+    "is_plain",
     "module_hooks",
     "own_tensors",
     "placeholder",
@@ -185,3 +189,49 @@ def own_tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, torch.Tens
     """
     tables = (module._parameters, module._buffers)
     return [(table, name, t) for table in tables for name, t in table.items() if t is not None]
+
+
+def has_global_hooks() -> bool:
+    """Whether something is hooked to every module.
+
+    Example:
+        >>> from smartfrz_lightning.private.pytorch import has_global_hooks
+        >>> has_global_hooks()
+        False
+    """
+    module = torch.nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
+
+
+def attributes(module: nn.Module) -> tuple:
+    """What a module holds, by identity: attributes, parts, and how many hooks; not its mode.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.private.pytorch import attributes
+        >>> net = nn.Sequential(nn.Linear(2, 2))
+        >>> before = attributes(net)
+        >>> net.scale = 2.0
+        >>> attributes(net) == before
+        False
+    """
+    own = vars(module)
+    held = tuple([id(value) for name, value in own.items() if name not in ("training", "forward")])
+    sizes = [len(value) for value in own.values() if isinstance(value, list | dict | set)]
+    return held, sizes, [id(part) for part in module._modules.values()], id(own.get("forward"))
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is nothing but its values: dense, and not in a transform of ``torch.func`` or forward mode.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.private.pytorch import is_plain
+        >>> is_plain(torch.ones(2)), is_plain(torch.ones(2).to_sparse()), is_plain(torch.ones(0))
+        (True, False, False)
+    """
+    if tensor.layout != torch.strided or tensor.is_inference() or tensor.is_conj() or tensor.is_neg():
+        return False
+    if tensor.is_quantized or tensor.is_nested or is_functorch_wrapped_tensor(tensor):
+        return False
+    return tensor.numel() > 0 and torch.autograd.forward_ad._current_level < 0
