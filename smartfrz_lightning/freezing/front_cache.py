@@ -234,6 +234,10 @@ class FrontCache:
                 self._cost[1] += batch - known
             self._in_batch.clear()
             self._seconds = 0.0
+        for unit in self._units.values():
+            if unit.calls and not unit.same:
+                self.refused.setdefault(unit.name, "a training step changes it")
+                self._found = False
         if len(self._expressions) > _EXPRESSIONS:
             self.stop("what is done with the front's outputs is another thing in every step")
         # A container that is never called itself (a list of blocks): its parts may be.
@@ -324,8 +328,8 @@ class FrontCache:
     def _note_change(self, unit: Unit) -> None:
         before, unit.restless = unit.digest, unit.restless + 1
         unit.look()
+        self._found = False  # it may be none any more
         if not unit.frozen:
-            self._found = False
             return
         if unit.digest != before:
             self._changes[unit.name] = self._changes.get(unit.name, 0) + 1
@@ -455,12 +459,12 @@ class FrontCache:
 
     def leaf(self, tensor: Tensor, batch: int) -> Leaf:
         """A tensor that enters the front, with the keys of its samples."""
+        with self.timed():  # every time: what is written through ``.data`` does not show otherwise
+            by_sample = self._by_sample(tensor, batch)
+            keys = row_digests(tensor) if by_sample else [digest(tensor)]
         known = self._leaves.get(id(tensor))
-        if known is None or known.tensor is not tensor or writes(tensor) != known.version:
-            with self.timed():
-                by_sample = self._by_sample(tensor, batch)
-                keys = row_digests(tensor) if by_sample else [digest(tensor)]
-            known = self._leaves[id(tensor)] = Leaf(tensor, by_sample, writes(tensor), keys)
+        if known is None or known.tensor is not tensor or known.keys != keys:
+            known = self._leaves[id(tensor)] = Leaf(tensor, by_sample, keys)
             self._entered.append(known)
         return known
 

@@ -69,19 +69,17 @@ class Leaf:
         tensor: The tensor.
         copy: Its values as they were when it entered, once they are needed later.
         by_sample: Whether its rows are those of samples.
-        version: How often it had been written to.
         keys: One a row, or one.
 
     Example:
         >>> import torch
         >>> from smartfrz_lightning.freezing.front_call import Leaf
-        >>> Leaf(torch.ones(1), True, 0, [b"key"]).by_sample
+        >>> Leaf(torch.ones(1), True, [b"key"]).by_sample
         True
     """
 
     tensor: Tensor
     by_sample: bool
-    version: int
     keys: list[bytes]
     copy: Tensor | None = None
 
@@ -321,12 +319,14 @@ class Call:
         """Whether the first dimension is that of the samples, shows when some of them are computed alone."""
         expression = self.expression
         value = self._computed(index, None)
-        # In an irregular order, so that what is done to whole batches shows.
-        some = random.Random(self.batch).sample(range(self.batch), max(1, -(-self.batch // 2)))
-        with self._cache.timed():
-            made = self._some(index, some, timed=False)
-        rows = value[torch.tensor(some)]
-        expression.by_sample[index, self.batch] = made is not None and self._cache.alike(rows, made)
+        # In irregular orders, so that what is done to whole batches shows.
+        alike = True
+        for seed in range(2):
+            some = random.Random(f"{seed}/{expression.number}").sample(range(self.batch), -(-self.batch // 2))
+            with self._cache.timed():
+                made = self._some(index, some, timed=False)
+            alike = alike and made is not None and self._cache.alike(value[torch.tensor(some)], made)
+        expression.by_sample[index, self.batch] = alike
         if expression.by_sample[index, self.batch]:
             self._cache.note_rows(expression, index, 0, self.batch)
             self._keep(index, range(self.batch), value)

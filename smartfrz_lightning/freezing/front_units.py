@@ -5,7 +5,6 @@ import copy
 import functools
 import hashlib
 import inspect
-import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -139,8 +138,7 @@ class _Forward:
         return copy.deepcopy(self._unit.forward, memo)
 
     def __reduce__(self) -> tuple:
-        module = self._unit.module
-        return types.MethodType, (type(module).forward, module)
+        return getattr, (self._unit.module, "forward")
 
 
 def find_units(

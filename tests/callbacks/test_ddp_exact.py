@@ -21,7 +21,7 @@ CASES = {
         "thaw": {"3": [0]},
         "trainer": {"accumulate_grad_batches": 2},
     },
-    "front cache": {"script": {"2": [0], "5": [1]}, "cache": True, "trainer": {"accumulate_grad_batches": 2}},
+    "front cache": {"script": {"1": [0]}, "cache": True},
     "probe": {"smart": {"start": "probe", "probe_steps": 4, "threshold": 0.999}, "gentle": True},
     "shipped predictor": {"smart": {"threshold": 0.2, "snapshot_every_n_steps": 1}},
 }
