@@ -425,7 +425,7 @@ class FrontCache:
 
     def _name(self, func: Callable, unit: Unit | None) -> str:
         if unit is not None:
-            return f"{unit.name} {unit.digest}"
+            return f"{unit.name} {unit.digest} {''.join('01'[mode] for mode in unit.modes())}"
         module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "")
         name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None)
         if name is None or "<" in name or name in ("__get__", "__set__"):

@@ -701,6 +701,23 @@ def array_written_to(net, x, step):
     return net.head(h)
 
 
+def two_modes(net, x, step):
+    net.front = net.front if isinstance(net.front, Doubles) else Doubles(net.front)
+    one, two = net.front.train()(x), net.front.eval()(x)
+    return net.head(one - two)
+
+
+class Doubles(nn.Module):
+    """Twice as much in training mode."""
+
+    def __init__(self, front):
+        super().__init__()
+        self.front = front[3]
+
+    def forward(self, x):
+        return self.front(x) * (1 + self.training)
+
+
 def dropped_in_place(net, x, step):
     h = net.front.eval()(x)
     torch.manual_seed(step)
@@ -743,7 +760,7 @@ def mixed(net, x, step):
 
 @pytest.mark.parametrize(
     "what",
-    [eval_around, weights_swapped, thawed_in_the_step, view_written_to, array_written_to, dropped_in_place]
+    [eval_around, weights_swapped, thawed_in_the_step, view_written_to, array_written_to, dropped_in_place, two_modes]
     + [chosen_by_mask, centred, differentiated, attribute_changed, empty_at_times, mixed, conditioned],
 )
 def test_whatever_a_training_step_does(what):
