@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smartfrz_lightning.freezing.front_call import Call, Expression, Known, Leaf
@@ -428,6 +429,8 @@ class FrontCache:
             return f"{unit.name} {unit.digest} {''.join('01'[mode] for mode in unit.modes())}"
         module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "")
         name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None)
+        if getattr(F, getattr(func, "__name__", ""), None) is func:  # some have no other name
+            name = func.__name__
         if name is None or "<" in name or name in ("__get__", "__set__"):
             raise NotPlain
         return f"{module}.{name}"
