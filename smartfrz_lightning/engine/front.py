@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.freezing.front_cache import ENDED, FrontCache
+from smartfrz_lightning.freezing.cache_use import ENDED
+from smartfrz_lightning.freezing.front_cache import FrontCache
 from smartfrz_lightning.layers.layer import front
 
 

@@ -4,7 +4,6 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smartfrz_lightning.freezing.cache_use import ENDED, CacheUse
 from smartfrz_lightning.freezing.front_call import Call, Expression, Known, Leaf
 from smartfrz_lightning.freezing.front_units import Unit, dropouts, find_units
 from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
@@ -27,46 +27,14 @@ from smartfrz_lightning.freezing.side_effects import (
     random_state,
     same_random_state,
     selects,
-    shapes,
+    takes_sizes,
 )
 from smartfrz_lightning.private.pytorch import has_global_hooks, is_compiled, is_plain, writes
 
-ENDED = "training ended"
 _NOT_CALLED = "it is not called itself"
 _TRIES = 2  # batches in which an expression is carried out at once, before it may be deferred
 _EXPRESSIONS = 1000  # the most that are known
 _CHANGES = 3  # so often may a part of the front change before it is left alone
-
-
-@dataclass
-class CacheUse:
-    """What a cache did.
-
-    Attributes:
-        hits: Samples that the front was not run for.
-        misses: Samples that it was run for.
-        gigabytes: Kept at most.
-        seconds: That were saved: those of the front, less those of looking up and keeping.
-        ends: Which part of the frozen front could not be kept, and why.
-        stopped: Why the cache was switched off; empty while it is on.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.front_cache import CacheUse
-        >>> CacheUse(hits=30, misses=10).rate
-        0.75
-    """
-
-    hits: int = 0
-    misses: int = 0
-    gigabytes: float = 0.0
-    seconds: float = 0.0
-    ends: str = ""
-    stopped: str = ""
-
-    @property
-    def rate(self) -> float:
-        """Share of hits."""
-        return self.hits / max(1, self.hits + self.misses)
 
 
 class FrontCache:
@@ -256,6 +224,7 @@ class FrontCache:
             keep: Whether files stay for later runs.
         """
         self.close()
+        self._find_seconds()
         for expression in self._expressions.values():
             for store in expression.stores.values():
                 store.close(keep)
@@ -264,7 +233,6 @@ class FrontCache:
         self._units.clear()
         if not reason:
             self._restore_dropout()
-        self._find_seconds()
         self.use.stopped = self.use.stopped or reason or ENDED
 
     def flush(self) -> None:
@@ -369,7 +337,7 @@ class FrontCache:
             if not self._open or self._computing or self._chance or "out" in kwargs or hands_out(func):
                 raise NotPlain
             name = self._name(func, unit)
-            tensors = [t for t in args if isinstance(t, Tensor)] if shapes(func) else []
+            tensors = [t for t in args if isinstance(t, Tensor)] if takes_sizes(func) else []
             size = self._batch_of(tensors) if tensors else 0
             arguments = described(args, inputs, size), described(kwargs, inputs)
             if not inputs or not all(map(self._noted, inputs)) or selects(func, inputs):
@@ -475,12 +443,12 @@ class FrontCache:
         """Carry out an expression of which it is not known what comes out, and see whether it is pure."""
         expression, device = note.expression, inputs[0].device
         written = [tensor for tensor in inputs if not isinstance(tensor, LazyTensor)]
-        versions, state = [writes(tensor) for tensor in written], unit.state() if unit else None
+        versions = [writes(tensor) for tensor in written]
         before = random_state(device)
         with Decisions() if expression.tries < _TRIES else contextlib.nullcontext() as decisions:
             outputs = note.compute(None, look=True)
         drew = not same_random_state(before, random_state(device))
-        changed = [writes(tensor) for tensor in written] != versions or (unit and unit.state() != state)
+        changed = [writes(tensor) for tensor in written] != versions or (unit is not None and not unit.same)
         changed = changed or bool(decisions and decisions.made)
         plain = bool(outputs) and all(type(t) is Tensor and not t.requires_grad for t in outputs)
         if drew or changed or not plain:
@@ -579,9 +547,14 @@ class FrontCache:
 
         return f"{torch.__version__} {whole(expression.text)}"
 
-    def timed(self) -> "_Spent":
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
         """Seconds inside are spent on looking up and keeping."""
-        return _Spent(self)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent += time.perf_counter() - start
 
     @property
     def _seconds_each(self) -> float:
@@ -592,17 +565,6 @@ class FrontCache:
         said = {name: why for name, why in self.refused.items() if why != _NOT_CALLED}
         self.use.ends = next((f"{name}: {why}" for name, why in said.items()), "")
         self.use.gigabytes = max(self.use.gigabytes, (self._budget.size - self._budget.free) / 1e9)
-
-
-class _Spent:
-    def __init__(self, cache: FrontCache) -> None:
-        self._cache = cache
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: Any) -> None:
-        self._cache._spent += time.perf_counter() - self._start
 
 
 def _first(args: tuple) -> Any:

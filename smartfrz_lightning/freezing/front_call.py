@@ -13,7 +13,7 @@ from torch import Tensor
 from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
 from smartfrz_lightning.freezing.nests import filled, tensors_of
 from smartfrz_lightning.freezing.sample_store import SampleStore
-from smartfrz_lightning.freezing.side_effects import autocast_as, autocast_of, in_place, shapes
+from smartfrz_lightning.freezing.side_effects import autocast_as, autocast_of, in_place, takes_sizes
 from smartfrz_lightning.private.pytorch import writes
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Call:
         unit: "Unit | None" = None,
     ) -> None:
         self._unit = unit
-        self._state = (unit.state(), unit.modes()) if unit else None
+        self._modes = unit.modes() if unit else ()
         self.expression, self.batch = expression, batch
         self._cache, self._func = cache, func
         feed = iter(inputs)
@@ -249,7 +249,7 @@ class Call:
             values.append(value.clone() if self._in_place and place == 0 and not look else value)
         feed = iter(values)
         args, kwargs = filled(self._args, feed), filled(self._kwargs, feed)
-        if rows is not None and shapes(self._func):
+        if rows is not None and takes_sizes(self._func):
             args = _with_size(args, self.batch, len(rows))
         with torch.enable_grad(), self._cache.computing(), autocast_as(self._autocast), self._as_it_was():
             out = self._func(*args, **kwargs)
@@ -258,15 +258,14 @@ class Call:
         return tensors_of(out)
 
     def _as_it_was(self) -> contextlib.AbstractContextManager:
-        if self._unit is None or self._state is None:
+        if self._unit is None:
             return contextlib.nullcontext()
-        state, modes = self._state
-        if self._unit.state() != state:
+        if not self._unit.same:
             raise RuntimeError(
                 f"cache_front: {self._unit.name} was changed between its call and the use of what it gave. "
                 "Give cache_front=False, or change it before the call or after the training step"
             )
-        return self._unit.in_modes(modes)
+        return self._unit.in_modes(self._modes)
 
     def keys(self) -> list[bytes]:
         """One a sample: of all that enters the front and makes this output."""

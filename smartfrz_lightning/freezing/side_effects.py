@@ -116,13 +116,13 @@ def changes_shape(func: Callable) -> bool:
 _RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "resize_", "as_strided_", "swapaxes_", "swapdims_"}
 
 
-def shapes(func: Callable) -> bool:
+def takes_sizes(func: Callable) -> bool:
     """Whether the numbers among the arguments of a function are the sizes of its output.
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import shapes
-        >>> shapes(torch.Tensor.view), shapes(torch.Tensor.roll)
+        >>> from smartfrz_lightning.freezing.side_effects import takes_sizes
+        >>> takes_sizes(torch.Tensor.view), takes_sizes(torch.Tensor.roll)
         (True, False)
     """
     return getattr(func, "__name__", "") in _SHAPES

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from smartfrz_lightning.freezing.front_cache import ENDED, CacheUse
+from smartfrz_lightning.freezing.cache_use import ENDED, CacheUse
 from smartfrz_lightning.report.timeline import Start, Timeline
 
 _PINNED = {
@@ -98,7 +98,7 @@ def cache_line(use: CacheUse) -> str:
     """What the cache of the frozen front did.
 
     Example:
-        >>> from smartfrz_lightning.freezing.front_cache import CacheUse
+        >>> from smartfrz_lightning.freezing.cache_use import CacheUse
         >>> from smartfrz_lightning.report.show import cache_line
         >>> cache_line(CacheUse(hits=300, misses=100, gigabytes=0.25, seconds=12.0))
         'front cache: not run for 300 of 400 samples, 12.0 s saved, 0.25 GB kept at most'

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from smartfrz_lightning.cost.flops import StepFlops
 from smartfrz_lightning.cost.layer_flops import LayerFlops
-from smartfrz_lightning.freezing.front_cache import CacheUse
+from smartfrz_lightning.freezing.cache_use import CacheUse
 from smartfrz_lightning.layers.layer import Layer
 
 

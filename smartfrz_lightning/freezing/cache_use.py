@@ -1,0 +1,37 @@
+"""CacheUse: what a front cache did, for the report."""
+
+from dataclasses import dataclass
+
+ENDED = "training ended"
+"""Why a cache is off that did well to the end."""
+
+
+@dataclass
+class CacheUse:
+    """What a cache did.
+
+    Attributes:
+        hits: Samples that the front was not run for.
+        misses: Samples that it was run for.
+        gigabytes: Kept at most.
+        seconds: That were saved: those of the front, less those of looking up and keeping.
+        ends: Which part of the frozen front could not be kept, and why.
+        stopped: Why the cache was switched off; empty while it is on.
+
+    Example:
+        >>> from smartfrz_lightning.freezing.cache_use import CacheUse
+        >>> CacheUse(hits=30, misses=10).rate
+        0.75
+    """
+
+    hits: int = 0
+    misses: int = 0
+    gigabytes: float = 0.0
+    seconds: float = 0.0
+    ends: str = ""
+    stopped: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Share of hits."""
+        return self.hits / max(1, self.hits + self.misses)
