@@ -39,8 +39,7 @@ class CachedFront:
     def start(self, run: TrainingRun) -> None:
         """Training begins or goes on."""
         method = self._method
-        # Of a single epoch, no sample comes again.
-        if not method.cache_front or run.total_batches <= run.batches_per_epoch < float("inf"):
+        if not method.cache_front:
             return
         folder = Path(method.cache_front) if isinstance(method.cache_front, str) else None
         dtype = getattr(torch, method.cache_dtype) if method.cache_dtype else None
@@ -49,6 +48,9 @@ class CachedFront:
         self._said = False
         if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):
             self.cache.stop("parameters are sharded (FSDP)")
+        elif run.total_batches <= run.batches_per_epoch < float("inf"):
+            self.cache.stop("in a run of a single epoch no sample comes again")
+        self._say(run)
         self.changed(run)
 
     def changed(self, run: TrainingRun) -> None:

@@ -15,6 +15,7 @@ class CacheUse:
         misses: Samples that it was run for.
         gigabytes: Kept at most.
         seconds: That were saved: those of the front, less those of looking up and keeping.
+        rounding: Largest error of a value that was kept in a smaller type, relative to the largest value.
         ends: Which part of the frozen front could not be kept, and why.
         stopped: Why the cache was switched off; empty while it is on.
 
@@ -28,6 +29,7 @@ class CacheUse:
     misses: int = 0
     gigabytes: float = 0.0
     seconds: float = 0.0
+    rounding: float = 0.0
     ends: str = ""
     stopped: str = ""
 

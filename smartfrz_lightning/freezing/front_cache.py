@@ -56,7 +56,6 @@ class FrontCache:
     Attributes:
         use: What it did.
         refused: Modules that are no function of their inputs, or not to be replaced, and why.
-        rounding: Largest error of a value that was kept in a smaller type, relative to the largest value.
 
     Example:
         >>> import torch
@@ -89,7 +88,6 @@ class FrontCache:
         self.use = use or CacheUse()
         self.use.stopped = ""
         self._seconds_before, self._hits_before = self.use.seconds, self.use.hits
-        self.rounding = 0.0
         self._units: dict[str, Unit] = {}
         self.refused: dict[str, str] = {}
         self._changes: dict[str, int] = {}
@@ -501,7 +499,7 @@ class FrontCache:
         store.put(keys, values)
         if self._dtype is not None and len(values):
             error = (values.to(store.dtype).to(values.dtype) - values).abs().max() / values.abs().max().clamp(min=1e-30)
-            self.rounding = max(self.rounding, float(error))
+            self.use.rounding = max(self.use.rounding, float(error))
         if store.problem:
             self.stop(f"no more can be written to {self._folder}: {store.problem}")
 

@@ -90,9 +90,6 @@ class SampleStore:
         with contextlib.suppress(OSError):  # a folder that cannot be read
             self._find_earlier()
 
-    def __len__(self) -> int:
-        return len(self._where)
-
     def __contains__(self, key: bytes) -> bool:
         self.used = True
         if key in self._found:

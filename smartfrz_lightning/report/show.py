@@ -105,6 +105,8 @@ def cache_line(use: CacheUse) -> str:
     """
     line = f"front cache: not run for {use.hits:,} of {use.hits + use.misses:,} samples, {use.seconds:.1f} s saved, "
     line += f"{use.gigabytes:.2f} GB kept at most"
+    if use.rounding:
+        line += f", rounded by {use.rounding:.1e} of the largest value at most"
     if use.ends:
         line += f"; it ends before {use.ends}"
     return line if use.stopped in ("", ENDED) else f"{line}; switched off: {use.stopped}"

@@ -517,7 +517,7 @@ def test_half_of_the_room_costs_as_much_accuracy_as_it_says():
     cache = FrontCache(other, dtype=torch.bfloat16)
     plain, cached = train(net, images(20), 2), train(other, images(20), 2, cache)
     assert cached != plain and cached == pytest.approx(plain, rel=0.05)
-    assert 1e-4 < cache.rounding < 2**-7
+    assert 1e-4 < cache.use.rounding < 2**-7
 
 
 def test_compiled_models_are_left_alone():
