@@ -18,6 +18,9 @@ _MAKE: dict[str, Any] = {
     "mobilenet_v2": mobilenet_v2_32,
     "vit": vit_32,
 }
+TEXT = ("minilm",)
+"""Networks that read token ids."""
+
 _HEAD = {
     "resnet20": "linear.*",
     "resnet32": "linear.*",
@@ -27,13 +30,32 @@ _HEAD = {
 }
 
 
+class Tokens(nn.Module):
+    """A sequence classifier of ``transformers`` as a plain network.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.outcomes.networks import build
+        >>> build("minilm", 5)(torch.tensor([[101, 7, 102, 0]])).shape
+        torch.Size([1, 5])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits ``[batch, classes]`` of token ids ``[batch, tokens]``, 0 where there is none."""
+        return self.network(input_ids=ids, attention_mask=ids.ne(0)).logits
+
+
 def build(network: str, num_classes: int, weights: str | Path | None = None) -> nn.Module:
     """A network with a new head.
 
     Args:
-        network: ``resnet20``, ``resnet32``, ``vgg8``, ``mobilenet_v2``, ``vit``, or a name of timm.
+        network: ``resnet20``, ``resnet32``, ``vgg8``, ``mobilenet_v2``, ``vit``, ``minilm``, or a name of timm.
         num_classes: Outputs.
-        weights: File of its weights, if it is pretrained.
+        weights: File of its weights, if it is pretrained; of ``minilm`` its folder.
 
     Example:
         >>> from smartfrz_lightning.outcomes.networks import build
@@ -45,6 +67,8 @@ def build(network: str, num_classes: int, weights: str | Path | None = None) -> 
         if weights:
             load_weights(net, str(weights), fresh=[_HEAD[network]])
         return net
+    if network == "minilm":
+        return Tokens(_minilm(num_classes, weights))
     require("timm", "vision")
     import timm
 
@@ -53,6 +77,16 @@ def build(network: str, num_classes: int, weights: str | Path | None = None) -> 
         load_weights(net, str(weights))
     net.reset_classifier(num_classes)  # type: ignore[operator]
     return net
+
+
+def _minilm(num_classes: int, weights: str | Path | None) -> nn.Module:
+    require("transformers", "text")
+    from transformers import BertConfig, BertForSequenceClassification
+
+    if weights:
+        return BertForSequenceClassification.from_pretrained(str(weights), num_labels=num_classes)
+    size = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 6}
+    return BertForSequenceClassification(BertConfig(num_labels=num_classes, **size))  # type: ignore[arg-type]
 
 
 def image_size(network: str) -> int | None:

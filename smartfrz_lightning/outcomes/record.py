@@ -12,10 +12,11 @@ from smartfrz_lightning.cost.layer_flops import layer_flops
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.layers.tracer import find_layers
 from smartfrz_lightning.outcomes.case import Case
-from smartfrz_lightning.outcomes.networks import build, image_size, normalisation
+from smartfrz_lightning.outcomes.networks import TEXT, build, image_size, normalisation
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
 from smartfrz_lightning.outcomes.probe import probe_gradients
 from smartfrz_lightning.outcomes.tasks import image_task
+from smartfrz_lightning.outcomes.texts import text_task
 from smartfrz_lightning.outcomes.training import evaluate, train
 
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -36,12 +37,16 @@ def record_case(case: Case, data: str | Path, weights: str | Path, depths: Seque
     Args:
         case: The case.
         data: Folder of the images, see :func:`~smartfrz_lightning.outcomes.tasks.image_task`.
-        weights: Folder of ``<case.weights>.safetensors``.
+        weights: Folder of ``<case.weights>.safetensors``, or of the folder ``<case.weights>``.
         depths: Shares of the layers before the head that freeze.
     """
-    train_set, validation = image_task(case, data, *normalisation(case.network), image_size(case.network))
+    text = case.network in TEXT
+    if text:
+        train_set, validation = text_task(case, weights)
+    else:
+        train_set, validation = image_task(case, data, *normalisation(case.network), image_size(case.network))
     torch.manual_seed(case.seed)
-    file = Path(weights) / f"{case.weights}.safetensors" if case.weights else None
+    file = Path(weights) / (case.weights if text else f"{case.weights}.safetensors") if case.weights else None
     net = build(case.network, len(case.classes), file)
     start = copy.deepcopy(net.state_dict())
     layers = find_layers(net, train_set[0][: case.batch_size])

@@ -144,6 +144,7 @@ def train(
         True
     """
     total = steps or case.steps
+    torch.manual_seed(case.seed)  # of dropout
     net.train().requires_grad_(True)
     optimizer = make_optimizer(case, net.parameters())
     begin = 0

@@ -1,7 +1,7 @@
 """Show a freezing timeline: a table for the terminal, and a picture."""
 
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -141,6 +141,8 @@ def nothing_saved(timeline: Timeline) -> str:
 def plot_timeline(timeline: Timeline, path: str | Path | IO[bytes]) -> None:
     """Draw layers against steps: when each trained and when it was frozen, as a picture file.
 
+    Beside it, if there was a probe: how much each layer wanted to move.
+
     Example:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
@@ -158,11 +160,13 @@ def plot_timeline(timeline: Timeline, path: str | Path | IO[bytes]) -> None:
 
     layers, steps = timeline.layers, max(1, timeline.steps)
     longest = max((len(layer.name) for layer in layers), default=0)
-    width, height = 8.0, max(2.5, 0.18 * len(layers) + 1.2)
+    beside = 2.2 if timeline.start and any(timeline.start.profile.values()) else 0.0
+    width, height = 8.0 + beside, max(2.5, 0.18 * len(layers) + 1.2)
     figure = Figure(figsize=(width, height))
     # Margins by what stands in them: measuring all texts for a layout takes longer than drawing.
     left = min(0.5, (0.065 * longest + 0.45) / width)
-    axes = figure.add_axes((left, 0.55 / height, 0.86 - left, 1 - 0.95 / height))
+    right = 1 - (1.12 + beside) / width
+    axes = figure.add_axes((left, 0.55 / height, right - left, 1 - 0.95 / height))
     trains, frozen = [], []
     for index, layer in enumerate(layers):
         at = 0
@@ -183,4 +187,17 @@ def plot_timeline(timeline: Timeline, path: str | Path | IO[bytes]) -> None:
     axes.set_title(f"{timeline.saved:.1%} of training FLOPs saved")
     if layers:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    if beside and timeline.start:
+        place = (right + 1.12 / width, 0.55 / height, (beside - 0.15) / width, 1 - 0.95 / height)
+        _plot_profile(timeline.start, [layer.name for layer in layers], figure.add_axes(place, sharey=axes))
     figure.savefig(path, dpi=130)
+
+
+def _plot_profile(start: Start, names: list[str], axes: Any) -> None:
+    held = set(start.held)
+    for index, name in enumerate(names):
+        if value := start.profile.get(name):
+            axes.barh(index, value, color="tab:blue" if name in held else "tab:orange")
+    axes.tick_params(labelleft=False, labelsize=7)
+    axes.set_xlabel("gradient / weights")
+    axes.set_title(f"{len(held)} held from the start" if held else "nothing held", fontsize=10)
