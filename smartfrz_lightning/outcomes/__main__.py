@@ -19,7 +19,15 @@ from smartfrz_lightning.outcomes.case import draw_cases
 from smartfrz_lightning.outcomes.record import record_case
 
 
-def main(cases: str, data: str, weights: str, output: str, groups: list[str] | None = None, threads: int = 1) -> None:
+def main(
+    cases: str,
+    data: str,
+    weights: str,
+    output: str,
+    groups: list[str] | None = None,
+    longest: int | None = None,
+    threads: int = 1,
+) -> None:
     """Record cases.
 
     Args:
@@ -28,13 +36,16 @@ def main(cases: str, data: str, weights: str, output: str, groups: list[str] | N
         weights: Folder of the networks' weights.
         output: Folder of the outcomes.
         groups: Only these, by name.
+        longest: Only cases of at most so many steps; the others can be recorded another time.
         threads: Threads of PyTorch.
     """
     torch.set_num_threads(threads)
     named = yaml.safe_load(Path(cases).read_text())
     chosen = {name: named[name] for name in groups} if groups else named
     # Round by round through the groups: what is there after any time covers all of them.
-    drawn = [list(draw_cases([group])) for group in chosen.values()]
+    drawn = [
+        [case for case in draw_cases([group]) if case.steps <= (longest or case.steps)] for group in chosen.values()
+    ]
     rounds = [group[number] for number in range(max(map(len, drawn))) for group in drawn if number < len(group)]
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:

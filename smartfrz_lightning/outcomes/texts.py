@@ -1,4 +1,4 @@
-"""Text tasks of the cases: where a sentence comes from, and whether its words stand in order. Needs the extra ``text``."""
+"""Text tasks of the cases: where a sentence comes from, or whether its words are in order. Needs the extra ``text``."""
 
 import random
 from pathlib import Path
