@@ -43,9 +43,8 @@ def main(
     named = yaml.safe_load(Path(cases).read_text())
     chosen = {name: named[name] for name in groups} if groups else named
     # Round by round through the groups: what is there after any time covers all of them.
-    drawn = [
-        [case for case in draw_cases([group]) if case.steps <= (longest or case.steps)] for group in chosen.values()
-    ]
+    short = longest or float("inf")
+    drawn = [[case for case in draw_cases([group]) if case.steps <= short] for group in chosen.values()]
     rounds = [group[number] for number in range(max(map(len, drawn))) for group in drawn if number < len(group)]
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:

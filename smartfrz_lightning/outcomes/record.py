@@ -42,7 +42,7 @@ def record_case(case: Case, data: str | Path, weights: str | Path, depths: Seque
     """
     text = case.network in TEXT
     if text:
-        train_set, validation = text_task(case, weights)
+        train_set, validation = text_task(case, data, weights)
     else:
         train_set, validation = image_task(case, data, *normalisation(case.network), image_size(case.network))
     torch.manual_seed(case.seed)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from smartfrz_lightning.experiments.glue_files import read_glue
 from smartfrz_lightning.extras import require
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.sentences import documentation
@@ -17,17 +18,19 @@ PACKAGES = (
 """The classes of ``topic`` by number."""
 
 TOKENS, VALIDATION = 24, 500
-TASKS = ("topic", "order")
+TASKS = ("topic", "order", "cola")
 
 
-def text_task(case: Case, weights: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def text_task(case: Case, root: str | Path, weights: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Training and validation sentences of a case as token ids ``[n, 24]``, 0 where there is none, with their labels.
 
     ``data="topic"``: from the documentation of which of the packages ``classes`` a sentence comes.
     ``data="order"``: whether two neighbouring words have changed places, which is about grammar as CoLA is.
+    ``data="cola"``: CoLA, from its files ``<root>/cola/in_domain_train.tsv`` and ``in_domain_dev.tsv``.
 
     Args:
         case: The case.
+        root: Folder of the data.
         weights: Folder of the pretrained networks; the tokenizer is that in its folder ``all-MiniLM-L6-v2``.
 
     Raises:
@@ -38,16 +41,19 @@ def text_task(case: Case, weights: str | Path) -> tuple[tuple[Tensor, Tensor], t
         >>> from smartfrz_lightning.outcomes.case import Case
         >>> from smartfrz_lightning.outcomes.texts import text_task
         >>> case = Case("minilm", "", "poems", (0, 1), 8, "none", False, "adamw", 1e-4, "cosine", 4, 4, 1)
-        >>> text_task(case, "weights")
+        >>> text_task(case, "data", "weights")
         Traceback (most recent call last):
             ...
-        ValueError: data='poems': one of topic, order
+        ValueError: data='poems': one of topic, order, cola
     """
     if case.data not in TASKS:
         raise ValueError(f"data={case.data!r}: one of {', '.join(TASKS)}")
     draw = random.Random(f"{case.seed}/text")
-    rows = _topics(case, draw) if case.data == "topic" else _order(case, draw)
-    draw.shuffle(rows)
+    if case.data == "cola":
+        rows = [row for part in ("dev", "train") for row in _cola(case, root, part, draw)]
+    else:
+        rows = _topics(case, draw) if case.data == "topic" else _order(case, draw)
+        draw.shuffle(rows)
     sentences, labels = [shifted_words(sentence, case.shift) for sentence, _ in rows], [label for _, label in rows]
     require("transformers", "text")
     from transformers import AutoTokenizer
@@ -77,6 +83,12 @@ def _order(case: Case, draw: random.Random) -> list[tuple[str, int]]:
             words[place], words[place + 1] = words[place + 1], words[place]
         rows.append((" ".join(words), label))
     return rows
+
+
+def _cola(case: Case, root: str | Path, part: str, draw: random.Random) -> list[tuple[str, int]]:
+    rows = read_glue(Path(root) / "cola" / f"in_domain_{part}.tsv", "cola")
+    count = VALIDATION if part == "dev" else case.images
+    return [(row.sentences[0], row.label) for row in draw.sample(rows, count)]
 
 
 def shifted_words(sentence: str, shift: str) -> str:

@@ -1,5 +1,6 @@
 """What is recorded of a case, on images drawn at random."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,17 @@ import yaml
 pytest.importorskip("torchvision")
 
 from safetensors.torch import save_file
+from small_bert import bert
 from torchvision.io import write_png
 
+from smartfrz_lightning.outcomes import texts
 from smartfrz_lightning.outcomes.case import Case, draw_cases
 from smartfrz_lightning.outcomes.networks import build
 from smartfrz_lightning.outcomes.outcome import Outcome
 from smartfrz_lightning.outcomes.record import record_case
+from smartfrz_lightning.outcomes.sentences import documentation
 from smartfrz_lightning.outcomes.tasks import shifted
+from smartfrz_lightning.outcomes.texts import text_task
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "outcomes"
 CASE = Case("vgg8", "", "noise", (0, 2), 24, "dark", True, "sgd", 0.02, "cosine", 20, 4, 1, later=True)
@@ -76,11 +81,53 @@ def test_the_command_goes_on_where_it_was_stopped(images, tmp_path):
 
 
 def test_what_is_held_out_is_in_no_case():
-    cases = list(draw_cases(yaml.safe_load((CONFIGS / "images.yaml").read_text()).values()))
+    drawn = {
+        name: list(draw_cases(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()).values()))
+        for name in ("images", "texts", "held_out")
+    }
+    cases = drawn["images"] + drawn["texts"]
     assert len(cases) > 300 and len({case.name for case in cases}) == len(cases)
-    assert not {case.network for case in cases} & {"resnet32", "tf_efficientnet_lite0"}
-    assert not {case.shift for case in cases} & {"blur", "edges"}
-    assert not {case.optimizer for case in cases} & {"adam"} and "warmup" not in {case.schedule for case in cases}
+    for field, held_out in {
+        "network": {"resnet32", "tf_efficientnet_lite0"},
+        "shift": {"blur", "edges"},
+        "optimizer": {"adam"},
+        "schedule": {"warmup"},
+        "data": {"cola"},
+    }.items():
+        assert not {getattr(case, field) for case in cases} & held_out
+        assert held_out <= {getattr(case, field) for case in drawn["held_out"]}
+    names = [case.name for case in drawn["held_out"]]
+    assert len(set(names)) == len(names) >= 60
+
+
+@pytest.fixture
+def few_packages(monkeypatch):
+    monkeypatch.setattr(texts, "PACKAGES", ("email", "asyncio", "rich"))  # reading all of them takes half a minute
+    return texts.PACKAGES
+
+
+@pytest.mark.parametrize("task", ["topic", "order", "cola"])
+def test_text_tasks(task, tmp_path, few_packages):
+    pytest.importorskip("transformers")
+    bert(tmp_path / "all-MiniLM-L6-v2")
+    (tmp_path / "cola").mkdir()
+    for part, count in (("train", 40), ("dev", 500)):
+        rows = "".join(f"gj04\t{number % 2}\t\tThe bell rang {number}.\n" for number in range(count))
+        (tmp_path / "cola" / f"in_domain_{part}.tsv").write_text(rows)
+    case = Case("minilm", "", task, (0, 1), 40, "none", False, "adamw", 1e-4, "cosine", 4, 4, 1)
+    (ids, labels), (held, held_labels) = text_task(case, tmp_path, tmp_path)
+    assert ids.shape[1] == 24 and len(ids) == len(labels) == 40 and len(held) == len(held_labels) == 500
+    assert sorted(set(held_labels.tolist())) == [0, 1] and (ids[:, 0] == 2).all()  # [CLS]
+    assert text_task(case, tmp_path, tmp_path)[0][0].equal(ids)  # drawn alike again
+
+
+def test_two_neighbouring_words_change_places(few_packages):
+    case = Case("minilm", "", "order", (0, 1), 100, "none", False, "adamw", 1e-4, "cosine", 4, 4, 1)
+    known = {sentence for package in few_packages for sentence in documentation(package)}
+    rows = texts._order(case, random.Random(0))
+    assert all(sentence in known for sentence, label in rows if label == 0)
+    changed = [sentence for sentence, label in rows if label == 1]
+    assert sum(sentence not in known for sentence in changed) > 0.9 * len(changed) > 200  # two words may be equal
 
 
 @pytest.mark.parametrize("shift", ["none", "invert", "permute", "dark", "grey", "rotate", "blur", "edges"])
