@@ -1,4 +1,4 @@
-"""SmartFreezeCallback: freeze layers when the attention predictor says so (the paper's method)."""
+"""SmartFreezeCallback: hold the front that need not move, or freeze layers as the attention predictor says."""
 
 from collections.abc import Collection
 from typing import Any, Literal
@@ -10,96 +10,123 @@ from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.engine.method import Decision
-from smartfrz_lightning.engine.probe import Probe
+from smartfrz_lightning.engine.probed_start import LEAST, ProbedStart
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.predictor.inference import FreezeConfidence
-from smartfrz_lightning.predictor.slope import relative_gradients, slope
+from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import load_predictor
-from smartfrz_lightning.report.timeline import Start
 
-# A probe's length: a share of the run, and the most.
-_SHARE, _MOST = 0.02, 30
-_GENTLE = 0.8
-"""Slope below which the front is held, and ..."""
-_HELD = 0.6
-"""... the share of the layers that is."""
+# Arguments that say when and how layers are looked at again, with what they are if not given.
+_LATER = {
+    "window": None,
+    "front_only": True,
+    "snapshot_every_n_steps": None,
+    "every_n_epochs": None,
+    "every_n_train_steps": None,
+}
 
 
 class SmartFreezeCallback(WindowedFreezingCallback):
-    """SmartFRZ (Li et al., ICLR 2023): attention-guided layer freezing.
+    """Hold from the start on what need not train, or freeze layers when they are done (SmartFRZ).
 
-    Small snapshots of every active layer's weights are kept while training goes on. At each check a pretrained
-    attention predictor looks at every layer's window and gives its confidence that the layer is ready; those above
-    ``threshold`` freeze, each for itself or from the front on.
+    ``start="probe"``, the default, decides once: in the first 2 % of the steps the head alone moves, while the
+    gradients of all layers are watched. A predictor that was trained on what holding a front really came to in the end
+    then says of each front (the first layer, the first two, ...) how likely it does no harm to hold it. The one that
+    saves most, of those likely enough, is held to the end; the head is put back, and training begins. Where the
+    predictor is not sure enough, nothing is held, and the run is one without this callback, but for the probe.
+
+    ``start="none"`` is the paper's method (Li et al., ICLR 2023): small snapshots of every active layer's weights are
+    kept while training goes on. At each check a pretrained attention predictor looks at every layer's window and gives
+    its confidence that the layer is ready; those above ``threshold`` freeze, each for itself or from the front on.
 
     Args:
-        predictor: Safetensors file of a predictor; the shipped one by default.
-        threshold: Confidence above which a layer freezes, between 0 and 1. The paper takes the more likely of the two
-            decisions. The shipped predictor was trained with both labels weighted alike, though 7.6 % of its windows
-            say "freeze", so 0.5 is far less than an even chance; that is at 0.92.
-        window: Snapshots kept a layer; by default as many as the predictor was trained on.
-        sample_size: Sampled weights a layer; that of the predictor, which the file says.
-        start: ``"none"``, as in the paper; or ``"probe"``: in its first steps the head alone moves, while the gradients
-            of all layers are watched; if the front wants to move clearly less than the back, its first layers are held
-            from the start. The head is then put back, and training begins, without the steps of the probe.
+        predictor: Safetensors file of a predictor of the kind that ``start`` wants; a shipped one by default.
+        threshold: How sure the predictor must be, between 0 and 1. With ``start="probe"`` that holding the front does
+            no harm: such a run ends at most 2 points of accuracy below full training; by default 0.8. With
+            ``start="none"`` that a layer is ready; by default 0.9. The paper takes the more likely of the two decisions.
+            Its shipped predictor was trained with both labels weighted alike, though 7.6 % of its windows say "freeze",
+            so 0.5 is far less than an even chance; that is at 0.92.
+        save: Save this share of the training computation, where it costs least: hold the front that does most likely no
+            harm among those that save as much. In place of ``threshold``; for ``start="probe"``.
+        start: ``"probe"`` or ``"none"``.
         probe_steps: Steps of the probe; by default 2 % of the run, but at most 30. Runs of less than 100 steps are not
-            probed.
-        kwargs: Arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: the history and when to look at it.
+            probed, and nothing is held in them.
+        window: For ``start="none"``: snapshots kept a layer; by default as many as the predictor was trained on.
+        sample_size: Sampled weights a layer; that of the predictor.
+        kwargs: Arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: what to exclude, the cache of the
+            front, the report; and for ``start="none"`` the history and when to look at it.
 
     Raises:
         FileNotFoundError: There is no such predictor file.
-        ValueError: An argument is out of range, both intervals are given, or the predictor file cannot be read or is of
-            another sample size.
+        ValueError: An argument is out of range or belongs to the other ``start``, or the predictor file cannot be read,
+            is of the other kind, or of another sample size.
 
     Example:
         >>> from lightning import Trainer
         >>> from smartfrz_lightning import SmartFreezeCallback
-        >>> trainer = Trainer(max_epochs=10, callbacks=[SmartFreezeCallback(threshold=0.7)], logger=False)
+        >>> trainer = Trainer(max_epochs=10, callbacks=[SmartFreezeCallback()], logger=False)
+        >>> paper = SmartFreezeCallback(start="none", threshold=0.5, front_only=False)
     """
 
     def __init__(
         self,
         predictor: str | None = None,
-        threshold: float = 0.9,
+        threshold: float | None = None,
+        save: float | None = None,
+        start: Literal["none", "probe"] = "probe",
+        probe_steps: int | None = None,
         window: int | None = None,
         sample_size: int | None = None,
-        start: Literal["none", "probe"] = "none",
-        probe_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
-        network = load_predictor(predictor, sample_size)
-        super().__init__(window=network.window if window is None else window, sample_size=network.sample_size, **kwargs)
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold={threshold}: must lie between 0 and 1; 0.9 is the default")
         if start not in ("none", "probe"):
-            raise ValueError(f"start={start!r}: must be 'none' or 'probe'")
-        if probe_steps is not None and probe_steps < 2:
-            raise ValueError(f"probe_steps={probe_steps}: must be at least 2, to tell drift from noise")
-        self.start_with, self.probe_steps = start, probe_steps
+            raise ValueError(f"start={start!r}: must be 'probe' or 'none'")
+        probes = start == "probe"
+        _check(threshold, save, probe_steps, probes)
+        network = None if probes else load_predictor(predictor, sample_size)
+        if probes:
+            later = {name: value for name, value in {"window": window, **kwargs}.items() if name in _LATER}
+            if wrong := [f"{name}={value!r}" for name, value in later.items() if value != _LATER[name]]:
+                raise ValueError(
+                    f"{', '.join(wrong)}: with start='probe' the front is chosen once, at the start, and nothing is "
+                    "looked at again; leave it out, or take start='none'"
+                )
+        else:
+            window = network.window if window is None else window
+            sample_size = network.sample_size
+        super().__init__(window=window or 30, sample_size=sample_size or 1024, **kwargs)
+        if probes:
+            self.every_n_epochs = None  # nothing is looked at again
+        self.start_with, self.probe_steps, self.save = start, probe_steps, save
         self.predictor = predictor
-        self.threshold = threshold
+        self.threshold = threshold if threshold is not None else 0.8 if probes else 0.9
         self._network = network
-        if self.window != network.window:
+        self._start_predictor = StartPredictor.load(predictor) if probes else None
+        if network is not None and self.window != network.window:
             rank_zero_warn(f"window={self.window}: the predictor was trained on windows of {network.window} snapshots")
 
     def reset(self) -> None:
         super().reset()
-        self._probe: Probe | None = None
-        self._probed = self._decides = False  # a probe has just ended; what it says is to be done
+        self._due = False  # a probe has just ended; what it says is to be done
+        self._probe: ProbedStart | None = None
+        if self._start_predictor is not None:
+            how = (self.threshold, self.save, self.probe_steps, self.sample_size, self.seed)
+            self._probe = ProbedStart(self._start_predictor, *how)
 
     def start(self, run: TrainingRun) -> None:
-        super().start(run)
-        if self.start_with == "probe" and self._probe is None and not run.timeline.steps and not run.layers:
+        if self._network is not None:
+            super().start(run)
+            self._confidence = FreezeConfidence(self._network.to(next(run.model.parameters()).device))
+        elif self._probe is not None and not self._probe.running and not run.timeline.steps and not run.layers:
             if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in run.optimizers):
                 rank_zero_warn("start='probe': LBFGS asks for gradients many times a step; nothing is probed or held")
             else:
-                self._probe = Probe(run.model, self.sample_size, self.seed)
-        self._confidence = FreezeConfidence(self._network.to(next(run.model.parameters()).device))
+                self._probe.begin(run)
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
         super().changed(run, frozen, thawed)
         free, done = sum(not layer.pinned for layer in run.layers), run.progress or 0.0
-        if len(frozen) > free / 2 and 0 < done < 0.5:
+        if self._network is not None and len(frozen) > free / 2 and 0 < done < 0.5:
             rank_zero_warn(
                 f"SmartFreezeCallback froze {len(frozen)} of {free} layers at once, after {done:.0%} of the run. The "
                 "predictor's confidence is not calibrated on kinds of networks and training that it has not seen: if "
@@ -108,80 +135,66 @@ class SmartFreezeCallback(WindowedFreezingCallback):
 
     # --- the probe
 
+    @property
+    def _probing(self) -> ProbedStart | None:
+        return self._probe if self._probe is not None and self._probe.running else None
+
     def first_gradients(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        if self._probe is not None:
-            self._probe.take_gradients(optimizer)
+        self.gradients_ready(run, optimizer)
 
     def layers_found(self, run: TrainingRun) -> None:
-        super().layers_found(run)
-        if self._probe is not None:
-            self._probe.watch(run.layers)
+        if self._network is not None:
+            super().layers_found(run)
+        elif self._probe is not None:
+            self._probe.layers_found(run.layers)
 
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        if self._probe is not None:
-            self._probe.take_gradients(optimizer)
+        if self._probing:
+            self._probing.gradients_ready(optimizer)
 
     def step_done(self, run: TrainingRun) -> None:
-        if self._probe is None:
+        if self._network is not None:
             super().step_done(run)
-            return
-        self._probe.step_done()
-        if run.timeline.steps >= self._probe_length(run):
-            self._probe.put_back(run.optimizers)
-            self._look_at_probe(run)
-            self._probe, self._probed = None, True
-
-    def _probe_length(self, run: TrainingRun) -> float:
-        if self.probe_steps is not None:
-            return self.probe_steps
-        if not run.progress:
-            return _MOST
-        whole = run.timeline.steps / run.progress
-        return min(_MOST, int(_SHARE * whole + 1e-6))
-
-    def _look_at_probe(self, run: TrainingRun) -> None:
-        assert self._probe is not None
-        start = Start(self._probe.steps, {}, float("inf"), [])
-        run.timeline.start = start
-        free = [number for number, layer in enumerate(run.layers) if not layer.pinned]
-        if self._probe.steps < 2 or len(free) < 2:
-            return
-        relative = relative_gradients(self._probe.gradients(), self._probe.weights())[free]
-        names = [run.layers[number].name for number in free]
-        start.profile = dict(zip(names, relative.tolist(), strict=True))
-        start.slope = slope(relative)
-        if start.slope < _GENTLE:
-            start.held = names[: round(_HELD * len(names))]
+        elif self._probing:
+            self._due = self._probing.step_done(run)
 
     def check_due(self, run: TrainingRun) -> bool:
-        if self._probe is not None:
-            return False
-        if self._probed:
-            self._probed, self._decides = False, True
-            return True
-        return super().check_due(run)
+        if self._network is not None:
+            return super().check_due(run)
+        due, self._due = self._due, False
+        return due
 
     def select(self, run: TrainingRun) -> Decision | dict[str, float]:
-        if not self._decides:
+        if self._network is not None:
             return super().select(run)
-        self._decides = False
-        assert run.timeline.start is not None
-        return Decision(run.timeline.start.held, held=True)
+        start = run.timeline.start
+        return Decision({name: start.sure[name] for name in start.held}, held=True) if start else {}
 
     def method_state(self) -> dict[str, Any]:
-        probe = {"probe": self._probe.state_dict()} if self._probe is not None else {}
-        return {**super().method_state(), **probe, "decides": self._probed or self._decides}
+        return super().method_state() if self._probe is None else {"probe": self._probe.state_dict()}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        super().load_method_state(state, run)
-        self._probed = state.get("decides", False)
-        if "probe" in state:
-            self._probe = Probe(run.model, self.sample_size, self.seed)
-            self._probe.load_state_dict(state["probe"])
-            self._probe.watch(run.layers)
+        if self._probe is None:
+            super().load_method_state(state, run)
+        else:
+            self._probe.load_state_dict(state.get("probe", {}), run)
+            self._due = run.timeline.start is not None and not run.timeline.events  # saved while the check waited
 
     # --- windows
 
     def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
         confidences = self._confidence(windows, names, steps).tolist()
         return {name: value for name, value in zip(names, confidences, strict=True) if value > self.threshold}
+
+
+def _check(threshold: float | None, save: float | None, probe_steps: int | None, probes: bool) -> None:
+    for name, value in (("threshold", threshold), ("save", save)):
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"{name}={value}: must lie between 0 and 1")
+    if probe_steps is not None and probe_steps < LEAST:
+        raise ValueError(f"probe_steps={probe_steps}: must be at least {LEAST}, to tell drift from noise")
+    if save is not None and threshold is not None:
+        raise ValueError(f"save={save} and threshold={threshold}: give one of them")
+    for name, value in (("save", save), ("probe_steps", probe_steps)):
+        if value is not None and not probes:
+            raise ValueError(f"{name}={value} belongs to start='probe', which decides once, at the start")

@@ -81,17 +81,27 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
 
 
 def start_line(start: Start) -> str:
-    """What a probe at the start saw, and what was decided.
+    """What a probe at the start said, and what was decided.
 
     Example:
         >>> from smartfrz_lightning.report.show import start_line
         >>> from smartfrz_lightning.report.timeline import Start
-        >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, 0.5, ["stem"]))
-        'probe of 4 steps: the front wants to move 0.50 times as much as the back; 1 layer held from the start'
+        >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.95, "block": 0.7}, ["stem"]))
+        'probe of 4 steps: 1 of 2 layers held from the start, which does no harm with a likelihood of 95 %'
+        >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.5, "block": 0.3}, []))
+        'probe of 4 steps: nothing held; the first layer alone would do no harm with a likelihood of 50 %'
     """
-    line = f"probe of {start.steps} steps: the front wants to move {start.slope:.2f} times as much as the back; "
-    count = len(start.held)
-    return line + (f"{count} layer{'s' * (count > 1)} held from the start" if count else "nothing held")
+    line = f"probe of {start.steps} step{'s' * (start.steps != 1)}: "
+    if not start.sure:
+        return f"{line}too short a run or too few layers to tell anything; nothing held"
+    if not start.held:
+        first = next(iter(start.sure.values()))
+        return f"{line}nothing held; the first layer alone would do no harm with a likelihood of {100 * first:.0f} %"
+    sure, layers = start.sure[start.held[-1]], len(start.sure)
+    return (
+        f"{line}{len(start.held)} of {layers} layers held from the start, which does no harm with a likelihood of "
+        f"{100 * sure:.0f} %"
+    )
 
 
 def cache_line(use: CacheUse) -> str:

@@ -107,20 +107,20 @@ class Start:
 
     Attributes:
         steps: Steps of the probe.
-        profile: How much each layer wants to move: the norm of its mean gradient relative to its weights, by name, in
+        profile: How much each layer wants to move: the norm of its gradients relative to its weights, by name, in
             forward order.
-        slope: That of the front relative to the back.
+        sure: How likely it does no harm to hold everything up to this layer, 0 to 1, by name.
         held: The layers that are held from the start.
 
     Example:
         >>> from smartfrz_lightning.report.timeline import Start
-        >>> Start(4, {"stem": 0.01, "block": 0.02}, 0.5, ["stem"]).held
+        >>> Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.95, "block": 0.7}, ["stem"]).held
         ['stem']
     """
 
     steps: int
     profile: dict[str, float]
-    slope: float
+    sure: dict[str, float]
     held: list[str]
 
 

@@ -1,0 +1,94 @@
+"""Fit a start predictor to recorded cases, and try it on kinds of networks that it has not seen."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smartfrz_lightning.extras import require
+from smartfrz_lightning.outcomes.examples import Example
+from smartfrz_lightning.predictor.start import StartPredictor
+from smartfrz_lightning.predictor.start_inputs import INPUTS
+
+require("sklearn", "vision")
+
+from sklearn.linear_model import LogisticRegression  # noqa: E402
+
+HARMLESS = 2.0
+"""Points of accuracy below full training that still count as no harm: about twice the noise of 1,000 images."""
+
+
+def harmless(example: Example, tolerance: float = HARMLESS) -> Tensor:
+    """``[recorded fronts]``: 1 where holding the front did no harm, in the order of depth."""
+    return torch.tensor([float(example.gain(run) >= -tolerance) for _, run in sorted(example.held.items())])
+
+
+def recorded(example: Example) -> Tensor:
+    """``[recorded fronts]``: which rows of the inputs belong to them."""
+    return torch.tensor(sorted(example.held)) - 1
+
+
+def fit(
+    examples: Sequence[Example],
+    inputs: Sequence[str] = INPUTS,
+    hidden: int = 0,
+    seed: int = 0,
+    tolerance: float = HARMLESS,
+    strength: float = 0.3,
+    epochs: int = 150,
+) -> StartPredictor:
+    """Train a start predictor.
+
+    Args:
+        examples: What it learns from.
+        inputs: What it looks at.
+        hidden: Size of its attention; 0 for a logistic regression.
+        seed: Of its weights and of the order of the cases.
+        tolerance: Points below full training that count as no harm.
+        strength: Inverse of the regularisation of the logistic regression.
+        epochs: Passes of the attention over all cases.
+
+    Raises:
+        ValueError: All fronts of the examples do harm, or none does.
+    """
+    torch.manual_seed(seed)
+    predictor = StartPredictor(inputs, hidden)
+    columns = [INPUTS.index(name) for name in predictor.inputs]
+    rows = torch.cat([example.inputs[recorded(example)][:, columns] for example in examples])
+    labels = torch.cat([harmless(example, tolerance) for example in examples])
+    if labels.min() == labels.max():
+        raise ValueError(f"all {len(labels)} fronts of the examples have one label: record more cases")
+    predictor.mean.copy_(rows.mean(0))
+    predictor.scale.copy_(rows.std(0).clamp(min=1e-6))
+    if not hidden:
+        standard = (rows - predictor.mean) / predictor.scale
+        logistic = LogisticRegression(C=strength).fit(standard.numpy(), labels.numpy())
+        predictor.score.weight.data.copy_(torch.from_numpy(logistic.coef_))
+        predictor.score.bias.data.copy_(torch.from_numpy(logistic.intercept_))
+        return predictor.eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=2e-3, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
+        for number in torch.randperm(len(examples)).tolist():
+            one = examples[number]
+            scores = predictor(one.inputs)[recorded(one)]
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(scores, harmless(one, tolerance)).backward()
+            optimizer.step()
+        schedule.step()
+    return predictor.eval().requires_grad_(False)
+
+
+def out_of_family(examples: Sequence[Example], **how: object) -> list[Tensor]:
+    """Likelihoods ``[fronts]`` for each example, by predictors that have not seen its kind of network.
+
+    Args:
+        examples: Cases of several families of networks; pretrained and from scratch count as two.
+        how: Arguments of :func:`fit`.
+    """
+    found: dict[int, Tensor] = {}
+    for family in sorted({example.family for example in examples}):
+        predictor = fit([one for one in examples if one.family != family], **how)  # type: ignore[arg-type]
+        found |= {n: predictor(one.inputs).sigmoid() for n, one in enumerate(examples) if one.family == family}
+    return [found[number] for number in range(len(examples))]

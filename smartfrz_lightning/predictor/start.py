@@ -1,0 +1,117 @@
+"""The start predictor: how likely it does no harm to hold a front from the first step on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from smartfrz_lightning.predictor.start_inputs import INPUTS
+from smartfrz_lightning.predictor.weights import SHIPPED
+
+FORMAT, VERSION = "smartfrz-start-predictor", 1
+SHIPPED_START = SHIPPED.with_name("start.safetensors")
+
+
+class StartPredictor(nn.Module):
+    """Tell from a probe which fronts of a network may be held.
+
+    Args:
+        inputs: Which of :data:`~smartfrz_lightning.predictor.start_inputs.INPUTS` it looks at.
+        hidden: Size of the attention over all fronts of a network; 0 for a logistic regression on each by itself.
+        heads: Of the attention.
+
+    Raises:
+        ValueError: An input is unknown.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.predictor.start import StartPredictor
+        >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
+        >>> predictor = StartPredictor(["depth", "front_to_all"])
+        >>> predictor(torch.rand(12, len(INPUTS))).shape
+        torch.Size([12])
+    """
+
+    def __init__(self, inputs: Sequence[str] = INPUTS, hidden: int = 0, heads: int = 4) -> None:
+        super().__init__()
+        if unknown := set(inputs) - set(INPUTS):
+            raise ValueError(f"inputs={sorted(unknown)}: not among {', '.join(INPUTS)}")
+        self.inputs, self.hidden, self.heads = list(inputs), hidden, heads
+        self.register_buffer("mean", torch.zeros(len(inputs)))
+        self.register_buffer("scale", torch.ones(len(inputs)))
+        self.attention: nn.Module | None = None
+        if hidden:
+            block = nn.TransformerEncoderLayer(hidden, heads, 2 * hidden, dropout=0.0, batch_first=True)
+            self.attention = nn.Sequential(
+                nn.Linear(len(inputs), hidden), nn.TransformerEncoder(block, 1, enable_nested_tensor=False)
+            )
+        self.score = nn.Linear(hidden or len(inputs), 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Log-odds that holding a front does no harm.
+
+        Args:
+            inputs: ``[fronts, inputs]`` of :func:`~smartfrz_lightning.predictor.start_inputs.start_inputs`, all fronts
+                of one network.
+
+        Returns:
+            ``[fronts]``.
+        """
+        seen = (inputs[:, [INPUTS.index(name) for name in self.inputs]] - self.mean) / self.scale
+        if self.attention is not None:
+            seen = self.attention(seen[None])[0]
+        return self.score(seen)[:, 0]
+
+    def save(self, path: str | Path, **about: Any) -> None:
+        """Write one safetensors file, with the construction and ``about`` in its metadata.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from smartfrz_lightning.predictor.start import StartPredictor
+            >>> with TemporaryDirectory() as folder:
+            ...     StartPredictor(["depth"]).save(f"{folder}/mine.safetensors", cases=80)
+            ...     StartPredictor.load(f"{folder}/mine.safetensors").inputs
+            ['depth']
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arguments = {"inputs": self.inputs, "hidden": self.hidden, "heads": self.heads}
+        header = {"format": FORMAT, "version": VERSION, "arguments": arguments, "about": about}
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        partial = path.with_name(f".{path.name}.part")
+        try:
+            save_file(tensors, partial, {"smartfrz": json.dumps(header)})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> "StartPredictor":
+        """Read a file, ready for inference; the predictor that ships with the package by default.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is cut short, or of another format or version.
+        """
+        path = SHIPPED_START if path is None else Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"predictor={str(path)!r}: no such file; leave it out for the shipped one")
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {}).get("smartfrz", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"predictor={str(path)!r} is cut short or not a safetensors file ({error})") from error
+        if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+            raise ValueError(
+                f"predictor={str(path)!r} is no start predictor of version {VERSION}: those that judge windows of "
+                "weights belong to start='none'"
+            )
+        predictor = cls(**header["arguments"])
+        predictor.load_state_dict(tensors)
+        return predictor.eval().requires_grad_(False)
