@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
 from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.callbacks import smart
 
 
 def plain_net():
@@ -83,7 +82,6 @@ class Kill(Callback):
 
 def freezing(settings):
     if "smart" in settings:
-        smart._GENTLE = float("inf") if settings.get("gentle") else 0.8
         return SmartFreezeCallback(**settings["smart"])
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
     return ScriptedFreeze(freeze, thaw, cache_front=settings.get("cache", False))
@@ -122,7 +120,7 @@ def fit(settings, folder):
         "losses": model.losses,
         "checkpoint": os.path.join(folder, "epoch=0.ckpt"),  # noqa: PTH118
         "bytes": count.steps,
-        "slope": freezer.timeline.start.slope if freezer.timeline.start else None,
+        "sure": freezer.timeline.start.sure if freezer.timeline.start else None,
         "hits": freezer.timeline.cache.hits if freezer.timeline.cache else 0,
     }
 

@@ -10,7 +10,6 @@ from torch.distributed.fsdp import fully_shard
 from two_processes import run_cases
 
 from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.callbacks import smart
 
 
 class Sharded(Sized):
@@ -24,12 +23,11 @@ class Sharded(Sized):
 def fit(settings, folder):
     model = Sharded(plain_net(), 64, 8)
     script, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
-    smart._GENTLE = float("inf") if settings.get("gentle") else 0.8
-    how = {"threshold": settings.get("threshold", 0.01), **settings.get("smart", {})}
+    later = {"start": "none", "threshold": settings.get("threshold", 0.01), "snapshot_every_n_steps": 1}
     freezer = (
         ScriptedFreeze(script, thaw, cache_front=settings.get("cache", False))
         if script
-        else SmartFreezeCallback(snapshot_every_n_steps=1, **how)
+        else SmartFreezeCallback(**settings.get("smart", later))
     )
     saved = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     trainer = Trainer(
@@ -61,7 +59,7 @@ def fit(settings, folder):
         "losses": model.losses,
         "saved": freezer.timeline.saved,
         "windows": history["ring"] if history else None,
-        "slope": freezer.timeline.start.slope if freezer.timeline.start else None,
+        "sure": freezer.timeline.start.sure if freezer.timeline.start else None,
         "cache": freezer.timeline.cache.stopped if freezer.timeline.cache else None,
     }
 

@@ -224,7 +224,7 @@ def measure(network: str, steps: int, epochs: int) -> dict[str, float]:
     """
     batch_size = NETWORKS[network][1]
     plain, plain_steps = fit(network, batch_size, steps, epochs)
-    callback = SmartFreezeCallback(threshold=OUT_OF_REACH)
+    callback = SmartFreezeCallback(start="none", threshold=OUT_OF_REACH)
     hooks = HookClock(callback)
     with_it, steps_with_it = fit(network, batch_size, steps, epochs, callback)
     step = statistics.median(plain_steps)
@@ -262,7 +262,7 @@ def main(networks: list[str] | None = None, steps: int = 100, epochs: int = 4, r
     if steps < 4 or repetitions < 1:
         sys.exit(f"steps={steps}, repetitions={repetitions}: give at least 4 steps and 1 repetition")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    fit(chosen[0], 2, 4, 1, SmartFreezeCallback())  # what is imported and allocated once
+    fit(chosen[0], 2, 4, 1, SmartFreezeCallback(start="none"))  # what is imported and allocated once
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
         for _ in progress.track(range(repetitions), description=f"{len(chosen)} networks, {repetitions} repetitions"):

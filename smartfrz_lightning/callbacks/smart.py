@@ -43,9 +43,9 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         predictor: Safetensors file of a predictor of the kind that ``start`` wants; a shipped one by default.
         threshold: How sure the predictor must be, between 0 and 1. With ``start="probe"`` that holding the front does
             no harm: such a run ends at most 2 points of accuracy below full training; by default 0.8. With
-            ``start="none"`` that a layer is ready; by default 0.9. The paper takes the more likely of the two decisions.
-            Its shipped predictor was trained with both labels weighted alike, though 7.6 % of its windows say "freeze",
-            so 0.5 is far less than an even chance; that is at 0.92.
+            ``start="none"`` that a layer is ready; by default 0.9. The paper takes the more likely of two decisions.
+            The shipped predictor of windows was trained with both labels weighted alike, though 7.6 % of its windows
+            say "freeze", so 0.5 is far less than an even chance; that is at 0.92.
         save: Save this share of the training computation, where it costs least: hold the front that does most likely no
             harm among those that save as much. In place of ``threshold``; for ``start="probe"``.
         start: ``"probe"`` or ``"none"``.
@@ -91,10 +91,11 @@ class SmartFreezeCallback(WindowedFreezingCallback):
                     f"{', '.join(wrong)}: with start='probe' the front is chosen once, at the start, and nothing is "
                     "looked at again; leave it out, or take start='none'"
                 )
-        else:
+        if network is not None:
             window = network.window if window is None else window
             sample_size = network.sample_size
-        super().__init__(window=window or 30, sample_size=sample_size or 1024, **kwargs)
+        window, sample_size = 30 if window is None else window, 1024 if sample_size is None else sample_size
+        super().__init__(window=window, sample_size=sample_size, **kwargs)
         if probes:
             self.every_n_epochs = None  # nothing is looked at again
         self.start_with, self.probe_steps, self.save = start, probe_steps, save

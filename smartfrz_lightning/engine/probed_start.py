@@ -43,8 +43,7 @@ class ProbedStart:
 
     Example:
         >>> from smartfrz_lightning.engine.probed_start import ProbedStart
-        >>> from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.predictor.start import StartPredictor
+        >>> from smartfrz_lightning.predictor.start import StartPredictor
         >>> ProbedStart(StartPredictor(), threshold=0.8).running
         False
     """

@@ -90,4 +90,3 @@ def frontier(outcome: Outcome, cost: float) -> float:
     plain = sorted((outcome.cost(run), run.accuracy) for run in outcome.runs if run.kind != "frozen")
     at, accuracy = (np.array(column) for column in zip(*plain, strict=True))
     return float(np.interp(cost, at, IsotonicRegression().fit_transform(at, accuracy)))
-

@@ -17,19 +17,31 @@ from smartfrz_lightning.callbacks.strategies import check_strategy
 from smartfrz_lightning.experiments.images import ImageFolderDataModule
 from smartfrz_lightning.experiments.networks import CifarResNet
 from smartfrz_lightning.predictor import AttentionPredictor, save_predictor
+from smartfrz_lightning.predictor.start import SHIPPED_START
+from smartfrz_lightning.predictor.weights import SHIPPED
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"window": 0}, "window=0"),
+        ({"start": "none", "window": 0}, "window=0"),
         ({"sample_size": 0}, "sample_size=0"),
-        ({"snapshot_every_n_steps": 0}, "snapshot_every_n_steps=0"),
+        ({"start": "none", "snapshot_every_n_steps": 0}, "snapshot_every_n_steps=0"),
         ({"threshold": 0.0}, "threshold=0.0"),
         ({"threshold": 1}, "threshold=1"),
-        ({"every_n_epochs": 0}, "every_n_epochs=0"),
-        ({"every_n_epochs": 1, "every_n_train_steps": 10}, "give one of them"),
-        ({"sample_size": 512}, "sample_size=512"),
+        ({"start": "none", "every_n_epochs": 0}, "every_n_epochs=0"),
+        ({"start": "none", "every_n_epochs": 1, "every_n_train_steps": 10}, "give one of them"),
+        ({"start": "none", "sample_size": 512}, "sample_size=512"),
+        ({"start": "later"}, "start='later': must be 'probe' or 'none'"),
+        ({"save": 1.5}, "save=1.5: must lie between 0 and 1"),
+        ({"save": 0.4, "threshold": 0.9}, "save=0.4 and threshold=0.9: give one of them"),
+        ({"start": "none", "save": 0.4}, "save=0.4 belongs to start='probe'"),
+        ({"start": "none", "probe_steps": 4}, "probe_steps=4 belongs to start='probe'"),
+        ({"probe_steps": 1}, "probe_steps=1: must be at least 2"),
+        ({"window": 20}, "window=20: with start='probe' the front is chosen once"),
+        ({"every_n_epochs": 2, "front_only": False}, "every_n_epochs=2, front_only=False: with start='probe'"),
+        ({"predictor": str(SHIPPED)}, "is no start predictor of version 1: those that judge windows"),
+        ({"start": "none", "predictor": str(SHIPPED_START)}, "is not a predictor of this package"),
     ],
 )
 def test_arguments(arguments, says):
@@ -44,22 +56,22 @@ class NeverSteps(Classifier):
 
 def test_unknown_pattern(make_trainer):
     with pytest.raises(ValueError, match=r"exclude='net.11'.*close names.*net"):
-        make_trainer(SmartFreezeCallback(exclude=["net.11"])).fit(NeverSteps(mlp()))
+        make_trainer(SmartFreezeCallback(start="none", exclude=["net.11"])).fit(NeverSteps(mlp()))
 
 
 def test_unknown_pattern_like_nothing(make_trainer):
     with pytest.raises(ValueError, match=r"exclude='\?\?' matches no.*of NeverSteps; its names begin with \['net'"):
-        make_trainer(SmartFreezeCallback(exclude=["??"])).fit(NeverSteps(mlp()))
+        make_trainer(SmartFreezeCallback(start="none", exclude=["??"])).fit(NeverSteps(mlp()))
 
 
 def test_no_trainable_parameter(make_trainer):
     with pytest.raises(ValueError, match="no trainable parameter"):
-        make_trainer(SmartFreezeCallback()).fit(NeverSteps(mlp().requires_grad_(False)))
+        make_trainer(SmartFreezeCallback(start="none")).fit(NeverSteps(mlp().requires_grad_(False)))
 
 
 def test_two_freezing_callbacks(make_trainer):
     with pytest.raises(MisconfigurationException, match="in one Trainer"):
-        make_trainer(SmartFreezeCallback(), ScriptedFreeze({})).fit(NeverSteps(mlp()))
+        make_trainer(SmartFreezeCallback(start="none"), ScriptedFreeze({})).fit(NeverSteps(mlp()))
 
 
 def with_strategy(strategy):
@@ -100,7 +112,7 @@ def test_a_trainer_of_the_other_package():
             return [torch.rand(2, 12)]
 
     quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    trainer = pytorch_lightning.Trainer(callbacks=[SmartFreezeCallback()], max_epochs=1, **quiet)
+    trainer = pytorch_lightning.Trainer(callbacks=[SmartFreezeCallback(start="none")], max_epochs=1, **quiet)
     with pytest.raises(TypeError, match="LightningModule from lightning.pytorch instead of pytorch_lightning"):
         trainer.fit(Module())
 
@@ -108,7 +120,8 @@ def test_a_trainer_of_the_other_package():
 def test_a_string_of_what_to_exclude_in_yaml(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
-        "trainer:\n  callbacks:\n    - class_path: SmartFreezeCallback\n      init_args: {exclude: layer, window: 20}\n"
+        "trainer:\n  callbacks:\n    - class_path: SmartFreezeCallback\n"
+        "      init_args: {start: none, exclude: layer, window: 20}\n"
         "    - class_path: StaticFreezeCallback\n      init_args: {exclude: [a, b], report: false}\n"
     )
     model = "--model=lightning.pytorch.demos.boring_classes.BoringModel"
@@ -120,10 +133,10 @@ def test_a_string_of_what_to_exclude_in_yaml(tmp_path):
 
 def test_the_sizes_of_a_predictor_are_those_of_its_file(tmp_path):
     save_predictor(AttentionPredictor(sample_size=64), tmp_path / "small.safetensors", window=12)
-    method = SmartFreezeCallback(predictor=str(tmp_path / "small.safetensors"))
+    method = SmartFreezeCallback(start="none", predictor=str(tmp_path / "small.safetensors"))
     assert (method.sample_size, method.window) == (64, 12)
     with pytest.raises(ValueError, match="looks at 64 sampled weights, but sample_size=1024"):
-        SmartFreezeCallback(predictor=str(tmp_path / "small.safetensors"), sample_size=1024)
+        SmartFreezeCallback(start="none", predictor=str(tmp_path / "small.safetensors"), sample_size=1024)
 
 
 def test_reference_of_another_architecture(make_trainer, tmp_path):

@@ -22,8 +22,8 @@ CASES = {
         "trainer": {"accumulate_grad_batches": 2},
     },
     "front cache": {"script": {"1": [0]}, "cache": True},
-    "probe": {"smart": {"start": "probe", "probe_steps": 4, "threshold": 0.999}, "gentle": True},
-    "shipped predictor": {"smart": {"threshold": 0.2, "snapshot_every_n_steps": 1}},
+    "probe": {"smart": {"probe_steps": 4, "save": 0.1}},
+    "shipped predictor": {"smart": {"start": "none", "threshold": 0.2, "snapshot_every_n_steps": 1}},
 }
 BYTES = {
     f"bytes {ddp}": {"script": {"3": [0], "7": [1]}, "ddp": ddp}
@@ -62,7 +62,7 @@ def test_as_one_process(make_trainer, outcomes, case):
     single, freezer = alone(make_trainer, CASES[case])
     assert freezer.frozen == first["frozen"]
     if freezer.timeline.start:
-        assert first["slope"] == second["slope"] == pytest.approx(freezer.timeline.start.slope, rel=1e-4)
+        assert first["sure"] == second["sure"] == pytest.approx(freezer.timeline.start.sure, rel=1e-4)
     assert first["confidences"] == second["confidences"]
     sure = [event.confidence or 0 for event in freezer.timeline.events]
     assert sure == pytest.approx([confidence or 0 for confidence in first["confidences"]], rel=1e-5)

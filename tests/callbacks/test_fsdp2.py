@@ -7,7 +7,6 @@ from scripted import ScriptedFreeze
 from two_processes import two_processes
 
 from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.callbacks import smart
 
 SCRIPT = {"script": {"3": [0], "8": [1]}}
 # Resumed after eight steps, with one layer frozen or none; the last one with the shipped predictor, after four.
@@ -22,7 +21,7 @@ THAWS = {
     "has just thawed": {"script": {"3": [0], "10": [0]}, "thaw": {"8": [0]}, "sharded": True},
     "has just thawed, one file": {"script": {"3": [0], "10": [0]}, "thaw": {"8": [0]}, "sharded": False},
 }
-PROBE = {"script": {}, "smart": {"start": "probe", "probe_steps": 4, "threshold": 0.999}, "gentle": True}
+PROBE = {"script": {}, "smart": {"probe_steps": 4, "save": 0.1}}
 HISTORY = {"script": {}, "sharded": True, "threshold": 0.999}
 
 
@@ -76,13 +75,12 @@ def test_the_front_cache_is_off_and_it_is_said(outcomes):
         assert cached["losses"] == plain["losses"]
 
 
-def test_a_probe_sees_and_holds_what_it_does_in_one_process(make_trainer, outcomes, monkeypatch):
-    monkeypatch.setattr(smart, "_GENTLE", float("inf"))
+def test_a_probe_sees_and_holds_what_it_does_in_one_process(make_trainer, outcomes):
     first, second = outcomes["probe"]
-    single, freezer = Sized(plain_net(), 64, 16), SmartFreezeCallback(snapshot_every_n_steps=1, **PROBE["smart"])
+    single, freezer = Sized(plain_net(), 64, 16), SmartFreezeCallback(**PROBE["smart"])
     make_trainer(freezer).fit(single)
-    assert first["frozen"] == second["frozen"] == freezer.frozen == ["net.0"]
-    assert first["slope"] == second["slope"] == pytest.approx(freezer.timeline.start.slope, rel=1e-3)
+    assert first["frozen"] == second["frozen"] == freezer.frozen == freezer.timeline.start.held != []
+    assert first["sure"] == second["sure"] == pytest.approx(freezer.timeline.start.sure, rel=1e-3)
     for name, tensor in single.state_dict().items():
         assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
 

@@ -192,7 +192,8 @@ def test_a_callback_thaws_what_it_froze(make_trainer):
 
 
 METHODS = {
-    "smart": lambda: SmartFreezeCallback(snapshot_every_n_steps=1),
+    "smart": lambda: SmartFreezeCallback(start="none", snapshot_every_n_steps=1),
+    "smart, probe": lambda: SmartFreezeCallback(probe_steps=3, save=0.1),
     "movement": lambda: MovementFreezeCallback(window=4, snapshot_every_n_steps=1),
     "auto": lambda: AutoFreezeCallback(percentile=70),
     "linear": lambda: LinearFreezeCallback(),
@@ -216,7 +217,7 @@ def test_a_callback_can_be_pickled_and_keeps_no_model_alive(make_trainer, name):
 def test_a_saved_state_does_not_move_with_the_training():
     net = mlp(norm=False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    freezer = Freezer(net, optimizer, SmartFreezeCallback(snapshot_every_n_steps=1, window=3))
+    freezer = Freezer(net, optimizer, SmartFreezeCallback(start="none", snapshot_every_n_steps=1, window=3))
     states = []
     for x, y in DataLoader(Vectors(), 8):
         with freezer.batch((x, y)):

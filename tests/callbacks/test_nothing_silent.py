@@ -45,7 +45,8 @@ class TiedLanguageModel(LightningModule):
 
 @pytest.mark.parametrize("method", [SmartFreezeCallback, MovementFreezeCallback])
 def test_a_language_model_with_tied_weights_freezes(make_trainer, method):
-    freezer = method(snapshot_every_n_steps=1, every_n_train_steps=4, window=4, front_only=True)
+    paper = {"start": "none"} if method is SmartFreezeCallback else {}
+    freezer = method(snapshot_every_n_steps=1, every_n_train_steps=4, window=4, **paper)
     make_trainer(freezer, limit_val_batches=0).fit(TiedLanguageModel())
     assert freezer.layers[0].pinned == "output"
     assert freezer.frozen == ["blocks.0", "blocks.1", "blocks.2"] and freezer.timeline.saved > 0.1
@@ -53,7 +54,7 @@ def test_a_language_model_with_tied_weights_freezes(make_trainer, method):
 
 @pytest.mark.parametrize("exclude", ["net.0", "net.4", ()])
 def test_a_first_layer_that_always_trains_is_said_once(make_trainer, caplog, exclude):
-    freezer = SmartFreezeCallback(snapshot_every_n_steps=1, exclude=exclude)
+    freezer = SmartFreezeCallback(start="none", snapshot_every_n_steps=1, exclude=exclude)
     with caplog.at_level("INFO"):
         make_trainer(freezer, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
     said = [record.message for record in caplog.records if "always trains" in record.message]
@@ -74,7 +75,7 @@ def test_a_run_of_a_single_epoch_is_checked(make_trainer):
         def train_dataloader(self):
             return DataLoader(Vectors(300), 8)
 
-    freezer = SmartFreezeCallback()
+    freezer = SmartFreezeCallback(start="none")
     make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(Longer(mlp(norm=False), still))
     assert freezer.frozen == ["net.0", "net.4", "net.7"] and 0.1 < freezer.timeline.saved < 0.7
 

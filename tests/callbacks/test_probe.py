@@ -204,11 +204,6 @@ def test_lbfgs_is_not_probed_and_it_is_said(make_trainer, monkeypatch):
 def test_the_report_says_what_the_probe_saw(make_trainer, monkeypatch):
     freezer = probing(monkeypatch, gentle=True)
     make_trainer(freezer).fit(Classifier(mlp()))
-    assert "probe of 5 steps: 2 of 3 layers held from the start" in str(timeline_table(freezer.timeline).renderables[-1])
-
-
-def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="start='later'"):
-        SmartFreezeCallback(start="later")
-    with pytest.raises(ValueError, match="probe_steps=1"):
-        SmartFreezeCallback(probe_steps=1)
+    assert "probe of 5 steps: 2 of 3 layers held from the start" in str(
+        timeline_table(freezer.timeline).renderables[-1]
+    )

@@ -88,11 +88,13 @@ class Kill(Callback):
 
 
 def smart():
-    return SmartFreezeCallback(threshold=0.3, front_only=False, every_n_epochs=1, snapshot_every_n_steps=1)
+    return SmartFreezeCallback(
+        start="none", threshold=0.3, front_only=False, every_n_epochs=1, snapshot_every_n_steps=1
+    )
 
 
 def by_step():
-    return SmartFreezeCallback(threshold=0.3, every_n_train_steps=5, window=6, snapshot_every_n_steps=1)
+    return SmartFreezeCallback(start="none", threshold=0.3, every_n_train_steps=5, window=6, snapshot_every_n_steps=1)
 
 
 def scripted():

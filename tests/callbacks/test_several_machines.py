@@ -45,7 +45,10 @@ def test_two_machines(tmp_path, launch):
             "enable_progress_bar": False,
             "default_root_dir": str(tmp_path),
             "callbacks": [
-                {"class_path": "SmartFreezeCallback", "init_args": {"threshold": 0.01, "snapshot_every_n_steps": 1}},
+                {
+                    "class_path": "SmartFreezeCallback",
+                    "init_args": {"start": "none", "threshold": 0.01, "snapshot_every_n_steps": 1},
+                },
                 {"class_path": "scripted.SaveEnd", "init_args": {"folder": str(tmp_path)}},
             ],
         }

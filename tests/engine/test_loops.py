@@ -21,8 +21,9 @@ from smartfrz_lightning.engine import Freezer
 EPOCHS = 4
 
 METHODS = {
-    "smart": lambda: SmartFreezeCallback(threshold=0.3, every_n_train_steps=5, snapshot_every_n_steps=1),
-    "smart by epoch": lambda: SmartFreezeCallback(threshold=0.3, front_only=False),
+    "smart": lambda: SmartFreezeCallback(start="none", threshold=0.3, every_n_train_steps=5, snapshot_every_n_steps=1),
+    "smart by epoch": lambda: SmartFreezeCallback(start="none", threshold=0.3, front_only=False),
+    "smart, probe": lambda: SmartFreezeCallback(probe_steps=5, save=0.1),
     "movement": lambda: MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1),
     "auto": lambda: AutoFreezeCallback(percentile=70),
     "gradient norm": lambda: GradientNormFreezeCallback(alpha=0.5),

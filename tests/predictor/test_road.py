@@ -119,7 +119,7 @@ def test_a_predictor_is_trained_by_the_command_and_used(recorded, make_trainer):
     main(["fit", "--config", str(folder / "config.yaml")])
     card = (folder / "p.md").read_text()
     assert "held_out: ['other']" in card and "val/other/auroc_within_instant" in card
-    freezer = SmartFreezeCallback(predictor=str(folder / "p.safetensors"), sample_size=64, threshold=0.01)
+    freezer = SmartFreezeCallback(start="none", predictor=str(folder / "p.safetensors"), sample_size=64, threshold=0.01)
     make_trainer(freezer).fit(Classifier(mlp()))
     ours, shipped = load_predictor(folder / "p.safetensors"), load_predictor()
     assert ours.sample_size == 64 != shipped.sample_size
