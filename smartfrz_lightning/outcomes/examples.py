@@ -16,6 +16,7 @@ from smartfrz_lightning.predictor.start_inputs import start_inputs
 
 require("sklearn", "vision")
 
+from scipy.interpolate import PchipInterpolator  # noqa: E402
 from sklearn.isotonic import IsotonicRegression  # noqa: E402
 
 
@@ -27,16 +28,18 @@ class Example:
         outcome: The case.
         inputs: ``[fronts, inputs]`` of :func:`~smartfrz_lightning.predictor.start_inputs.start_inputs`: every front.
         held: The runs in which a front was held from the start, by depth.
+        probe_steps: How many steps of the probe were looked at.
 
     Example:
         >>> from smartfrz_lightning.outcomes.examples import Example
-        >>> Example.__dataclass_fields__.keys() == {"outcome", "inputs", "held"}
+        >>> Example.__dataclass_fields__.keys() == {"outcome", "inputs", "held", "probe_steps"}
         True
     """
 
     outcome: Outcome
     inputs: Tensor
     held: dict[int, Run]
+    probe_steps: int
 
     def gain(self, run: Run) -> float:
         """Points of accuracy above full training."""
@@ -75,13 +78,14 @@ def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
     sizes = torch.tensor(outcome.sizes, dtype=torch.float)
     inputs = start_inputs(gradients, weights, torch.tensor(cost), sizes, outcome.case.steps)
     held = {run.depth: run for run in outcome.runs if run.kind == "frozen" and not run.moment}
-    return Example(outcome, inputs, held)
+    return Example(outcome, inputs, held, steps)
 
 
 def frontier(outcome: Outcome, cost: float) -> float:
     """Accuracy, in percent, of training everything for a share of the full run, between the recorded ones.
 
-    What is recorded is taken as rising with the cost: where it falls, that is noise.
+    What is recorded is taken as rising with the cost: where it falls, that is noise. A monotone curve (PCHIP) joins it,
+    as a straight line between two runs would flatter whatever is compared with it.
 
     Args:
         outcome: The case.
@@ -89,4 +93,5 @@ def frontier(outcome: Outcome, cost: float) -> float:
     """
     plain = sorted((outcome.cost(run), run.accuracy) for run in outcome.runs if run.kind != "frozen")
     at, accuracy = (np.array(column) for column in zip(*plain, strict=True))
-    return float(np.interp(cost, at, IsotonicRegression().fit_transform(at, accuracy)))
+    curve = PchipInterpolator(at, IsotonicRegression().fit_transform(at, accuracy))
+    return float(curve(np.clip(cost, at[0], at[-1])))

@@ -1,0 +1,147 @@
+"""Judge rules that choose a front to hold on recorded cases.
+
+    python -m smartfrz_lightning.outcomes.judge runs/held_out
+
+Every rule chooses among the recorded fronts of each case, and the finished models of these say what it came to, so that
+all rules are judged on the same runs. Needs the extra ``benchmark``.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from smartfrz_lightning.extras import require
+from smartfrz_lightning.outcomes.examples import Example, load_examples
+from smartfrz_lightning.outcomes.fitting import HARMLESS
+from smartfrz_lightning.outcomes.rules import Rule, baselines
+from smartfrz_lightning.predictor.start import StartPredictor
+
+
+@dataclass
+class Verdict:
+    """What a rule came to, on average over cases, each with half the width of its 95 % interval (Student's t).
+
+    Attributes:
+        gain: Points above full training.
+        harmless: Share of the cases with at most 2 points less.
+        flops: Relative to full training, without the probe.
+        cached: With a front whose forward pass costs nothing.
+        above: Points above the frontier, plain training that is shortened to the same FLOPs.
+        above_cached: The same at the FLOPs of a cached front.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.judge import Verdict
+        >>> Verdict((1.0, 0.5), 1.0, 0.6, 0.4, (5.0, 1.0), (9.0, 2.0)).gain
+        (1.0, 0.5)
+    """
+
+    gain: tuple[float, float]
+    harmless: float
+    flops: float
+    cached: float
+    above: tuple[float, float]
+    above_cached: tuple[float, float]
+
+
+def verdict(rule: Rule, examples: Sequence[Example]) -> Verdict:
+    """Judge one rule."""
+    gains, flops, cached, above, above_cached = [], [], [], [], []
+    for example in examples:
+        depth = rule(example)
+        run = example.held[depth] if depth else example.outcome.full
+        gains.append(example.gain(run))
+        flops.append(example.outcome.cost(run))
+        cached.append(example.outcome.cost(run, cached=True))
+        above.append(example.above(run) if depth else 0.0)
+        above_cached.append(example.above(run, cached=True) if depth else 0.0)
+    harmless = statistics.fmean(gain >= -HARMLESS for gain in gains)
+    spent = statistics.fmean(flops), statistics.fmean(cached)
+    return Verdict(interval(gains), harmless, *spent, interval(above), interval(above_cached))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval (Student's t); ``nan`` of a single value.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.judge import interval
+        >>> mean, half = interval([1.0, 2.0, 3.0])
+        >>> mean, round(half, 2)
+        (2.0, 2.48)
+    """
+    require("scipy", "benchmark")
+    from scipy.stats import t
+
+    count = len(values)
+    spread = statistics.stdev(values) / math.sqrt(count) * t.ppf(0.975, count - 1) if count > 1 else math.nan
+    return statistics.fmean(values), float(spread)
+
+
+def verdict_table(examples: Sequence[Example], rules: Mapping[str, Rule], title: str) -> Table:
+    """All rules on the same cases."""
+    table = Table(title=f"{title}: {len(examples)} runs", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for column in ("points vs full", "harmless", "FLOPs", "cached", "above frontier", "cached "):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, rule in rules.items():
+        one = verdict(rule, examples)
+        points = [f"{mean:+.1f} ± {half:.1f}" for mean, half in (one.gain, one.above, one.above_cached)]
+        shares = f"{one.harmless:.0%}", f"{one.flops:.2f}", f"{one.cached:.2f}"
+        table.add_row(name, points[0], *shares, *points[1:])
+    return table
+
+
+def main(
+    outcomes: str,
+    predictors: list[str] | None = None,
+    thresholds: Sequence[float] = (0.8,),
+    by: str = "task",
+    probe_steps: int | None = None,
+) -> None:
+    """Print a table a group of cases, and one of all.
+
+    Args:
+        outcomes: Folder of the recorded cases.
+        predictors: Files of start predictors; the shipped one by default.
+        thresholds: Likelihoods of no harm at which they are tried.
+        by: What makes a group: ``"task"`` (everything but the seed and the classes) or ``"family"`` of the network.
+        probe_steps: Steps of the probe; as many as a run of this length has by default.
+    """
+    if by not in GROUPS:
+        raise ValueError(f"by={by!r}: one of {', '.join(GROUPS)}")
+    examples = load_examples(Path(outcomes).glob("*.safetensors"), probe_steps)
+    if not examples:
+        raise FileNotFoundError(f"outcomes={outcomes!r}: no case is recorded there")
+    learned = {Path(path).stem if path else "shipped": StartPredictor.load(path) for path in predictors or [None]}
+    rules, console = baselines(learned, thresholds), Console(width=120)
+    groups = grouped(examples, GROUPS[by])
+    for name, group in groups.items():
+        console.print(verdict_table(group, rules, name))
+    if len(groups) > 1:
+        console.print(verdict_table(examples, rules, "all"))
+
+
+def grouped(examples: Iterable[Example], key: Callable[[Example], str]) -> dict[str, list[Example]]:
+    """Cases by group, in the order of their names."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(key(example), []).append(example)
+    return dict(sorted(groups.items()))
+
+
+def _task(example: Example) -> str:
+    case = example.outcome.case
+    data = f"{len(case.classes)} classes of {case.data}" if case.shift == "none" else f"{case.data}, {case.shift}"
+    return f"{example.family}, {data}, {case.optimizer} {case.schedule}, {case.steps} steps"
+
+
+GROUPS: dict[str, Callable[[Example], str]] = {"task": _task, "family": lambda example: example.family}
+
+if __name__ == "__main__":
+    auto_cli(main)

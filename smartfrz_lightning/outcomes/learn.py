@@ -1,0 +1,102 @@
+"""Train the start predictor on recorded cases.
+
+    python -m smartfrz_lightning.outcomes.learn runs/outcomes predictor_weights/start.safetensors
+
+Before that it is tried on families of networks that it has not seen, with fewer inputs, more of them, and attention
+over all fronts; the numbers go to the terminal, and how reliable its likelihoods are into a picture beside the file.
+Needs the extra ``benchmark``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from smartfrz_lightning.outcomes.examples import Example, load_examples
+from smartfrz_lightning.outcomes.fitting import fit, harmless, out_of_family, recorded
+from smartfrz_lightning.outcomes.judge import verdict
+from smartfrz_lightning.outcomes.rules import choose
+from smartfrz_lightning.predictor.start_inputs import INPUTS
+
+DEPTH = ["depth", "depth_squared", "body"]
+CHOSEN = [*DEPTH, "front_to_all", "left"]
+"""Inputs of the shipped predictor: more of them do worse on networks that were not seen."""
+
+VARIANTS: dict[str, dict] = {
+    "depth alone": {"inputs": DEPTH},
+    "chosen": {"inputs": CHOSEN},
+    **{f"chosen without {name}": {"inputs": [n for n in CHOSEN if n != name]} for name in CHOSEN[2:]},
+    **{f"chosen and {name}": {"inputs": [*CHOSEN, name]} for name in INPUTS if name not in CHOSEN},
+    "relative gradient alone (RGN)": {"inputs": [*DEPTH, "front"]},
+    "all inputs": {"inputs": INPUTS},
+    "attention, chosen inputs": {"inputs": CHOSEN, "hidden": 16},
+    "attention, all inputs": {"inputs": INPUTS, "hidden": 16},
+}
+
+
+def log_loss(examples: Sequence[Example], likelihoods: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean negative log-likelihood of what became of the recorded fronts, and the AUROC."""
+    said = torch.cat([p[recorded(one)] for one, p in zip(examples, likelihoods, strict=True)]).clamp(1e-4, 1 - 1e-4)
+    was = torch.cat([harmless(one) for one in examples])
+    loss = torch.nn.functional.binary_cross_entropy(said, was)
+    return float(loss), float(binary_auroc(said, was.int()))
+
+
+def reliability(examples: Sequence[Example], likelihoods: Sequence[Tensor], path: str | Path, bins: int = 8) -> None:
+    """Draw how often fronts were harmless against how likely that was said to be, in bins of equal count."""
+    from matplotlib.figure import Figure
+
+    said = torch.cat([p[recorded(one)] for one, p in zip(examples, likelihoods, strict=True)])
+    was = torch.cat([harmless(one) for one in examples])
+    order = said.argsort()
+    figure = Figure(figsize=(4.5, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    for part in order.tensor_split(bins):
+        mean, share, count = float(said[part].mean()), float(was[part].mean()), len(part)
+        error = 1.96 * max(share * (1 - share), 0.25 / count) ** 0.5 / count**0.5
+        axes.errorbar(mean, share, [[min(error, share)], [min(error, 1 - share)]], fmt="o", color="tab:blue")
+    axes.set(xlabel="likelihood of no harm, as said", ylabel="share that did no harm", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set_title(f"{len(said)} fronts of {len(examples)} runs,\nnetworks not seen in training", fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+def main(outcomes: str, output: str, compare: bool = True, seeds: int = 5, threshold: float = 0.8) -> None:
+    """Compare, train, write.
+
+    Args:
+        outcomes: Folder of the recorded cases.
+        output: File of the predictor.
+        compare: Try all variants first.
+        seeds: Of the attention, in the comparison.
+        threshold: Likelihood of no harm at which a front is held, in the comparison.
+    """
+    torch.set_num_threads(1)
+    examples = load_examples(Path(outcomes).glob("*.safetensors"))
+    if compare:
+        table = Table(title=f"families not seen, {len(examples)} runs", box=SIMPLE_HEAD, pad_edge=False)
+        for column in ("", "log loss", "AUROC", "points vs full", "harmless", "FLOPs", "above frontier", "cached"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, how in VARIANTS.items():
+            for seed in range(seeds if "hidden" in how else 1):
+                likelihoods = out_of_family(examples, seed=seed, **how)
+                number = {id(one): p for one, p in zip(examples, likelihoods, strict=True)}
+                one = verdict(lambda case, known=number: choose(case, known[id(case)], threshold), examples)
+                scores = [f"{score:.3f}" for score in log_loss(examples, likelihoods)]
+                points = [f"{mean:+.1f} ± {half:.1f}" for mean, half in (one.gain, one.above, one.above_cached)]
+                shares = [f"{one.harmless:.0%}", f"{one.flops:.2f}"]
+                table.add_row(f"{name}, seed {seed}" if seed else name, *scores, points[0], *shares, *points[1:])
+        Console(width=140).print(table)
+    picture = Path(output).with_suffix(".png")
+    reliability(examples, out_of_family(examples, inputs=CHOSEN), picture)
+    fit(examples, CHOSEN).save(output, cases=len(examples), families=sorted({one.family for one in examples}))
+
+
+if __name__ == "__main__":
+    auto_cli(main)
