@@ -86,7 +86,7 @@ def start_inputs(gradients: Tensor, weights: Tensor, cost: Tensor, parameters: T
     logs, number = relative.clamp(min=_TINY).log(), torch.arange(1, layers + 1)
     depth = number / layers
     front = logs.cumsum(0) / number
-    behind = (agree.sum() - agree.cumsum(0))[:-1] / (layers - number[:-1])
+    behind = ((agree.sum() - agree.cumsum(0))[:-1] / (layers - number[:-1])).clamp(0, 1)
     behind = torch.cat([behind, agree[-1:]])  # behind all of them is the head, of which nothing is known
     left = 1 - parameters.double().cumsum(0)[:-1] / parameters.double().sum()
     columns = {

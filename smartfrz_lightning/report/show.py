@@ -151,7 +151,7 @@ def nothing_saved(timeline: Timeline) -> str:
 def plot_timeline(timeline: Timeline, path: str | Path | IO[bytes]) -> None:
     """Draw layers against steps: when each trained and when it was frozen, as a picture file.
 
-    Beside it, if there was a probe: how much each layer wanted to move.
+    Beside it, if there was a probe: how much each layer wanted to move, and how likely it did no harm to hold the front.
 
     Example:
         >>> from pathlib import Path
@@ -209,5 +209,10 @@ def _plot_profile(start: Start, names: list[str], axes: Any) -> None:
         if value := start.profile.get(name):
             axes.barh(index, value, color="tab:blue" if name in held else "tab:orange")
     axes.tick_params(labelleft=False, labelsize=7)
-    axes.set_xlabel("gradient / weights")
-    axes.set_title(f"{len(held)} held from the start" if held else "nothing held", fontsize=10)
+    axes.set_xlabel("gradient / weights", fontsize=8)
+    likely = axes.twiny()
+    numbers = [index for index, name in enumerate(names) if name in start.sure]
+    likely.plot(list(start.sure.values()), numbers, color="black", marker=".", linewidth=1)
+    likely.set_xlim(0, 1)
+    likely.tick_params(labelsize=7)
+    likely.set_xlabel("likelihood of no harm if held up to here (line)", fontsize=7)
