@@ -151,7 +151,8 @@ def nothing_saved(timeline: Timeline) -> str:
 def plot_timeline(timeline: Timeline, path: str | Path | IO[bytes]) -> None:
     """Draw layers against steps: when each trained and when it was frozen, as a picture file.
 
-    Beside it, if there was a probe: how much each layer wanted to move, and how likely it did no harm to hold the front.
+    Beside it, if there was a probe: how much each layer wanted to move, and how likely a front that ends there does no
+    harm.
 
     Example:
         >>> from pathlib import Path
