@@ -12,7 +12,10 @@ EXEMPT |= {
     f"smartfrz_lightning.benchmark.{name}"
     for name in ("freeze_shock.main", "front.main", "front.measure", "probe_trace.main")
 }
-EXEMPT |= {f"smartfrz_lightning.outcomes.{name}" for name in ("__main__.main", "pretrain.main", "record.record_case")}
+EXEMPT |= {
+    f"smartfrz_lightning.outcomes.{name}"
+    for name in ("__main__.main", "pretrain.main", "record.record_case", "condense.main", "judge.main", "learn.main")
+}
 
 
 def public():

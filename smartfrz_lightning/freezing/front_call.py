@@ -1,6 +1,7 @@
 """Call: a function call of the frozen front that was noted down, to be looked up or carried out later."""
 
 import contextlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _CHECKS = 3  # batches in which what is kept is compared with what would be computed
 _CHECK_AGAIN = 500  # and one of so many after that
+_HOLE = torch.empty(0, device="meta")
 
 
 @dataclass
@@ -144,8 +146,10 @@ class Call:
         self._modes = unit.modes() if unit else ()
         self.expression, self.batch = expression, batch
         self._cache, self._func = cache, func
-        feed = iter(inputs)
-        self._args, self._kwargs = filled(args, feed), filled(kwargs, feed)  # lists of the caller's may change later
+        # A copy, as lists of the caller's may change later; without the tensors, as one that is changed in place would
+        # be held by what it comes from, and count as still in use.
+        holes = itertools.repeat(_HOLE)
+        self._args, self._kwargs = filled(args, holes), filled(kwargs, holes)
         # A lazy tensor may stand for something else later, when it was changed in place.
         self._inputs: list[Leaf | tuple[Any, int]] = [
             (t.source, t.index) if isinstance(t, LazyTensor) else cache.leaf(t, batch) for t in inputs

@@ -1,8 +1,9 @@
 """Examples: recorded cases as the start predictor sees them, with what became of each front that was held."""
 
-from collections.abc import Iterable
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,19 +28,28 @@ class Example:
     Attributes:
         outcome: The case.
         inputs: ``[fronts, inputs]`` of :func:`~smartfrz_lightning.predictor.start_inputs.start_inputs`: every front.
-        held: The runs in which a front was held from the start, by depth.
+        drift: ``[layers]``: the norm of each layer's mean gradient in the probe, estimated without bias from products
+            of different batches, over the norm of its weights. Without the head, as are the others.
+        fisher: ``[layers]``: the mean square of its gradients in the probe.
         probe_steps: How many steps of the probe were looked at.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import Example
-        >>> Example.__dataclass_fields__.keys() == {"outcome", "inputs", "held", "probe_steps"}
-        True
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> one = load_examples("configs/outcomes/results/held_out.jsonl")[0]
+        >>> one.family, sorted(one.held), one.inputs.shape
+        ('minilm', [1, 3, 4, 5, 7], torch.Size([7, 11]))
     """
 
     outcome: Outcome
     inputs: Tensor
-    held: dict[int, Run]
+    drift: Tensor
+    fisher: Tensor
     probe_steps: int
+
+    @property
+    def held(self) -> dict[int, Run]:
+        """The runs in which a front was held from the start, by depth."""
+        return {run.depth: run for run in self.outcome.runs if run.kind == "frozen" and not run.moment}
 
     def gain(self, run: Run) -> float:
         """Points of accuracy above full training."""
@@ -54,19 +64,61 @@ class Example:
         """The network, and whether it was pretrained."""
         return self.outcome.case.network + ("" if self.outcome.case.weights else ", from scratch")
 
+    def asdict(self) -> dict[str, Any]:
+        """As JSON can hold it: some 10 kB where the gradients and weights are 10 MB."""
+        tensors = {name: _round(getattr(self, name)) for name in ("inputs", "drift", "fisher")}
+        return {**self.outcome.asdict(), **tensors, "probe_steps": self.probe_steps}
 
-def load_examples(paths: Iterable[str | Path], probe_steps: int | None = None) -> list[Example]:
+    @classmethod
+    def fromdict(cls, about: dict[str, Any]) -> "Example":
+        """The example that :meth:`asdict` described; its outcome has no tensors."""
+        tensors = {name: torch.tensor(about[name]) for name in ("inputs", "drift", "fisher")}
+        return cls(Outcome.fromdict(about), **tensors, probe_steps=about["probe_steps"])
+
+
+def load_examples(source: str | Path, probe_steps: int | None = None) -> list[Example]:
     """Read recorded cases.
 
     Args:
-        paths: Their files.
+        source: A folder of recorded cases, or a file of :func:`~smartfrz_lightning.outcomes.condense.condense`.
         probe_steps: Steps of the probe that are looked at; as many as a run of this length would have by default.
+
+    Raises:
+        FileNotFoundError: There is no case.
+        ValueError: ``probe_steps`` of a condensed file, which does not hold the probes.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> {one.family for one in load_examples("configs/outcomes/results/held_out.jsonl")} >= {"resnet32", "minilm"}
+        True
     """
-    return [example(Outcome.load(path), probe_steps) for path in sorted(paths)]
+    source = Path(source)
+    if source.suffix == ".jsonl" and source.is_file():
+        if probe_steps is not None:
+            raise ValueError(f"probe_steps={probe_steps}: {str(source)!r} is condensed and does not hold the probes")
+        return [Example.fromdict(json.loads(line)) for line in source.read_text().splitlines()]
+    examples = [example(Outcome.load(path), probe_steps) for path in sorted(source.glob("*.safetensors"))]
+    if not examples:
+        raise FileNotFoundError(f"no case is recorded in {str(source)!r}")
+    return examples
 
 
 def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
-    """One case, with the inputs that a probe in the case would have given."""
+    """One case, with the inputs that a probe in the case would have given.
+
+    Args:
+        outcome: The case, with its tensors.
+        probe_steps: Steps of the probe that are looked at; as many as a run of this length would have by default.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.outcomes.examples import example, load_examples
+        >>> outcome = load_examples("configs/outcomes/results/held_out.jsonl")[0].outcome
+        >>> probe = torch.randn(30, len(outcome.layers), 16)
+        >>> outcome.tensors = {"probe_train_gradients": probe, "weights": torch.ones_like(probe)}
+        >>> example(outcome, probe_steps=4).inputs.shape
+        torch.Size([7, 11])
+    """
     layers = len(outcome.layers) - 1  # the last one is the head
     steps = max(LEAST, probe_length(outcome.case.steps) if probe_steps is None else probe_steps)
     gradients = outcome.tensors["probe_train_gradients"][:steps, :layers]
@@ -77,8 +129,21 @@ def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
     weights = outcome.tensors["weights"][0, :layers]
     sizes = torch.tensor(outcome.sizes, dtype=torch.float)
     inputs = start_inputs(gradients, weights, torch.tensor(cost), sizes, outcome.case.steps)
-    held = {run.depth: run for run in outcome.runs if run.kind == "frozen" and not run.moment}
-    return Example(outcome, inputs, held, steps)
+    count, squares = len(gradients), gradients.double().square().sum(-1)
+    products = gradients.double().sum(0).square().sum(-1) - squares.sum(0)
+    drift = (products / (count * (count - 1))).clamp(min=0).sqrt() / torch.linalg.norm(weights.double(), dim=-1)
+    norms = outcome.tensors.get(
+        "probe_train_norms", torch.linalg.norm(outcome.tensors["probe_train_gradients"], dim=-1)
+    )
+    fisher = norms[:steps, :layers].double().square().mean(0)
+    return Example(outcome, inputs, drift.float(), fisher.float(), steps)
+
+
+def _round(values: Tensor) -> list:
+    """Six digits."""
+    if values.dim() > 1:
+        return [_round(row) for row in values]
+    return [float(f"{value:.6g}") for value in values.tolist()]
 
 
 def frontier(outcome: Outcome, cost: float) -> float:
@@ -90,6 +155,12 @@ def frontier(outcome: Outcome, cost: float) -> float:
     Args:
         outcome: The case.
         cost: FLOPs relative to the full run; below the shortest recorded one, the frontier is taken as level.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import frontier, load_examples
+        >>> outcome = load_examples("configs/outcomes/results/held_out.jsonl")[0].outcome
+        >>> frontier(outcome, 0.3) <= frontier(outcome, 1.0)
+        True
     """
     plain = sorted((outcome.cost(run), run.accuracy) for run in outcome.runs if run.kind != "frozen")
     at, accuracy = (np.array(column) for column in zip(*plain, strict=True))

@@ -20,12 +20,28 @@ HARMLESS = 2.0
 
 
 def harmless(example: Example, tolerance: float = HARMLESS) -> Tensor:
-    """``[recorded fronts]``: 1 where holding the front did no harm, in the order of depth."""
+    """``[recorded fronts]``: 1 where holding the front did no harm, in the order of depth.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.fitting import harmless
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> harmless(cases[0]).shape, float(harmless(cases[0], tolerance=100.0).min())
+        (torch.Size([5]), 1.0)
+    """
     return torch.tensor([float(example.gain(run) >= -tolerance) for _, run in sorted(example.held.items())])
 
 
 def recorded(example: Example) -> Tensor:
-    """``[recorded fronts]``: which rows of the inputs belong to them."""
+    """``[recorded fronts]``: which rows of the inputs belong to them.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.fitting import recorded
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> recorded(cases[0]).tolist() == [depth - 1 for depth in sorted(cases[0].held)]
+        True
+    """
     return torch.tensor(sorted(example.held)) - 1
 
 
@@ -51,6 +67,14 @@ def fit(
 
     Raises:
         ValueError: All fronts of the examples do harm, or none does.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.fitting import fit
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> predictor = fit(cases, inputs=["depth", "front_to_all"])
+        >>> predictor(cases[0].inputs).shape == (len(cases[0].inputs),)
+        True
     """
     torch.manual_seed(seed)
     predictor = StartPredictor(inputs, hidden)
@@ -86,6 +110,14 @@ def out_of_family(examples: Sequence[Example], **how: object) -> list[Tensor]:
     Args:
         examples: Cases of several families of networks; pretrained and from scratch count as two.
         how: Arguments of :func:`fit`.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.fitting import out_of_family
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> likelihoods = out_of_family(cases, inputs=["depth", "front_to_all"])
+        >>> len(likelihoods) == len(cases)
+        True
     """
     found: dict[int, Tensor] = {}
     for family in sorted({example.family for example in examples}):

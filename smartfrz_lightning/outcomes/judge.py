@@ -51,7 +51,17 @@ class Verdict:
 
 
 def verdict(rule: Rule, examples: Sequence[Example]) -> Verdict:
-    """Judge one rule."""
+    """Judge one rule.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.judge import verdict
+        >>> from smartfrz_lightning.outcomes.rules import static
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> one = verdict(static(0), cases)
+        >>> one.cached < one.flops < 1
+        True
+    """
     gains, flops, cached, above, above_cached = [], [], [], [], []
     for example in examples:
         depth = rule(example)
@@ -84,7 +94,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def verdict_table(examples: Sequence[Example], rules: Mapping[str, Rule], title: str) -> Table:
-    """All rules on the same cases."""
+    """All rules on the same cases.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.judge import verdict_table
+        >>> from smartfrz_lightning.outcomes.rules import static
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> table = verdict_table(cases, {"first front": static(0)}, "all")
+        >>> table.row_count
+        1
+    """
     table = Table(title=f"{title}: {len(examples)} runs", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for column in ("points vs full", "harmless", "FLOPs", "cached", "above frontier", "cached "):
@@ -107,7 +127,7 @@ def main(
     """Print a table a group of cases, and one of all.
 
     Args:
-        outcomes: Folder of the recorded cases.
+        outcomes: Folder of the recorded cases, or a condensed file of them.
         predictors: Files of start predictors; the shipped one by default.
         thresholds: Likelihoods of no harm at which they are tried.
         by: What makes a group: ``"task"`` (everything but the seed and the classes) or ``"family"`` of the network.
@@ -115,9 +135,7 @@ def main(
     """
     if by not in GROUPS:
         raise ValueError(f"by={by!r}: one of {', '.join(GROUPS)}")
-    examples = load_examples(Path(outcomes).glob("*.safetensors"), probe_steps)
-    if not examples:
-        raise FileNotFoundError(f"outcomes={outcomes!r}: no case is recorded there")
+    examples = load_examples(outcomes, probe_steps)
     learned = {Path(path).stem if path else "shipped": StartPredictor.load(path) for path in predictors or [None]}
     rules, console = baselines(learned, thresholds), Console(width=120)
     groups = grouped(examples, GROUPS[by])
@@ -128,7 +146,15 @@ def main(
 
 
 def grouped(examples: Iterable[Example], key: Callable[[Example], str]) -> dict[str, list[Example]]:
-    """Cases by group, in the order of their names."""
+    """Cases by group, in the order of their names.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.judge import grouped
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> list(grouped(cases, lambda case: case.family))[:2]
+        ['minilm', 'resnet32']
+    """
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(key(example), []).append(example)

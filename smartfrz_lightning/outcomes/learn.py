@@ -41,7 +41,17 @@ VARIANTS: dict[str, dict] = {
 
 
 def log_loss(examples: Sequence[Example], likelihoods: Sequence[Tensor]) -> tuple[float, float]:
-    """Mean negative log-likelihood of what became of the recorded fronts, and the AUROC."""
+    """Mean negative log-likelihood of what became of the recorded fronts, and the AUROC.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.fitting import out_of_family
+        >>> from smartfrz_lightning.outcomes.learn import log_loss
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> loss, auroc = log_loss(cases, out_of_family(cases, inputs=["depth"]))
+        >>> loss > 0, 0 <= auroc <= 1
+        (True, True)
+    """
     said = torch.cat([p[recorded(one)] for one, p in zip(examples, likelihoods, strict=True)]).clamp(1e-4, 1 - 1e-4)
     was = torch.cat([harmless(one) for one in examples])
     loss = torch.nn.functional.binary_cross_entropy(said, was)
@@ -49,7 +59,18 @@ def log_loss(examples: Sequence[Example], likelihoods: Sequence[Tensor]) -> tupl
 
 
 def reliability(examples: Sequence[Example], likelihoods: Sequence[Tensor], path: str | Path, bins: int = 8) -> None:
-    """Draw how often fronts were harmless against how likely that was said to be, in bins of equal count."""
+    """Draw how often fronts were harmless against how likely that was said to be, in bins of equal count.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.fitting import out_of_family
+        >>> from smartfrz_lightning.outcomes.learn import reliability
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> likelihoods = out_of_family(cases, inputs=["depth"])
+        >>> with TemporaryDirectory() as folder:
+        ...     reliability(cases, likelihoods, f"{folder}/reliability.png")
+    """
     from matplotlib.figure import Figure
 
     said = torch.cat([p[recorded(one)] for one, p in zip(examples, likelihoods, strict=True)])
@@ -71,14 +92,14 @@ def main(outcomes: str, output: str, compare: bool = True, seeds: int = 5, thres
     """Compare, train, write.
 
     Args:
-        outcomes: Folder of the recorded cases.
+        outcomes: Folder of the recorded cases, or a condensed file of them.
         output: File of the predictor.
         compare: Try all variants first.
         seeds: Of the attention, in the comparison.
         threshold: Likelihood of no harm at which a front is held, in the comparison.
     """
     torch.set_num_threads(1)
-    examples = load_examples(Path(outcomes).glob("*.safetensors"))
+    examples = load_examples(outcomes)
     if compare:
         table = Table(title=f"families not seen, {len(examples)} runs", box=SIMPLE_HEAD, pad_edge=False)
         for column in ("", "log loss", "AUROC", "points vs full", "harmless", "FLOPs", "above frontier", "cached"):

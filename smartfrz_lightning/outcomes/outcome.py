@@ -106,11 +106,9 @@ class Outcome:
         """Write the file in one piece: it is there whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"case": self.case.asdict(), "layers": self.layers, "sizes": self.sizes, "step": asdict(self.step)}
-        about |= {"costs": _plain(self.costs), "runs": _plain(self.runs)}
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            metadata = {"smartfrz": json.dumps({"format": FORMAT, "version": VERSION, **about})}
+            metadata = {"smartfrz": json.dumps({"format": FORMAT, "version": VERSION, **self.asdict()})}
             save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, partial, metadata)
             partial.replace(path)
         finally:
@@ -134,9 +132,19 @@ class Outcome:
             raise ValueError(f"{str(path)!r} is cut short or not a safetensors file ({error})") from error
         if (about.pop("format", None), about.pop("version", None)) != (FORMAT, VERSION):
             raise ValueError(f"{str(path)!r} is not an outcome of version {VERSION}: record it again")
+        return cls.fromdict(about, tensors)
+
+    def asdict(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON can hold it."""
+        about = {"case": self.case.asdict(), "layers": self.layers, "sizes": self.sizes, "step": asdict(self.step)}
+        return about | {"costs": _plain(self.costs), "runs": _plain(self.runs)}
+
+    @classmethod
+    def fromdict(cls, about: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> "Outcome":
+        """The outcome that :meth:`asdict` described."""
         case = Case(**{**about["case"], "classes": tuple(about["case"]["classes"])})
         costs, runs = [LayerFlops(**cost) for cost in about["costs"]], [Run(**run) for run in about["runs"]]
-        return cls(case, about["layers"], about["sizes"], costs, StepFlops(**about["step"]), runs, tensors)
+        return cls(case, about["layers"], about["sizes"], costs, StepFlops(**about["step"]), runs, tensors or {})
 
 
 def _plain(rows: Sequence[Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from smartfrz_lightning.engine.probed_start import choose_front
@@ -22,12 +21,31 @@ def likely(predictor: StartPredictor, threshold: float, save: float | None = Non
         predictor: The predictor.
         threshold: The least likelihood of no harm.
         save: The share to save, in place of the threshold.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.rules import likely
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from smartfrz_lightning.predictor.start import StartPredictor
+        >>> rule = likely(StartPredictor.load(), threshold=0.8)
+        >>> all(rule(case) in {0, *case.held} for case in cases)
+        True
     """
     return lambda example: choose(example, predictor(example.inputs).sigmoid(), threshold, save)
 
 
 def choose(example: Example, likelihoods: Tensor, threshold: float, save: float | None = None) -> int:
-    """The front that is held if its layers have these likelihoods ``[fronts]`` of no harm."""
+    """The front that is held if its layers have these likelihoods ``[fronts]`` of no harm.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.rules import choose
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> import torch
+        >>> likelihoods = torch.ones(len(cases[0].inputs))
+        >>> choose(cases[0], likelihoods, threshold=0.8) == max(cases[0].held)
+        True
+    """
     depths = sorted(example.held)
     costs = [example.outcome.cost(example.held[depth]) for depth in depths]
     number = choose_front(costs, likelihoods[recorded(example)].tolist(), threshold, save)
@@ -35,7 +53,15 @@ def choose(example: Example, likelihoods: Tensor, threshold: float, save: float 
 
 
 def static(number: int) -> Rule:
-    """Always the front with this number among the recorded ones."""
+    """Always the front with this number among the recorded ones.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.rules import static
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> static(0)(cases[0]) == min(cases[0].held)
+        True
+    """
     return lambda example: sorted(example.held)[number]
 
 
@@ -44,12 +70,15 @@ def slope(example: Example) -> int:
 
     The relative norm of the mean gradient, estimated without bias from different batches; average over the first two
     thirds of the layers over that of the last third, below 0.8.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.rules import slope
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> all(slope(case) in {0, *case.held} for case in cases)
+        True
     """
-    gradients = example.outcome.tensors["probe_train_gradients"][: example.probe_steps, :-1].double()
-    weights = example.outcome.tensors["weights"][0, :-1].double()
-    count = len(gradients)
-    products = gradients.sum(0).square().sum(-1) - gradients.square().sum(-1).sum(0)
-    relative = (products / (count * (count - 1))).clamp(min=0).sqrt() / torch.linalg.norm(weights, dim=-1)
+    relative = example.drift
     back = max(1, len(relative) // 3)
     gentle = relative[:-back].mean() < 0.8 * relative[-back:].mean()
     return static(2)(example) if gentle else 0
@@ -61,9 +90,15 @@ def fisher(example: Example, share: float = 0.1) -> int:
     Args:
         example: The case.
         share: Of the sum over all layers before the head.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.rules import fisher
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> fisher(cases[0], share=0.0), fisher(cases[0], share=1.0) == max(cases[0].held)
+        (0, True)
     """
-    gradients = example.outcome.tensors["probe_train_norms"][: example.probe_steps, :-1].double()
-    cumulative = gradients.square().mean(0).cumsum(0)
+    cumulative = example.fisher.cumsum(0)
     within = [depth for depth in sorted(example.held) if cumulative[depth - 1] <= share * cumulative[-1]]
     return within[-1] if within else 0
 
@@ -75,6 +110,13 @@ def oracle(example: Example, tolerance: float, by: str = "accuracy") -> int:
         example: The case.
         tolerance: Points of accuracy, or share of the validation loss, that it may be worse than full training.
         by: ``"accuracy"``, ``"loss"``, or ``"above"``: the points above shortened training at equal FLOPs.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.rules import oracle
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> oracle(cases[0], tolerance=100.0) == max(cases[0].held)
+        True
     """
     full = example.outcome.full
 
@@ -94,6 +136,13 @@ def baselines(learned: Mapping[str, StartPredictor], thresholds: Sequence[float]
     Args:
         learned: Predictors by name.
         thresholds: Each of them at these.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.rules import baselines
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> list(baselines({}, thresholds=[]))[:3]
+        ['nothing held', 'depth 1 of 5', 'depth 2 of 5']
     """
     rules: dict[str, Rule] = {"nothing held": lambda example: 0}
     rules |= {f"depth {number + 1} of 5": static(number) for number in range(4)}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.freezing.front_cache import FrontCache
@@ -236,7 +237,7 @@ def test_a_front_that_draws_random_numbers_is_not_kept():
     cache = FrontCache(other)
     cache.watch = lambda names: None  # dropout stays on
     cached = train(other, torch.rand(12, 6, generator=torch.Generator().manual_seed(0)), 2, cache)
-    assert cached == plain
+    assert cached == pytest.approx(plain, abs=1e-5)
     cache.end_epoch()
     assert "2" in cache.refused and "random" in cache.refused["2"]
 
@@ -383,6 +384,48 @@ def test_functional_calls_with_other_weights_are_carried_out():
         out = torch.func.functional_call(net, others, (x,))
         cache.close()
         assert torch.equal(out, torch.func.functional_call(net, others, (x,)))
+
+
+class CountConvolutions(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.forward = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.forward += func is torch.ops.aten.convolution.default
+        return func(*args, **(kwargs or {}))
+
+
+class InPlace(nn.Sequential):
+    """Blocks as those of torchvision: activations write in place, and a shortcut is added in place."""
+
+    def forward(self, x):
+        x = F.relu(self[0](x), inplace=True)
+        y = self[1](x).mul_(0.5)
+        y += x
+        y = self[2](F.relu_(y))
+        return self[4](F.relu(self[3](y), inplace=True).mean((2, 3)))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_nothing_of_the_front_runs_for_known_samples_where_it_writes_in_place(depth):
+    torch.manual_seed(0)
+    net = InPlace(*(nn.Conv2d(3 if n == 0 else 4, 4, 3, padding=1) for n in range(4)), nn.Linear(4, 2))
+    for layer in net[:depth]:
+        layer.requires_grad_(False)
+    other, x, ran = copy.deepcopy(net), torch.rand(6, 3, 12, 12), []
+    cache = FrontCache(net)
+    for _ in range(8):
+        cache.open()
+        with CountConvolutions() as count:
+            loss = net(x).square().sum()
+            cache.close()  # what somebody still holds is computed here
+        ran.append(count.forward)
+        for model in (loss, other(x).square().sum()):
+            model.backward()
+        for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
+            assert mine.grad is None or torch.allclose(mine.grad, theirs.grad, atol=1e-5)
+    assert ran[0] == 4 and ran[-1] == 4 - depth, ran
 
 
 def test_without_gradients_and_in_validation_everything_is_computed():

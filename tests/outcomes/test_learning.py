@@ -10,6 +10,7 @@ pytest.importorskip("sklearn")
 
 from smartfrz_lightning.cost import LayerFlops, StepFlops
 from smartfrz_lightning.outcomes.case import Case
+from smartfrz_lightning.outcomes.condense import condense
 from smartfrz_lightning.outcomes.examples import example, frontier, load_examples
 from smartfrz_lightning.outcomes.fitting import fit, harmless, out_of_family, recorded
 from smartfrz_lightning.outcomes.judge import grouped, interval, verdict
@@ -96,10 +97,25 @@ def test_rules(cases):
     assert interval([1.0])[0] == 1.0
 
 
+def test_condensed_cases_say_the_same(cases, tmp_path):
+    condense(cases, tmp_path / "cases.jsonl")
+    again = load_examples(tmp_path / "cases.jsonl")
+    assert (tmp_path / "cases.jsonl").stat().st_size < 10_000 * len(cases)
+    predictor = fit(cases)
+    for one, same in zip(cases, again, strict=True):
+        assert one.outcome.asdict() == same.outcome.asdict() and one.held == same.held
+        assert torch.allclose(one.inputs, same.inputs, rtol=1e-5, atol=1e-5) and slope(one) == slope(same)
+        assert torch.allclose(predictor(one.inputs), predictor(same.inputs), atol=1e-4) and fisher(one) == fisher(same)
+    with pytest.raises(ValueError, match="is condensed and does not hold the probes"):
+        load_examples(tmp_path / "cases.jsonl", probe_steps=4)
+    with pytest.raises(FileNotFoundError, match="no case is recorded"):
+        load_examples(tmp_path / "nowhere")
+
+
 def test_the_commands(cases, tmp_path):
     for one in cases:
         one.outcome.save(tmp_path / "cases" / f"{one.outcome.case.name}.safetensors")
-    assert len(load_examples((tmp_path / "cases").glob("*"), probe_steps=8)) == len(cases)
+    assert len(load_examples(tmp_path / "cases", probe_steps=8)) == len(cases)
     command = [
         sys.executable,
         "-m",
