@@ -9,7 +9,10 @@ import torch
 from small_bert import bert
 from torchvision.io import write_png
 
+import smartfrz_lightning
 from smartfrz_lightning import FreezingCallback
+from smartfrz_lightning.callbacks.cards import NAMES, card
+from smartfrz_lightning.callbacks.cards import main as write_cards
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,3 +69,14 @@ def test_contributing(place):
     for code in blocks("CONTRIBUTING.md"):
         exec(code, names)
     assert issubclass(names["OneByOneFreezeCallback"], FreezingCallback)
+
+
+def test_the_method_cards_are_those_of_the_docstrings(tmp_path):
+    assert {f"{name}FreezeCallback" for name in NAMES} == {
+        name for name in smartfrz_lightning.__all__ if name.endswith("FreezeCallback")
+    }
+    write_cards(str(tmp_path / "cards.md"))
+    shipped = ROOT / "smartfrz_lightning/callbacks/CARDS.md"
+    assert shipped.read_text() == (tmp_path / "cards.md").read_text(), f"run {write_cards.__module__} {shipped.name}"
+    with pytest.raises(ValueError, match="says nothing of When, When not, Cost, Source"):
+        card(FreezingCallback)

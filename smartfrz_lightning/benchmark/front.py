@@ -34,7 +34,7 @@ from smartfrz_lightning.freezing.lean_backward import LeanBackward
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.layers.tracer import find_layers
 
-BATCHES = 4
+BATCHES = 2
 """Batches of data, that come again."""
 
 
@@ -142,7 +142,7 @@ def measure(network: str, share: float, steps: int, seed: int) -> dict[str, list
     layers = find_layers(net, data[0][0][:2])
     depth = max(1, round(share * (len(layers) - 1)))
     ways = {way: Way(way, copy.deepcopy(net), layers, depth) for way in WAYS}
-    for _ in range(5):  # the cache looks several times at a front that it does not know
+    for _ in range(6):  # the cache looks several times at a front that it does not know
         for x, y in data:
             for way in ways.values():
                 way.step(x, y)

@@ -22,6 +22,11 @@ class AutoFreezeCallback(FreezingCallback):
     The paper writes the L2 norm of the summed gradient; the authors' code (github.com/YuhanLiu11/AutoFreeze) takes its
     L1 norm. ``norm`` offers both.
 
+    - **When**: to compare with; fine-tuning transformers, for which it was made.
+    - **When not**: a front is worth holding from the start: it freezes after it has moved.
+    - **Cost**: one buffer the size of the trainable weights, and their norms at each evaluation.
+    - **Source**: Liu et al. 2021, "AutoFreeze: Automatically Freezing Model Blocks to Accelerate Fine-tuning".
+
     Args:
         evaluations_per_epoch: M, how often an epoch layers are evaluated; 4 in the SmartFRZ paper.
         percentile: N, between 0 and 100; 50 in both papers.

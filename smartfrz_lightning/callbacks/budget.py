@@ -27,6 +27,12 @@ class BudgetFreezeCallback(FreezingCallback):
     The sources leave open: a unit is a layer as this package finds it; the update is that of the very step whose
     gradients are taken; costs are rounded up to a thousandth of the budget.
 
+    - **When**: a step may cost so much and no more, and what matters may change while training goes on.
+    - **When not**: with the front cache, as another front may train in every epoch.
+    - **Cost**: one full step an epoch; a copy of the weights during it.
+    - **Source**: Huang et al. 2023, "Towards Green AI in Fine-tuning Large Language Models via Adaptive
+      Backpropagation" (GreenTrainer), and "ElasticTrainer".
+
     Args:
         budget: FLOPs that a step may cost, as a share of a full one; its forward pass alone is about a third.
         every_n_epochs: Choose anew after every n-th epoch.

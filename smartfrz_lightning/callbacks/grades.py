@@ -19,6 +19,12 @@ class GradESFreezeCallback(FreezingCallback):
     holds in one matrix freeze together, and norms and biases freeze with the layer that they belong to; gradients are
     those that the optimizer steps with, averaged over processes and before clipping.
 
+    - **When**: transformers with AdamW, as in its paper, with a ``tau`` tuned for the model.
+    - **When not**: you cannot tune ``tau``: gradients differ by orders of magnitude from network to network.
+    - **Cost**: a copy of the gradients.
+    - **Source**: Wen et al. 2025, "GradES: Significantly Faster Training in Transformers with Gradient-Based Early
+      Stopping" (arXiv 2509.01842).
+
     Args:
         tau: Threshold. The norm grows with the size of a layer and the scale of the loss, so there is no default: the
             paper tunes it for every model.

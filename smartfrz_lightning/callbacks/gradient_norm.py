@@ -19,6 +19,11 @@ class GradientNormFreezeCallback(FreezingCallback):
     gradient norm, but no more than a share ``alpha`` of those that are left. The norm is the L2 norm of the gradients
     summed since the check before. Nothing freezes at the first check.
 
+    - **When**: to compare with.
+    - **When not**: accuracy matters more than speed: it freezes up to the least gradient, however large that is.
+    - **Cost**: one buffer the size of the trainable weights.
+    - **Source**: He et al. 2021, "PipeTransformer: Automated Elastic Pipelining for Distributed Training".
+
     Args:
         alpha: Between 0 and 1; how much of what is left may freeze at once.
         kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.

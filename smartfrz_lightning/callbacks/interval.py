@@ -16,6 +16,12 @@ class IntervalFreezeCallback(FreezingCallback):
     From some step on, one layer after another freezes at a constant interval, front first. The start is computed from
     the FLOPs of each layer, as measured in the first training step, so that the whole run saves ``flops_reduction``.
 
+    - **When**: a given share of the FLOPs is to be saved, and nothing is known of the task.
+    - **When not**: more than a third is to be saved: it has to begin too early then.
+    - **Cost**: none to speak of.
+    - **Source**: Yuan et al. 2022, "Layer Freezing & Data Sieving: Missing Pieces of a Generic Framework for Sparse
+      Training".
+
     Args:
         flops_reduction: Share of the training FLOPs to save, between 0 and 1.
         every_n_train_steps: The interval in optimizer steps; by default the layers are spread evenly from the start

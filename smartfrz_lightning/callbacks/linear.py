@@ -22,6 +22,11 @@ class LinearFreezeCallback(FreezingCallback):
     The callback gives each layer a parameter group of its own, so a checkpoint of such a run resumes with this
     callback only. The first training step shows the layers and is done at the optimizer's own rates.
 
+    - **When**: training from scratch on a fixed budget, without a schedule of your own.
+    - **When not**: the optimizer's groups or a scheduler matter to you: it takes both over.
+    - **Cost**: a parameter group for each layer.
+    - **Source**: Brock et al. 2017, "FreezeOut: Accelerate Training by Progressively Freezing Layers".
+
     Args:
         t_0: When the first layer freezes, as a share of the run; before cubing, where ``schedule="cubic"``.
         schedule: ``"linear"`` or ``"cubic"``.

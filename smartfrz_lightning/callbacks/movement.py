@@ -13,6 +13,11 @@ class MovementFreezeCallback(WindowedFreezingCallback):
     The movement is ``||w_last - w_first|| / ||w_last||`` over the sampled weights. A control: whoever looks at windows
     of weights should do better than this.
 
+    - **When**: as a control; from scratch it lost least in our measurements.
+    - **When not**: the learning rate decays to zero early: then everything stands still.
+    - **Cost**: the window, 30 snapshots of 1,024 weights a layer.
+    - **Source**: this project, as a control.
+
     Args:
         threshold: Movement below which a layer freezes.
         front_only: Freeze a layer only once all before it are frozen.

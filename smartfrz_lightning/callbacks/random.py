@@ -17,6 +17,11 @@ class RandomFreezeCallback(FreezingCallback):
     At each moment at which that run froze something, layers are drawn until a step costs as nearly as possible what it
     cost there. A method is worth its place only if it beats this.
 
+    - **When**: as a control beside another method's run.
+    - **When not**: ever, to train a model.
+    - **Cost**: none to speak of.
+    - **Source**: this project, as a control.
+
     Args:
         timeline: ``freeze_timeline.csv`` of the other run.
         seed: Of the lot.

@@ -17,6 +17,11 @@ class SimilarityFreezeCallback(FreezingCallback):
     CKA stayed below ``epsilon``. Needs a finished run of the same model, so it is an upper bound to compare with, not
     a way to save anything.
 
+    - **When**: to see what similarity-guided freezing could reach at best.
+    - **When not**: to save anything: it needs the finished model.
+    - **Cost**: a forward pass of one batch at each measurement, and CKA of each layer.
+    - **Source**: Li et al. 2023, "SmartFRZ", section 3.4.
+
     Args:
         reference: Checkpoint or safetensors file of the finished model.
         epsilon: Largest range of CKA over an epoch that counts as stable.

@@ -39,6 +39,11 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     kept while training goes on. At each check a pretrained attention predictor looks at every layer's window and gives
     its confidence that the layer is ready; those above ``threshold`` freeze, each for itself or from the front on.
 
+    - **When**: fine-tuning a pretrained network. Data without random crops or noise: with ``cache_front=True``.
+    - **When not**: from scratch it holds next to nothing; a run far past its plateau is better shortened.
+    - **Cost**: the probe's 2 % of the steps, at less than the price of a full step each; about 0.1 ms a step.
+    - **Source**: this project; ``start="none"`` is Li et al. 2023, "SmartFRZ".
+
     Args:
         predictor: Safetensors file of a predictor of the kind that ``start`` wants; a shipped one by default.
         threshold: How sure the predictor must be, between 0 and 1. With ``start="probe"`` that holding the front does

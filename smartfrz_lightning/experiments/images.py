@@ -109,10 +109,15 @@ class ImageFolderDataModule(ByteImagesDataModule):
 
 
 class DigitsDataModule(LightningDataModule):
-    """The 1,797 handwritten digits that come with scikit-learn, at 32 x 32 pixels in one channel; a fifth validates.
+    """The 1,797 handwritten digits that come with scikit-learn, enlarged from 8 x 8 pixels; a fifth validates.
 
     Args:
         batch_size: Images a batch.
+        size: Pixels along an edge.
+        channels: The same image in so many.
+
+    Raises:
+        ValueError: One of them is less than 1.
 
     Example:
         >>> from smartfrz_lightning.experiments.images import DigitsDataModule
@@ -123,9 +128,12 @@ class DigitsDataModule(LightningDataModule):
         (torch.Size([16, 1, 32, 32]), 359)
     """
 
-    def __init__(self, batch_size: int = 32) -> None:
+    def __init__(self, batch_size: int = 32, size: int = 32, channels: int = 1) -> None:
         super().__init__()
-        self.batch_size = batch_size
+        for name, value in (("batch_size", batch_size), ("size", size), ("channels", channels)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        self.batch_size, self.size, self.channels = batch_size, size, channels
 
     def setup(self, stage: str) -> None:
         require("sklearn", "vision")
@@ -133,7 +141,8 @@ class DigitsDataModule(LightningDataModule):
 
         pixels, labels = load_digits(return_X_y=True)
         images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
-        images = torch.nn.functional.interpolate(images, size=32, mode="bilinear")
+        images = torch.nn.functional.interpolate(images, size=self.size, mode="bilinear")
+        images = images.expand(-1, self.channels, -1, -1)
         everything = TensorDataset(images, torch.tensor(labels))
         generator = torch.Generator().manual_seed(0)
         self._train, self._val = torch.utils.data.random_split(everything, [0.8, 0.2], generator)
