@@ -26,6 +26,7 @@ from smartfrz_lightning.benchmark.clock import TrainingClock
 from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.predictor.start import SHIPPED_START
 from smartfrz_lightning.predictor.weights import SHIPPED
 from smartfrz_lightning.private.trainer import callbacks_of
 from smartfrz_lightning.report.timeline import Timeline
@@ -195,8 +196,9 @@ def _code() -> str:
 
 
 def _predictor(run: Run) -> str:
-    path = Path(str(run.arguments.get("predictor") or SHIPPED))
-    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    own = run.arguments.get("predictor")
+    paths = [Path(str(own))] if own else [SHIPPED, SHIPPED_START]
+    return sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
 
 
 def _plain_timeline(arguments: list[str], sizes: BatchSizes) -> Timeline:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from test_resume import Batches
 from torch import nn
 from torch.utils.data import DataLoader
@@ -192,6 +192,79 @@ def test_a_front_that_the_user_froze_or_excludes_is_left_alone(make_trainer, mon
     make_trainer(freezer).fit(model)
     assert set(freezer.timeline.start.profile) == {"net.7", "net.9", "net.10"}
     assert not net[0].weight.requires_grad and net[4].weight.requires_grad
+
+
+class Lora(nn.Module):
+    """A linear layer that the user froze, with a small one beside it that trains."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class Tied(nn.Module):
+    """Output weights are those of the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.middle, self.norm = nn.Linear(12, 3, bias=False), nn.Linear(3, 3), nn.LayerNorm(12)
+
+    def forward(self, x):
+        h = torch.tanh(self.middle(self.embed(x)))
+        return nn.functional.linear(self.norm(nn.functional.linear(h, self.embed.weight.T)), self.embed.weight)
+
+
+def lora():
+    net = mlp(norm=False)
+    for number in (0, 4, 7):
+        net[number] = Lora(net[number])
+    return net
+
+
+NETWORKS = {
+    # the network, what is held, what may move in the probe (and is put back)
+    "no BatchNorm": (lambda: mlp(norm=False), ["net.0", "net.4"], {"9"}),
+    "one layer": (lambda: nn.Linear(12, 3), [], {""}),
+    "LoRA": (lora, ["net.0.down", "net.0.up", "net.4.down", "net.4.up"], {"9"}),
+    "tied": (Tied, ["net.middle"], {"embed", "norm"}),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_networks_of_many_kinds(make_trainer, monkeypatch, kind):
+    make, held, head = NETWORKS[kind]
+    torch.manual_seed(0)
+    model, watch, freezer = Classifier(make()), Watch(), probing(monkeypatch, gentle=True)
+    if kind == "tied":
+        monkeypatch.setattr(Sure, "forward", lambda self, inputs: torch.full((len(inputs),), 3.0))
+    make_trainer(freezer, watch).fit(model)
+    start, during, after = (watch.states[n] for n in (0, STEPS - 1, STEPS))
+    assert {name.rpartition(".")[0] for name in moved(start, during)} <= head and moved(start, during)
+    assert moved(start, after) == set() and watch.optimizers[STEPS] == set()
+    assert freezer.frozen == held and moved(start, watch.states[-1])
+    frozen = [name.removeprefix("net.") for name in held]
+    assert not [name for name in moved(start, watch.states[-1]) if name.rpartition(".")[0] in frozen]
+    assert ("base" in " ".join(freezer.timeline.start.profile)) is False
+
+
+def test_after_a_learning_rate_finder(make_trainer, monkeypatch):
+    class Tuned(Classifier):
+        def __init__(self):
+            super().__init__(mlp())
+            self.lr = 0.05
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), self.lr)
+
+    model, watch, freezer = Tuned(), Watch(), probing(monkeypatch, gentle=True)
+    start = copy.deepcopy(model.net.state_dict())
+    make_trainer(LearningRateFinder(num_training_steps=10), freezer, watch).fit(model)
+    assert moved(start, watch.states[0]) == set() and moved(start, watch.states[STEPS]) == set()
+    assert freezer.timeline.start.steps == STEPS and freezer.frozen == ["net.0", "net.4"]
 
 
 def test_lbfgs_is_not_probed_and_it_is_said(make_trainer, monkeypatch):
