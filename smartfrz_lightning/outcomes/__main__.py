@@ -2,7 +2,7 @@
 
     python -m smartfrz_lightning.outcomes configs/outcomes/images.yaml data data/weights runs/outcomes
 
-Started again, it goes on with the cases that have no file yet. Needs the extra ``vision``.
+Started again, it goes on with the cases that have no file yet. Needs the extra ``benchmark``.
 """
 
 import sys
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from smartfrz_lightning.outcomes.case import draw_cases
+from smartfrz_lightning.outcomes.examples import load_examples
 from smartfrz_lightning.outcomes.record import record_case
 
 
@@ -26,6 +27,7 @@ def main(
     output: str,
     groups: list[str] | None = None,
     longest: int | None = None,
+    known: str | None = None,
     threads: int = 1,
 ) -> None:
     """Record cases.
@@ -37,6 +39,7 @@ def main(
         output: Folder of the outcomes.
         groups: Only these, by name.
         longest: Only cases of at most so many steps; the others can be recorded another time.
+        known: Condensed file of cases that are not recorded again.
         threads: Threads of PyTorch.
     """
     torch.set_num_threads(threads)
@@ -46,11 +49,12 @@ def main(
     short = longest or float("inf")
     drawn = [[case for case in draw_cases([group]) if case.steps <= short] for group in chosen.values()]
     rounds = [group[number] for number in range(max(map(len, drawn))) for group in drawn if number < len(group)]
+    done = {one.outcome.case.name for one in load_examples(known)} if known else set()
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         for case in progress.track(rounds):
             path = Path(output) / f"{case.name}.safetensors"
-            if path.exists():
+            if path.exists() or case.name in done:
                 continue
             began = time.perf_counter()
             outcome = record_case(case, data, weights)

@@ -37,11 +37,13 @@ def main(outcomes: str, output: str) -> None:
 
     Args:
         outcomes: Folder of recorded cases.
-        output: The file, ``.jsonl``.
+        output: The file, ``.jsonl``; cases that it holds already stay, those of the folder replace them.
     """
     if Path(output).suffix != ".jsonl":
         raise ValueError(f"output={output!r}: a name that ends with .jsonl, by which it is known again")
-    condense(load_examples(outcomes), output)
+    before = load_examples(output) if Path(output).is_file() else []
+    cases = {one.outcome.case.name: one for one in [*before, *load_examples(outcomes)]}
+    condense([cases[name] for name in sorted(cases)], output)
 
 
 if __name__ == "__main__":

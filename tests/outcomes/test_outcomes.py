@@ -16,7 +16,11 @@ from small_bert import bert
 from torchvision.io import write_png
 
 from smartfrz_lightning.outcomes import texts
+from smartfrz_lightning.outcomes.__main__ import main as record
 from smartfrz_lightning.outcomes.case import Case, draw_cases
+from smartfrz_lightning.outcomes.condense import condense
+from smartfrz_lightning.outcomes.condense import main as condense_command
+from smartfrz_lightning.outcomes.examples import example, load_examples
 from smartfrz_lightning.outcomes.networks import build
 from smartfrz_lightning.outcomes.outcome import Outcome
 from smartfrz_lightning.outcomes.record import record_case
@@ -78,6 +82,15 @@ def test_the_command_goes_on_where_it_was_stopped(images, tmp_path):
     written = first.stat().st_mtime_ns
     subprocess.run([*command, tmp_path / "out"], check=True, capture_output=True)
     assert sorted((tmp_path / "out").iterdir()) == [first, second] and first.stat().st_mtime_ns == written
+    # On another machine, from the condensed cases: what they hold is not recorded again, and they grow.
+    known = tmp_path / "cases.jsonl"
+    condense([example(Outcome.load(first))], known)
+    record(*map(str, [*command[3:], tmp_path / "there"]), known=str(known), threads=torch.get_num_threads())
+    assert [path.name for path in (tmp_path / "there").iterdir()] == [second.name]
+    condense_command(str(tmp_path / "there"), str(known))
+    assert {f"{one.outcome.case.name}.safetensors" for one in load_examples(known)} == {first.name, second.name}
+    with pytest.raises(ValueError, match="ends with .jsonl"):
+        condense_command(str(tmp_path / "there"), str(tmp_path / "cases.json"))
 
 
 def test_what_is_held_out_is_in_no_case():
