@@ -1,14 +1,12 @@
 """A recording: the weight history of one training run, and how alike each layer was to a finished reference."""
 
-import json
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
 
 FORMAT = "smartfrz-recording"
 VERSION = 1
@@ -78,16 +76,9 @@ class Recording:
 
     def save(self, path: str | Path) -> None:
         """Write the file in one piece: it is there whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f.name: getattr(self, f.name).clone().contiguous() for f in fields(self) if f.type is Tensor}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            save_file(tensors, partial, {"smartfrz": json.dumps({"format": FORMAT, "version": VERSION, **rest})})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, **rest})
 
     @classmethod
     def load(cls, path: str | Path) -> "Recording":
@@ -100,13 +91,9 @@ class Recording:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no recording at {str(path)!r}: make one with HistoryRecorder(path=...)")
         try:
-            with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("smartfrz", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{str(path)!r} is cut short or not a safetensors file ({error}): record it again"
-            ) from error
+            tensors, header = read_tensors(path)
+        except ValueError as error:
+            raise ValueError(f"{error}: record it again") from error
         if header.pop("format", None) != FORMAT:
             raise ValueError(f"{str(path)!r} is not a recording of HistoryRecorder")
         if (version := header.pop("version", None)) != VERSION:

@@ -1,18 +1,15 @@
 """Outcome: what every way of freezing came to in one case, with what could be known beforehand."""
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from smartfrz_lightning.cost.flops import StepFlops
 from smartfrz_lightning.cost.layer_flops import LayerFlops, flops_when_frozen
+from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
 from smartfrz_lightning.outcomes.case import Case
 
 FORMAT, VERSION = "smartfrz-outcome", 1
@@ -104,15 +101,7 @@ class Outcome:
 
     def save(self, path: str | Path) -> None:
         """Write the file in one piece: it is there whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            metadata = {"smartfrz": json.dumps({"format": FORMAT, "version": VERSION, **self.asdict()})}
-            save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, partial, metadata)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(path, self.tensors, {"format": FORMAT, "version": VERSION, **self.asdict()})
 
     @classmethod
     def load(cls, path: str | Path) -> "Outcome":
@@ -124,12 +113,7 @@ class Outcome:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no outcome at {str(path)!r}: make one with python -m smartfrz_lightning.outcomes")
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {}).get("smartfrz", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{str(path)!r} is cut short or not a safetensors file ({error})") from error
+        tensors, about = read_tensors(path)
         if (about.pop("format", None), about.pop("version", None)) != (FORMAT, VERSION):
             raise ValueError(f"{str(path)!r} is not an outcome of version {VERSION}: record it again")
         return cls.fromdict(about, tensors)

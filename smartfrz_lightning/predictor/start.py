@@ -1,15 +1,13 @@
 """The start predictor: how likely it does no harm to hold a front from the first step on."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
 from smartfrz_lightning.predictor.start_inputs import INPUTS
 from smartfrz_lightning.predictor.weights import SHIPPED
 
@@ -78,17 +76,9 @@ class StartPredictor(nn.Module):
             ...     StartPredictor.load(f"{folder}/mine.safetensors").inputs
             ['depth']
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         arguments = {"inputs": self.inputs, "hidden": self.hidden, "heads": self.heads}
         header = {"format": FORMAT, "version": VERSION, "arguments": arguments, "about": about}
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        partial = path.with_name(f".{path.name}.part")
-        try:
-            save_file(tensors, partial, {"smartfrz": json.dumps(header)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(path, self.state_dict(), header)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "StartPredictor":
@@ -102,16 +92,17 @@ class StartPredictor(nn.Module):
         if not path.is_file():
             raise FileNotFoundError(f"predictor={str(path)!r}: no such file; leave it out for the shipped one")
         try:
-            with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("smartfrz", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"predictor={str(path)!r} is cut short or not a safetensors file ({error})") from error
+            tensors, header = read_tensors(path)
+        except ValueError as error:
+            raise ValueError(f"predictor={error}") from error
         if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
             raise ValueError(
                 f"predictor={str(path)!r} is no start predictor of version {VERSION}: those that judge windows of "
                 "weights belong to start='none'"
             )
-        predictor = cls(**header["arguments"])
-        predictor.load_state_dict(tensors)
+        try:
+            predictor = cls(**header["arguments"])
+            predictor.load_state_dict(tensors)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(f"predictor={str(path)!r} does not fit its own description: {error}") from error
         return predictor.eval().requires_grad_(False)

@@ -1,12 +1,9 @@
 """Save and load predictors: one safetensors file, never unpickled."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
+from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
 from smartfrz_lightning.predictor.network import AttentionPredictor
 
 FORMAT = "smartfrz-predictor"
@@ -36,8 +33,6 @@ def save_predictor(predictor: AttentionPredictor, path: str | Path, **about: Any
         >>> again.sample_size, again.representation, again.key[0].weight.equal(predictor.key[0].weight)
         (16, 'raw', True)
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -50,13 +45,7 @@ def save_predictor(predictor: AttentionPredictor, path: str | Path, **about: Any
         },
         "about": about,
     }
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in predictor.state_dict().items()}
-        save_file(tensors, partial, {"smartfrz": json.dumps(header)})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(path, predictor.state_dict(), header)
 
 
 def load_predictor(path: str | Path | None = None, sample_size: int | None = None) -> AttentionPredictor:
@@ -81,11 +70,9 @@ def load_predictor(path: str | Path | None = None, sample_size: int | None = Non
             f"predictor={str(path)!r}: no such file; train one, or leave it out for the shipped one"
         )
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("smartfrz", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"predictor={str(path)!r} is cut short or not a safetensors file ({error})") from error
+        tensors, header = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"predictor={error}") from error
     if header.get("format") != FORMAT:
         raise ValueError(f"predictor={str(path)!r} is not a predictor of this package: train one as the README tells")
     if header.get("version") != VERSION:

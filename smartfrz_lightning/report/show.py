@@ -54,6 +54,11 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         lines.append(start_line(timeline.start))
     if timeline.cache:
         lines.append(cache_line(timeline.cache))
+    elif share := held_forward(timeline):
+        lines.append(
+            f"the forward pass of the held front is {share:.0%} of what a step still costs: where samples come again as "
+            "they are, cache_front=True saves that too"
+        )
     if why := nothing_saved(timeline):
         lines.append(f"Freezing saved nothing: {why}")
     return Group(layers, flops, Text("\n".join(lines)))
@@ -102,6 +107,22 @@ def start_line(start: Start) -> str:
         f"{line}{len(start.held)} of {layers} layers held from the start, which does no harm with a likelihood of "
         f"{100 * sure:.0f} %"
     )
+
+
+def held_forward(timeline: Timeline) -> float:
+    """Share of what a step costs now that is the forward pass of a front that is held from the start, 0 to 1.
+
+    Example:
+        >>> from smartfrz_lightning.report.show import held_forward
+        >>> from smartfrz_lightning.report.timeline import Timeline
+        >>> held_forward(Timeline())
+        0.0
+    """
+    if not timeline.start or not timeline.start.held or not timeline.states:
+        return 0.0
+    front = sum(cost.own + cost.following for cost in timeline.costs if cost.layer in timeline.start.held)
+    first, now = timeline.states[0].flops, timeline.states[-1].flops
+    return front / first.forward * now.forward / now.total if first.forward and now.total else 0.0
 
 
 def cache_line(use: CacheUse) -> str:

@@ -275,8 +275,12 @@ def test_lbfgs_is_not_probed_and_it_is_said(make_trainer, monkeypatch):
 
 
 def test_the_report_says_what_the_probe_saw(make_trainer, monkeypatch):
-    freezer = probing(monkeypatch, gentle=True)
-    make_trainer(freezer).fit(Classifier(mlp()))
-    assert "probe of 5 steps: 2 of 3 layers held from the start" in str(
-        timeline_table(freezer.timeline).renderables[-1]
-    )
+    def told(**how):
+        freezer = probing(monkeypatch, gentle=True, **how)
+        make_trainer(freezer).fit(Classifier(mlp()))
+        return str(timeline_table(freezer.timeline).renderables[-1])
+
+    assert "probe of 5 steps: 2 of 3 layers held from the start" in told()
+    # Products forward: 192 + 256 held, 256 + 48 behind; their weight gradients, and one activation gradient of 48.
+    assert f"is {448 / (752 + 304 + 48):.0%} of what a step still costs" in told()
+    assert "of what a step still costs" not in told(cache_front=True)
