@@ -23,7 +23,7 @@ from smartfrz_lightning.engine.outside import frozen_here
 from smartfrz_lightning.engine.state import check_version
 from smartfrz_lightning.freezing.freeze import thaw
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.private.trainer import callbacks_of, is_trial, trains_statistics_only
+from smartfrz_lightning.private.trainer import callbacks_of, is_trial, trains_statistics_only, unscale
 from smartfrz_lightning.report.timeline import Timeline
 
 # Lightning gives every callback these methods of the LightningModule, which keep it alive.
@@ -142,6 +142,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         self._global_step = trainer.global_step
         if trainer.global_step == 0:
             self._engine.new_run()
+        elif not self._engine.timeline.steps:
+            self._engine.run.begun_before = True
         self._engine.start(trainer.optimizers, trainer.num_training_batches, total_batches(trainer))
 
     # --- while training
@@ -165,6 +167,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         with self._engine.ledger.timed():
+            if self.reads_gradients:
+                unscale(trainer, getattr(optimizer, "optimizer", optimizer))
             self._engine.note_gradients(optimizer)
 
     def on_train_batch_end(

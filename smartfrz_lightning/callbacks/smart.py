@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -33,7 +32,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     gradients of all layers are watched. A predictor that was trained on what holding a front really came to in the end
     then says of each front (the first layer, the first two, ...) how likely it does no harm to hold it. The one that
     saves most, of those likely enough, is held to the end; the head is put back, and training begins. Where the
-    predictor is not sure enough, nothing is held, and the run is one without this callback, but for the probe.
+    predictor is not sure enough, nothing is held, and the run is one without this callback, but for the probe. New
+    layers in front of the last one (a head of two layers) belong in ``exclude``: they are fronts like any other here.
 
     ``start="none"`` is the paper's method (Li et al., ICLR 2023): small snapshots of every active layer's weights are
     kept while training goes on. At each check a pretrained attention predictor looks at every layer's window and gives
@@ -123,11 +123,16 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         if self._network is not None:
             super().start(run)
             self._confidence = FreezeConfidence(self._network.to(next(run.model.parameters()).device))
-        elif self._probe is not None and not self._probe.running and not run.timeline.steps and not run.layers:
-            if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in run.optimizers):
-                rank_zero_warn("start='probe': LBFGS asks for gradients many times a step; nothing is probed or held")
-            else:
-                self._probe.begin(run)
+            return
+        assert self._probe is not None
+        first = not self._probe.running and not run.timeline.steps and not run.layers
+        if first and (why := self._probe.begin(run)):
+            rank_zero_warn(f"start='probe': {why}; nothing is probed or held")
+
+    def end(self, run: TrainingRun) -> None:
+        super().end(run)
+        if self._probe is not None:
+            self._probe.end(run)
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
         super().changed(run, frozen, thawed)
@@ -142,6 +147,10 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     # --- the probe
 
     @property
+    def reads_gradients(self) -> bool:
+        return self._probing is not None
+
+    @property
     def _probing(self) -> ProbedStart | None:
         return self._probe if self._probe is not None and self._probe.running else None
 
@@ -152,7 +161,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         if self._network is not None:
             super().layers_found(run)
         elif self._probe is not None:
-            self._probe.layers_found(run.layers)
+            self._probe.layers_found(run)
 
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
         if self._probing:

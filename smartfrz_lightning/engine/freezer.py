@@ -165,6 +165,7 @@ class Freezer:
             freeze(self._model, self.run.frozen_layers, self._optimizers)
         self._watch_frozen()
         self._front.start(self.run)
+        run.begun_before |= not self.timeline.steps and any(map(_has_stepped, self._optimizers))
         self.method.start(self.run)
         allow_recompiling(self._patterns)
         self.ledger.start_training()
@@ -515,3 +516,12 @@ class Freezer:
         self.run.steps = self.run.batches = self.run.batches_before = self._batches = 0
         self.run.epoch, self.run.progress = 0.0, None
         self._checked_epoch = -1
+
+
+def _has_stepped(optimizer: Optimizer) -> bool:
+    """Whether it has, as far as its state shows; some begin with a state of zeros."""
+
+    def moved(value: Any) -> bool:
+        return bool(value.any()) if isinstance(value, Tensor) else isinstance(value, int | float) and value > 0
+
+    return any(moved(value) for state in optimizer.state.values() for value in state.values())

@@ -88,6 +88,11 @@ class FreezingMethod(ABC):
     thaws = False
     """Whether the method may answer with layers to thaw: it is then asked also when none is left to freeze."""
 
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether it looks at gradients when an optimizer is about to step."""
+        return type(self).gradients_ready is not FreezingMethod.gradients_ready
+
     def __init__(
         self,
         every_n_epochs: int | None = None,

@@ -1,6 +1,7 @@
 """ProbedStart: a probe in the first steps of a run, and which front is held after it."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,14 @@ from torch.optim import Optimizer
 from smartfrz_lightning.cost.layer_flops import flops_when_frozen
 from smartfrz_lightning.engine.probe import Probe
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import relative_gradients, start_inputs
 from smartfrz_lightning.report.timeline import Start
 
 SHARE, MOST, LEAST = 0.02, 30, 2
 """A probe's length: a share of the run, the most steps, and the least that tell anything."""
+
+_OVERFLOWS = 10  # steps more, where gradients were not finite
 
 
 def probe_length(steps: float) -> int:
@@ -66,14 +68,31 @@ class ProbedStart:
         """Whether the probe goes on."""
         return self._probe is not None
 
-    def begin(self, run: TrainingRun) -> None:
-        """The first step is about to begin."""
-        self._probe = Probe(run.model, self._sample_size, self._seed)
+    def begin(self, run: TrainingRun) -> str:
+        """The first step is about to begin; returns why nothing is probed, or nothing.
 
-    def layers_found(self, layers: Sequence[Layer]) -> None:
-        """These are the layers of the model."""
+        Raises:
+            ValueError: The run is known to be no longer than the probe.
+        """
+        if self._steps is not None and self._steps >= run.total_batches:
+            raise ValueError(f"probe_steps={self._steps}: the run has only {run.total_batches:g} batches; take fewer")
+        run.timeline.start = None
+        if self._steps is None and probe_length(run.total_batches) < LEAST:
+            run.timeline.start = Start(0, {}, {}, [])
+            return ""
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in run.optimizers):
+            return "LBFGS asks for gradients many times a step"
+        if run.begun_before:
+            return "training had begun before, so that the front has moved"
+        self._probe = Probe(run.model, run.optimizers, self._sample_size, self._seed)
+        return ""
+
+    def layers_found(self, run: TrainingRun) -> None:
+        """The layers of the model are known."""
         if self._probe is not None:
-            self._probe.watch(layers)
+            self._probe.watch(run.layers)
+            if not run.active:  # only the head trains as it is
+                self._probe, run.timeline.start = None, Start(0, {}, {}, [])
 
     def gradients_ready(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step."""
@@ -86,25 +105,46 @@ class ProbedStart:
         Then all is as it was before the run, and what was decided stands in the run's timeline.
         """
         assert self._probe is not None
+        if not self._probe.looked:
+            self.give_up("the optimizer steps with a closure, whose gradients are not seen in this loop")
+            return False
         self._probe.step_done()
         whole = run.timeline.steps / run.progress if run.progress else math.inf
-        if run.timeline.steps < (probe_length(whole) if self._steps is None else self._steps):
+        steps = probe_length(whole) if self._steps is None else self._steps
+        if self._probe.steps < LEAST <= steps:  # gradients of the first steps overflow under AMP
+            steps += _OVERFLOWS
+        if run.timeline.steps < steps:
             return False
-        self._probe.put_back(run.optimizers)
+        self._probe.put_back()
         run.timeline.start = self._decide(run, self._probe, whole)
         self._probe = None
         return True
 
+    def end(self, run: TrainingRun) -> None:
+        """Training is over, or broke off."""
+        if self._probe is not None and run.timeline.steps:
+            self.give_up(
+                f"training ended after {run.timeline.steps} steps, within the probe: only the head has trained. Give "
+                "the Trainer max_epochs or max_steps and a data loader with a length, so that its length is known, "
+                "or fewer probe_steps, or start='none'"
+            )
+        self._probe = None
+
+    def give_up(self, why: str) -> None:
+        """There will be no decision; what has moved stays as it is."""
+        self._probe = None
+        warnings.warn(f"start='probe': {why}; nothing is held", stacklevel=2)
+
     def _decide(self, run: TrainingRun, probe: Probe, whole: float) -> Start:
         start = Start(probe.steps, {}, {}, [])
         free = [number for number, layer in enumerate(run.layers) if not layer.pinned]
-        if probe.steps < LEAST or not free:
+        full = run.timeline.states[0].flops
+        if probe.steps < LEAST or not free or not full.total:
             return start
         gradients, weights = probe.gradients()[:, free], probe.weights()[free]
         names = [run.layers[number].name for number in free]
         sizes = [run.layers[number].size for number in free]
         sizes.append(sum(layer.size for layer in run.layers) - sum(sizes))
-        full = run.timeline.states[0].flops
         costs = [
             flops_when_frozen(run.timeline.costs, full, names[: depth + 1]).total / full.total
             for depth in range(len(names))
@@ -119,14 +159,20 @@ class ProbedStart:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed probe needs."""
-        return {} if self._probe is None else self._probe.state_dict()
+        if self._probe is None:
+            return {}
+        return {"sharded": True} if self._probe.sharded else self._probe.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], run: TrainingRun) -> None:
         """Go on."""
         self._probe = None
         if state:
-            self.begin(run)
-            assert self._probe is not None
+            if "sharded" in state:
+                raise ValueError(
+                    "this checkpoint is from the middle of the probe, of which sharded parameters (FSDP2) cannot be "
+                    "resumed: take a later one, or begin anew"
+                )
+            self._probe = Probe(run.model, run.optimizers, self._sample_size, self._seed)
             self._probe.load_state_dict(state)
             self._probe.watch(run.layers)
 

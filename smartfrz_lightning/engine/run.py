@@ -30,6 +30,8 @@ class TrainingRun:
         progress: Share of the run that was done after the latest step, 0 to 1; ``None`` where its length is not known.
         batches_per_epoch: ``inf`` where the data loader has no length.
         total_batches: Of the whole run; ``inf`` where nothing says.
+        begun_before: Whether it had begun before it was watched, as far as that shows: a resumed run whose checkpoint
+            knows nothing of this package, an optimizer that has stepped.
         is_first_process: Whether this is the process that decides.
         agree: Makes every process take the value that the first one gives; all of them must call it.
 
@@ -55,6 +57,7 @@ class TrainingRun:
     progress: float | None = None
     batches_per_epoch: float = math.inf
     total_batches: float = math.inf
+    begun_before: bool = False
     is_first_process: bool = True
     agree: Callable[[Any], Any] = field(default=lambda value: value, repr=False)
     batches_before: int = 0

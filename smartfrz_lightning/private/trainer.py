@@ -7,6 +7,8 @@ from pathlib import Path
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
 
 
 def trains_statistics_only(trainer: Trainer) -> bool:
@@ -32,6 +34,26 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
         True
     """
     return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # not declared in the class
+
+
+def unscale(trainer: Trainer, optimizer: Optimizer) -> None:
+    """Take the scale of mixed precision off the gradients of a fused optimizer, which would do it in its own step.
+
+    Lightning does that for all others before it says that they are about to step. The scaler then knows that these
+    gradients have been looked at, and tells the optimizer so.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from smartfrz_lightning.private.trainer import unscale
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        >>> unscale(Trainer(accelerator="cpu", barebones=True), optimizer)  # nothing is scaled
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not scaler.is_enabled() or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return
+    if scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
+        scaler.unscale_(optimizer)
 
 
 def log_interval(trainer: Trainer) -> int:

@@ -56,8 +56,8 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         lines.append(cache_line(timeline.cache))
     elif share := held_forward(timeline):
         lines.append(
-            f"the forward pass of the held front is {share:.0%} of what a step still costs: where samples come again as "
-            "they are, cache_front=True saves that too"
+            f"the forward pass of the held front is {share:.0%} of what a step still costs: where samples come again "
+            "as they are, cache_front=True saves that too"
         )
     if why := nothing_saved(timeline):
         lines.append(f"Freezing saved nothing: {why}")

@@ -7,11 +7,12 @@ import torch
 from conftest import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from test_resume import Batches
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning import Freezer, SmartFreezeCallback
 from smartfrz_lightning.callbacks import smart
 from smartfrz_lightning.report.show import timeline_table
 
@@ -168,7 +169,7 @@ def test_the_length_of_a_probe_is_a_share_of_the_run(make_trainer):
         return freezer.timeline.start.steps
 
     assert steps(max_epochs=2) == 6 and steps(max_epochs=2, accumulate_grad_batches=3) == 2
-    assert steps(max_epochs=1, limit_train_batches=80) == 1  # too short
+    assert steps(max_epochs=1, limit_train_batches=80) == 0  # too short
     assert steps(max_steps=2000, max_epochs=-1) == 30
 
 
@@ -228,7 +229,7 @@ def lora():
 NETWORKS = {
     # the network, what is held, what may move in the probe (and is put back)
     "no BatchNorm": (lambda: mlp(norm=False), ["net.0", "net.4"], {"9"}),
-    "one layer": (lambda: nn.Linear(12, 3), [], {""}),
+    "one layer": (lambda: nn.Linear(12, 3), [], set()),
     "LoRA": (lora, ["net.0.down", "net.0.up", "net.4.down", "net.4.up"], {"9"}),
     "tied": (Tied, ["net.middle"], {"embed", "norm"}),
 }
@@ -242,6 +243,10 @@ def test_networks_of_many_kinds(make_trainer, monkeypatch, kind):
     if kind == "tied":
         monkeypatch.setattr(Sure, "forward", lambda self, inputs: torch.full((len(inputs),), 3.0))
     make_trainer(freezer, watch).fit(model)
+    if kind == "one layer":  # there is nothing to decide: a single step was lost
+        assert freezer.timeline.start.steps == 0 and not freezer.frozen
+        assert moved(watch.states[0], watch.states[1]) == set() != moved(watch.states[0], watch.states[2])
+        return
     start, during, after = (watch.states[n] for n in (0, STEPS - 1, STEPS))
     assert {name.rpartition(".")[0] for name in moved(start, during)} <= head and moved(start, during)
     assert moved(start, after) == set() and watch.optimizers[STEPS] == set()
@@ -265,6 +270,158 @@ def test_after_a_learning_rate_finder(make_trainer, monkeypatch):
     make_trainer(LearningRateFinder(num_training_steps=10), freezer, watch).fit(model)
     assert moved(start, watch.states[0]) == set() and moved(start, watch.states[STEPS]) == set()
     assert freezer.timeline.start.steps == STEPS and freezer.frozen == ["net.0", "net.4"]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_under_a_grad_scaler_gradients_are_those_without(make_trainer, monkeypatch, fused):
+    def profile(**trainer):
+        net = mlp(norm=False)
+        net[3].p = 0.0
+        freezer = probing(monkeypatch, gentle=True)
+        model = InOrder(net, lambda parameters: torch.optim.SGD(parameters, lr=0.01, fused=fused))
+        make_trainer(freezer, **trainer).fit(model)
+        return freezer.timeline.start, model.losses
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    start, losses = profile(plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    plain, wanted = profile()
+    assert start.steps == plain.steps == STEPS
+    assert list(start.profile.values()) == pytest.approx(list(plain.profile.values()), rel=0.05)
+    assert losses == pytest.approx(wanted, rel=0.05)
+
+
+def test_gradients_that_overflow_are_no_gradients(make_trainer, monkeypatch):
+    freezer = probing(monkeypatch, gentle=True)
+    model = Classifier(mlp(norm=False))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)  # halves until it fits
+    make_trainer(freezer, max_epochs=8, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]).fit(model)
+    assert freezer.timeline.start.steps >= 2 and freezer.frozen == ["net.0", "net.4"]
+
+
+def test_a_run_that_ends_within_the_probe_says_so(make_trainer, monkeypatch):
+    class Endless(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Stream(), 8)
+
+    freezer, model = SmartFreezeCallback(), Endless(mlp())
+    with pytest.warns(UserWarning, match="training ended after 16 steps, within the probe: only the head has trained"):
+        make_trainer(freezer, max_epochs=2, limit_val_batches=0).fit(model)
+    assert freezer.timeline.start is None and not freezer.frozen
+    head = model.net[9].weight.clone()
+    make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(model)  # goes on as plain training
+    assert not torch.equal(head, model.net[9].weight) and freezer.timeline.start is None
+    with pytest.raises(ValueError, match="probe_steps=50: the run has only 24 batches"):
+        make_trainer(SmartFreezeCallback(probe_steps=50)).fit(Classifier(mlp()))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(Vectors())
+
+
+def test_a_broken_off_probe_is_not_gone_on_with(make_trainer, monkeypatch):
+    class Breaks(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 2:
+                raise RuntimeError("enough")
+
+    freezer, model = probing(monkeypatch, gentle=True), Classifier(mlp())
+    with pytest.raises(RuntimeError, match="enough"), pytest.warns(UserWarning, match="within the probe"):
+        make_trainer(freezer, Breaks()).fit(model)
+    other = mlp(seed=4).state_dict()
+    model.net.load_state_dict(other)
+    watch = Watch()
+    make_trainer(freezer, watch, max_epochs=1).fit(model)
+    assert all("9.weight" in moved(state, after) for state, after in zip(watch.states, watch.states[1:], strict=False))
+    assert "0.weight" in moved(watch.states[0], watch.states[1])  # all of it trains, from what was loaded
+
+
+def test_a_run_that_others_began_is_not_probed(make_trainer, monkeypatch, tmp_path):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
+    make_trainer(every, enable_checkpointing=True).fit(InOrder(mlp()))
+    freezer, model, watch = probing(monkeypatch, gentle=True), InOrder(mlp()), Watch()
+    with pytest.warns(UserWarning, match="training had begun before"):
+        make_trainer(freezer, watch).fit(model, ckpt_path=str(tmp_path / "step=8.ckpt"))
+    assert not freezer.frozen and "0.weight" in moved(watch.states[0], watch.states[1])
+
+
+class Learns(torch.optim.SGD):
+    """Begins with a state of every weight, and learns something that it keeps in its groups."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        for group in self.param_groups:
+            group["d"] = 1.0
+            for parameter in group["params"]:
+                self.state[parameter] = {"sum": torch.zeros_like(parameter)}
+
+    def step(self, closure=None):
+        loss = closure() if closure else None
+        with torch.no_grad():
+            for group in self.param_groups:
+                group["d"] *= 1.5
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self.state[parameter]["sum"] += parameter.grad.abs()
+                        parameter -= group["lr"] * parameter.grad / (1 + self.state[parameter]["sum"])
+        return loss
+
+
+def test_what_an_optimizer_begins_with_is_put_back(make_trainer, monkeypatch):
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == STEPS:
+                (optimizer,) = trainer.optimizers
+                assert {float(state["sum"].sum()) for state in optimizer.state.values()} == {0.0}
+                assert optimizer.param_groups[0]["d"] == 1.0 and len(optimizer.state) == 12
+                self.looked = True
+
+    look = Look()
+    make_trainer(probing(monkeypatch, gentle=False), look).fit(Classifier(mlp(), lambda p: Learns(p, 0.1)))
+    assert look.looked
+
+
+def test_embeddings_with_sparse_gradients_and_networks_without_products(make_trainer, monkeypatch):
+    class Factors(Classifier):
+        """Two embeddings and their elementwise product: no matrix product at all."""
+
+        def __init__(self, head):
+            super().__init__(None, lambda parameters: torch.optim.SGD(parameters, 0.1))
+            self.users, self.items = (nn.Embedding(20, 4, sparse=True) for _ in range(2))
+            self.head = nn.Linear(4, 1) if head else None
+
+        def training_step(self, batch, batch_idx):
+            product = self.users(batch[:, 0]) * self.items(batch[:, 1])
+            return (self.head(product) if self.head else product.sum(1)).square().mean()
+
+        def train_dataloader(self):
+            return DataLoader(torch.randint(20, (64, 2), generator=torch.Generator().manual_seed(0)), 8)
+
+    freezer = probing(monkeypatch, gentle=True)
+    make_trainer(freezer, limit_val_batches=0).fit(Factors(head=True))
+    assert all(value > 0 for value in freezer.timeline.start.profile.values())
+    freezer = probing(monkeypatch, gentle=True)
+    make_trainer(freezer, limit_val_batches=0).fit(Factors(head=False))
+    assert not freezer.frozen and not freezer.timeline.start.held
+
+
+def test_a_loop_that_steps_with_closures_is_not_probed(monkeypatch):
+    net = mlp(norm=False)
+    optimizer, freezer = torch.optim.SGD(net.parameters(), 0.1), probing(monkeypatch, gentle=True)
+    engine = Freezer(net, optimizer, freezer, batches_per_epoch=8, total_batches=200)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        return loss
+
+    with pytest.warns(UserWarning, match="steps with a closure"):
+        for x in torch.rand(8, 4, 12):
+            with engine.batch(x):
+                optimizer.step(closure)
+    engine.end()
+    assert not engine.run.frozen and engine.timeline.start is None
 
 
 def test_lbfgs_is_not_probed_and_it_is_said(make_trainer, monkeypatch):
