@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from smartfrz_lightning import Freezer, SmartFreezeCallback
 from smartfrz_lightning.callbacks import smart
+from smartfrz_lightning.engine import TrainingRun
+from smartfrz_lightning.engine.probed_start import ProbedStart
 from smartfrz_lightning.report.show import timeline_table
 
 STEPS = 5
@@ -403,6 +405,12 @@ def test_embeddings_with_sparse_gradients_and_networks_without_products(make_tra
     freezer = probing(monkeypatch, gentle=True)
     make_trainer(freezer, limit_val_batches=0).fit(Factors(head=False))
     assert not freezer.frozen and not freezer.timeline.start.held
+
+
+def test_sharded_probes_are_not_resumed():
+    start = ProbedStart(SmartFreezeCallback()._start_predictor, threshold=0.8)
+    with pytest.raises(ValueError, match="from the middle of the probe, of which sharded parameters"):
+        start.load_state_dict({"sharded": True}, TrainingRun(mlp()))
 
 
 def test_a_loop_that_steps_with_closures_is_not_probed(monkeypatch):
