@@ -206,6 +206,8 @@ def has_global_hooks() -> bool:
 def attributes(module: nn.Module) -> tuple:
     """What a module holds, by identity: attributes, parts, and how many hooks; not its mode.
 
+    A ``forward`` of its own that only stands for another one, as ``stands_for`` says, counts as that one.
+
     Example:
         >>> from torch import nn
         >>> from smartfrz_lightning.private.pytorch import attributes
@@ -218,7 +220,9 @@ def attributes(module: nn.Module) -> tuple:
     own = vars(module)
     held = tuple([id(value) for name, value in own.items() if name not in ("training", "forward")])
     sizes = [len(value) for value in own.values() if isinstance(value, list | dict | set)]
-    return held, sizes, [id(part) for part in module._modules.values()], id(own.get("forward"))
+    forward = own.get("forward")
+    parts = [id(part) for part in module._modules.values()]
+    return held, sizes, parts, id(getattr(forward, "stands_for", forward))
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from conftest import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from scripted import ScriptedFreeze
 from test_resume import Batches
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from smartfrz_lightning import IntervalFreezeCallback, StaticFreezeCallback
 from smartfrz_lightning.freezing.front_cache import FrontCache
@@ -219,3 +221,47 @@ def test_a_compiled_model_is_left_alone_and_it_is_said(make_trainer):
     freezer = StaticFreezeCallback(layers=0.3, cache_front=True)
     with pytest.warns(UserWarning, match="switched off: the model is compiled"):
         make_trainer(freezer).fit(Shuffled(net))
+
+
+class CountConvolutions(Callback):
+    """Convolutions that are computed forward in each training batch."""
+
+    def __init__(self):
+        self.counts, self.mode = [], None
+
+    def on_train_batch_start(self, *_):
+        self.mode = Convolutions()
+        self.mode.__enter__()
+
+    def on_train_batch_end(self, *_):
+        self.mode.__exit__(None, None, None)
+        self.counts.append(self.mode.count)
+
+
+class Convolutions(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_known_images_pass_through_the_back_of_a_convolutional_network_alone(make_trainer, name, by_hand):
+    class Images(Classifier):
+        def train_dataloader(self):
+            x = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+            return DataLoader(TensorDataset(x, torch.arange(12) % 3), 4)
+
+    torch.manual_seed(0)
+    model = Images(getattr(torchvision.models, name)(num_classes=3))
+    stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    stem.requires_grad_(not by_hand)  # the user froze it, and the method the rest
+    freezer, count = StaticFreezeCallback(layers=0.5, cache_front=True), CountConvolutions()
+    make_trainer(freezer, count, max_epochs=7, limit_val_batches=0).fit(model)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    behind = sum(module.weight.requires_grad for module in convolutions)
+    assert behind < 0.6 * len(convolutions)
+    assert count.counts[-3:] == [behind] * 3, count.counts
+    assert freezer.timeline.cache.hits >= 24
