@@ -98,7 +98,7 @@ def _show(benchmark: Benchmark, results: list[Result]) -> None:
     shown = benchmark.metric, benchmark.baseline, benchmark.published
     (Path(benchmark.output) / "table.md").write_text(to_markdown(rows, *shown))
     draw_pictures(benchmark, results, rows)
-    Console().print(to_rich(rows, *shown))
+    Console(width=max(140, Console().width)).print(to_rich(rows, *shown))
     Console().print(f"results, table and pictures: {benchmark.output}")
 
 

@@ -112,9 +112,12 @@ def out_of_family(examples: Sequence[Example], **how: object) -> list[Tensor]:
         how: Arguments of :func:`fit`.
 
     Example:
+        >>> from dataclasses import replace
         >>> from smartfrz_lightning.outcomes.examples import load_examples
         >>> from smartfrz_lightning.outcomes.fitting import out_of_family
         >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> for case in cases[::2]:  # so that there is another family in any case
+        ...     case.outcome.case = replace(case.outcome.case, network="other")
         >>> likelihoods = out_of_family(cases, inputs=["depth", "front_to_all"])
         >>> len(likelihoods) == len(cases)
         True

@@ -152,8 +152,8 @@ def grouped(examples: Iterable[Example], key: Callable[[Example], str]) -> dict[
         >>> from smartfrz_lightning.outcomes.examples import load_examples
         >>> from smartfrz_lightning.outcomes.judge import grouped
         >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
-        >>> list(grouped(cases, lambda case: case.family))[:2]
-        ['minilm', 'resnet32']
+        >>> sum(map(len, grouped(cases, lambda case: case.family).values())) == len(cases)
+        True
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:

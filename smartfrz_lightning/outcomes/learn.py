@@ -45,10 +45,11 @@ def log_loss(examples: Sequence[Example], likelihoods: Sequence[Tensor]) -> tupl
 
     Example:
         >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.fitting import out_of_family
+        >>> from smartfrz_lightning.predictor.start import StartPredictor
         >>> from smartfrz_lightning.outcomes.learn import log_loss
         >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
-        >>> loss, auroc = log_loss(cases, out_of_family(cases, inputs=["depth"]))
+        >>> predictor = StartPredictor.load()
+        >>> loss, auroc = log_loss(cases, [predictor(case.inputs).sigmoid() for case in cases])
         >>> loss > 0, 0 <= auroc <= 1
         (True, True)
     """
@@ -64,10 +65,11 @@ def reliability(examples: Sequence[Example], likelihoods: Sequence[Tensor], path
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.fitting import out_of_family
+        >>> from smartfrz_lightning.predictor.start import StartPredictor
         >>> from smartfrz_lightning.outcomes.learn import reliability
         >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
-        >>> likelihoods = out_of_family(cases, inputs=["depth"])
+        >>> predictor = StartPredictor.load()
+        >>> likelihoods = [predictor(case.inputs).sigmoid() for case in cases]
         >>> with TemporaryDirectory() as folder:
         ...     reliability(cases, likelihoods, f"{folder}/reliability.png")
     """

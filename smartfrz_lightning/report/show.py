@@ -54,7 +54,7 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         lines.append(start_line(timeline.start))
     if timeline.cache:
         lines.append(cache_line(timeline.cache))
-    elif share := held_forward(timeline):
+    elif (share := held_forward(timeline)) > 0.05:
         lines.append(
             f"the forward pass of the held front is {share:.0%} of what a step still costs: where samples come again "
             "as they are, cache_front=True saves that too"
