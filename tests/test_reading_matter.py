@@ -11,8 +11,8 @@ from torchvision.io import write_png
 
 import smartfrz_lightning
 from smartfrz_lightning import FreezingCallback
-from smartfrz_lightning.callbacks.cards import NAMES, card
-from smartfrz_lightning.callbacks.cards import main as write_cards
+from smartfrz_lightning.benchmark.cards import CALLBACKS, card
+from smartfrz_lightning.benchmark.cards import main as write_cards
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +72,7 @@ def test_contributing(place):
 
 
 def test_the_method_cards_are_those_of_the_docstrings(tmp_path):
-    assert {f"{name}FreezeCallback" for name in NAMES} == {
+    assert {callback.__name__ for callback in CALLBACKS} == {
         name for name in smartfrz_lightning.__all__ if name.endswith("FreezeCallback")
     }
     write_cards(str(tmp_path / "cards.md"))

@@ -42,5 +42,5 @@ def efficientnet_lite0(num_classes: int = 1000) -> nn.Module:
         raise RuntimeError(f"{path} does not hold the weights of timm's tf_efficientnet_lite0")
     network.load_state_dict(dict(zip(own, tensors, strict=True)))
     if num_classes != 1000:
-        network.reset_classifier(num_classes)
+        network.reset_classifier(num_classes)  # type: ignore[operator]
     return network

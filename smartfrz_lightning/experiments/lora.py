@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -55,7 +56,7 @@ class LoRA(Callback):
 
         if stage != "fit" or any(isinstance(module, LoraLayer) for module in pl_module.modules()):
             return
-        how = {"lora_alpha": self.alpha * self.rank, "lora_dropout": self.dropout}
+        how: dict[str, Any] = {"lora_alpha": self.alpha * self.rank, "lora_dropout": self.dropout}
         inject_adapter_in_model(LoraConfig(r=self.rank, target_modules=self.target_modules, **how), pl_module)
         for pattern in self.train:
             matching = [p for name, p in pl_module.named_parameters() if fnmatch.fnmatchcase(name, pattern)]

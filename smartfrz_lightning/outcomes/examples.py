@@ -132,9 +132,9 @@ def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
     count, squares = len(gradients), gradients.double().square().sum(-1)
     products = gradients.double().sum(0).square().sum(-1) - squares.sum(0)
     drift = (products / (count * (count - 1))).clamp(min=0).sqrt() / torch.linalg.norm(weights.double(), dim=-1)
-    norms = outcome.tensors.get(
-        "probe_train_norms", torch.linalg.norm(outcome.tensors["probe_train_gradients"], dim=-1)
-    )
+    norms = outcome.tensors.get("probe_train_norms")
+    if norms is None:
+        norms = outcome.tensors["probe_train_gradients"].norm(dim=-1)
     fisher = norms[:steps, :layers].double().square().mean(0)
     return Example(outcome, inputs, drift.float(), fisher.float(), steps)
 

@@ -35,6 +35,9 @@ class StartPredictor(nn.Module):
         torch.Size([12])
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, inputs: Sequence[str] = INPUTS, hidden: int = 0, heads: int = 4) -> None:
         super().__init__()
         if unknown := set(inputs) - set(INPUTS):
