@@ -122,9 +122,7 @@ def _take_sparse(gradient: Tensor, index: Tensor) -> Tensor:
     places, values = gradient.indices()[0], gradient.values().flatten(1)
     width = values.shape[1]
     rows, columns = index // width, index % width
-    at = torch.searchsorted(places, rows).clamp(max=max(0, len(places) - 1))
     if not len(places):
         return torch.zeros_like(index, dtype=values.dtype)
-    return torch.where(
-        places[at] == rows, values[at, columns], torch.zeros((), dtype=values.dtype, device=values.device)
-    )
+    at = torch.searchsorted(places, rows).clamp(max=len(places) - 1)
+    return values[at, columns].masked_fill(places[at] != rows, 0)

@@ -138,9 +138,7 @@ def baselines(learned: Mapping[str, StartPredictor], thresholds: Sequence[float]
         thresholds: Each of them at these.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
         >>> from smartfrz_lightning.outcomes.rules import baselines
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
         >>> list(baselines({}, thresholds=[]))[:3]
         ['nothing held', 'depth 1 of 5', 'depth 2 of 5']
     """
