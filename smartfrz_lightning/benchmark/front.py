@@ -1,6 +1,7 @@
 """What a frozen front costs: step time and memory of everything trains, frozen, frozen and cached, and lean backward.
 
     OMP_NUM_THREADS=1 python -m smartfrz_lightning.benchmark.front
+    python -m smartfrz_lightning.benchmark.front --device cuda --pixels 224 --batch 128 --precision bfloat16
 
 The ways take turns, step by step, in one run. *Scattered* freezes the same layers but the first, so that the backward
 pass goes through all of them: once as PyTorch keeps activations, once lean. Needs the extras ``vision`` and ``text``.
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,17 +53,36 @@ def _timm(name: str, **kwargs: Any) -> nn.Module:
     return timm.create_model(name, num_classes=10, **kwargs)
 
 
-def _images(size: int) -> Callable[[int], Tensor]:
-    return lambda count: torch.rand(count, 3, size, size)
+class Subject(NamedTuple):
+    """A network as it is measured.
+
+    Attributes:
+        make: Builds it for images of so many pixels along an edge.
+        pixels: How many these are; ``None`` where it reads something else.
+        batch: Samples a step.
+        fixed: Whether it takes no other size.
+
+    Example:
+        >>> from smartfrz_lightning.benchmark.front import Subject
+        >>> from torch import nn
+        >>> Subject(lambda pixels: nn.Conv2d(3, 8, 3), 64, 16).fixed
+        False
+    """
+
+    make: Callable[[int], nn.Module]
+    pixels: int | None
+    batch: int
+    fixed: bool = False
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], int]] = {
-    "ResNet-18, 64 px": (lambda: _torchvision("resnet18"), _images(64), 16),
-    "ResNet-50, 64 px": (lambda: _torchvision("resnet50"), _images(64), 8),
-    "EfficientNet-Lite0, 96 px": (lambda: _timm("tf_efficientnet_lite0"), _images(96), 16),
-    "DeiT-tiny, 96 px": (lambda: _timm("deit_tiny_patch16_224", img_size=96), _images(96), 16),
-    "ViT 6 x 128, 32 px": (vit_32, _images(32), 16),
-    "MiniLM, 48 tokens": (minilm, lambda count: torch.randint(1000, (count, 48)), 16),
+TOKENS = 48
+NETWORKS = {
+    "ResNet-18": Subject(lambda _: _torchvision("resnet18"), 64, 16),
+    "ResNet-50": Subject(lambda _: _torchvision("resnet50"), 64, 8),
+    "EfficientNet-Lite0": Subject(lambda _: _timm("tf_efficientnet_lite0"), 96, 16),
+    "DeiT-tiny": Subject(lambda pixels: _timm("deit_tiny_patch16_224", img_size=pixels), 96, 16),
+    "ViT 6 x 128": Subject(lambda _: vit_32(), 32, 16, fixed=True),
+    "MiniLM": Subject(lambda _: minilm(), None, 16),
 }
 WAYS = ("everything", "frozen", "cached", "scattered", "scattered, lean")
 
@@ -75,6 +95,7 @@ class Way:
         net: The network.
         layers: Its layers.
         depth: How many of them are frozen.
+        precision: Of autocast.
 
     Example:
         >>> import torch
@@ -87,7 +108,10 @@ class Way:
         True
     """
 
-    def __init__(self, way: str, net: nn.Module, layers: Sequence[Layer], depth: int) -> None:
+    def __init__(
+        self, way: str, net: nn.Module, layers: Sequence[Layer], depth: int, precision: torch.dtype | None = None
+    ) -> None:
+        self._precision = precision
         self.net = net.train()
         self.optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9)
         frozen = [] if way == "everything" else layers[way.startswith("scattered") : depth]
@@ -102,18 +126,24 @@ class Way:
 
     def step(self, x: Tensor, y: Tensor) -> float:
         """Seconds of one step."""
+        _wait(x)
         start = time.perf_counter()
         with self._open():
             self.optimizer.zero_grad()
-            F.cross_entropy(self.net(x), y).backward()
+            self._loss(x, y).backward()
         self.optimizer.step()
+        _wait(x)
         return time.perf_counter() - start
 
     def saved_bytes(self, x: Tensor, y: Tensor) -> int:
         """The most that autograd keeps in one step."""
         with SavedActivations(self.net) as saved, self._open():
-            F.cross_entropy(self.net(x), y).backward()
+            self._loss(x, y).backward()
         return saved.bytes
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, self._precision, enabled=self._precision is not None):
+            return F.cross_entropy(self.net(x), y)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
@@ -127,7 +157,21 @@ class Way:
                 part.close()
 
 
-def measure(network: str, share: float, steps: int, seed: int) -> dict[str, list[float]]:
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def measure(
+    network: str,
+    share: float,
+    steps: int,
+    seed: int,
+    device: str = "cpu",
+    batch: int | None = None,
+    pixels: int | None = None,
+    precision: torch.dtype | None = None,
+) -> dict[str, list[float]]:
     """Step time and kept bytes of each way, relative to training everything.
 
     Args:
@@ -135,13 +179,21 @@ def measure(network: str, share: float, steps: int, seed: int) -> dict[str, list
         share: Of the layers, from the first on, that are frozen.
         steps: Timed steps of each way.
         seed: Of weights and data.
+        device: Where.
+        batch: Samples a step, in place of the network's.
+        pixels: Along an edge, in place of the network's where it takes other sizes.
+        precision: Of autocast.
     """
     torch.manual_seed(seed)
-    make, draw, batch = NETWORKS[network]
-    net, data = make(), [(draw(batch), torch.arange(batch) % 2) for _ in range(BATCHES)]
+    subject = NETWORKS[network]
+    size, batch = subject.pixels if subject.fixed or not pixels else pixels, batch or subject.batch
+    net = subject.make(size or 0).to(device)
+    shape = (batch, 3, size, size) if subject.pixels and size else (batch, TOKENS)
+    inputs = [torch.rand(shape) if subject.pixels else torch.randint(1000, shape) for _ in range(BATCHES)]
+    data = [(x.to(device), (torch.arange(batch) % 2).to(device)) for x in inputs]
     layers = find_layers(net, data[0][0][:2])
     depth = max(1, round(share * (len(layers) - 1)))
-    ways = {way: Way(way, copy.deepcopy(net), layers, depth) for way in WAYS}
+    ways = {way: Way(way, copy.deepcopy(net), layers, depth, precision) for way in WAYS}
     for _ in range(6):  # the cache looks several times at a front that it does not know
         for x, y in data:
             for way in ways.values():
@@ -163,6 +215,10 @@ def main(
     steps: int = 24,
     seeds: tuple[int, ...] = (1, 2, 3),
     output: str = "runs/front.jsonl",
+    device: str = "cpu",
+    batch: int | None = None,
+    pixels: int | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Measure and print a table. Started again, it goes on where it was stopped.
 
@@ -171,15 +227,20 @@ def main(
         shares: Of the layers that are frozen.
         steps: Timed steps of each way.
         seeds: One run each.
-        output: JSON lines, one a run.
+        output: JSON lines, one a run; a file for each device and size.
+        device: Where.
+        batch: Samples a step, in place of each network's.
+        pixels: Along an edge, in place of each network's where it takes other sizes.
+        precision: Of autocast.
     """
+    mode = None if precision == "float32" else torch.bfloat16
     path = Path(output)
     known = {tuple(result["key"]): result["ways"] for result in read_results(path)}
     cases = [(network, share, seed) for seed in seeds for network in networks for share in shares]
     with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
         for case in progress.track(cases):
             if case not in known:
-                known[case] = measure(case[0], case[1], steps, case[2])
+                known[case] = measure(case[0], case[1], steps, case[2], device, batch, pixels, mode)
                 append_result(path, {"key": case, "ways": known[case]})
     about = f"Step time and kept activations, relative to training everything; median of {len(seeds)} seeds (range)"
     table = Table(title=about)

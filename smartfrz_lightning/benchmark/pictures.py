@@ -1,5 +1,6 @@
 """The pictures of a benchmark, each drawn from what its runs recorded."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,8 +65,9 @@ def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Be
     what lies below it, a user has more cheaply by training less. Without shortened runs of the benchmark's own, a
     dashed line joins those that were shortened to other methods.
     """
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    for axes, by in zip(figure.subplots(1, 2, sharey=True), ("flops", "seconds"), strict=True):
+    shown = [by for by in ("flops", "seconds") if not all(math.isnan(cost(result, by)) for result in results)]
+    figure = Figure(figsize=(2 + 5 * len(shown), 5), layout="constrained")
+    for axes, by in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
         points = {}
         for number, row in enumerate(rows):
             own = [result for result in results if result["run"] == row.method]

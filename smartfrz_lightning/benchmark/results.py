@@ -1,6 +1,7 @@
 """Results on disk: one JSON line a run, written as soon as the run is done."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,15 @@ def find_result(results: list[Result], run: str, seed: int) -> Result | None:
 def cost(result: Result, by: str) -> float:
     """What training cost: ``"flops"``, or ``"seconds"`` of training with the method's overhead and without validation.
 
+    Runs that were done beside each other have no times: ``nan``.
+
     Example:
         >>> from smartfrz_lightning.benchmark.results import cost
         >>> cost({"seconds": {"train": 3.5, "validation": 1, "startup": 2}}, "seconds")
         3.5
     """
+    if by == "seconds" and result.get("jobs", 1) > 1:
+        return math.nan
     return float(result["seconds"]["train"]) if by == "seconds" else float(sum(result["timeline"]["spent"].values()))
 
 

@@ -123,6 +123,7 @@ def run_once(
         "steps": trainer.global_step,
         "seconds": clock.seconds,
         "timeline": timeline.state_dict(),
+        "jobs": benchmark.jobs,
         **_circumstances(trainer.world_size),
     }
     return trainer.strategy.broadcast(result)  # all processes go on alike

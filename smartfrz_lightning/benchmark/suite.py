@@ -2,8 +2,10 @@
 
 import logging
 import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -15,6 +17,7 @@ from smartfrz_lightning.benchmark.results import Result, append_result, cost, fi
 from smartfrz_lightning.benchmark.run import SettingsError, digest, log_file, processes, run_once
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.benchmark.table import compare, to_markdown, to_rich
+from smartfrz_lightning.private.workers import in_processes
 
 RECORDING = "recording"
 
@@ -29,7 +32,8 @@ def run_benchmark(benchmark: Benchmark) -> bool:
         Whether all runs are done; those that failed are named on the screen.
 
     Raises:
-        ValueError: The output folder holds results of other settings.
+        ValueError: The output folder holds results of other settings, or ``jobs`` is to start processes beside those
+            of DDP.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -40,42 +44,46 @@ def run_benchmark(benchmark: Benchmark) -> bool:
         ...     run_benchmark(benchmark)  # there is no model in the config: the run fails, as the screen says
         False
     """
+    if benchmark.jobs > 1 and processes() > 1:
+        raise ValueError(f"jobs={benchmark.jobs}: with {processes()} processes of DDP, one run is done at a time")
     console = Console(stderr=True, quiet=rank_zero_only.rank > 0)
     path = Path(benchmark.output) / "results.jsonl"
     results = read_results(path)
     _check_digests(benchmark, results)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    schedule, failed, waiting = benchmark.schedule(), [], {}
-    to_do = [(name, run, seed) for name, run, seed in schedule if find_result(results, name, seed) is None]
+    schedule, failed = benchmark.schedule(), []
+    to_do = [one for one in schedule if find_result(results, one[0], one[2]) is None]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         overall = progress.add_task("runs", total=len(schedule), completed=len(schedule) - len(to_do))
-        epochs = progress.add_task("epochs")
+        epochs = progress.add_task("epochs", visible=benchmark.jobs == 1)
 
         def show(trainer: Trainer) -> None:
             progress.update(epochs, completed=trainer.current_epoch + 1, total=trainer.max_epochs)
 
-        for name, run, seed in to_do:
-            if missing := _missing(benchmark, results, run, seed):
-                waiting.setdefault(missing, []).append(f"{name}, seed {seed}")
-            else:
-                progress.update(overall, description=f"{name}, seed {seed}")
-                progress.reset(epochs, description="epochs")
-                folder = benchmark.folder(name, seed)
-                folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    result = run_once(benchmark, name, run, seed, None, _length(benchmark, results, run, seed), show)
-                    if rank_zero_only.rank == 0:
-                        append_result(path, result)
-                    results.append(result)
-                except Exception as error:
-                    with log_file(folder).open("a") as log:
-                        traceback.print_exc(file=log)
-                    if processes() > 1 and not isinstance(error, SettingsError):
-                        raise  # the others may be in the middle of the run, waiting for this process
-                    failed.append(f"{name}, seed {seed}: {error} (see {log_file(folder)})")
+        def due() -> Iterator[_Task | None]:
+            while to_do:
+                ready = next((one for one in to_do if not _missing(benchmark, results, one[1], one[2])), None)
+                if ready is not None:
+                    to_do.remove(ready)
+                    progress.update(overall, description=f"{ready[0]}, seed {ready[2]}")
+                    progress.reset(epochs, description="epochs")
+                yield ready and _Task(benchmark, *ready, _length(benchmark, results, ready[1], ready[2]))
+
+        do = partial(_do, on_epoch=show) if benchmark.jobs == 1 else _do
+        for task, result in in_processes(do, due(), benchmark.jobs):
             progress.advance(overall)
+            if isinstance(result, Exception):
+                if processes() > 1 and not isinstance(result, SettingsError):
+                    raise result  # the others may be in the middle of the run, waiting for this process
+                log = log_file(benchmark.folder(task.name, task.seed))
+                failed.append(f"{task.name}, seed {task.seed}: {result} (see {log})")
+                continue
+            if rank_zero_only.rank == 0:
+                append_result(path, result)
+            results.append(result)
+        waiting: dict[str, list[str]] = {}
+        for name, run, seed in to_do:
+            waiting.setdefault(_missing(benchmark, results, run, seed), []).append(f"{name}, seed {seed}")
         if benchmark.record and not failed and not waiting:
             progress.update(overall, description="recording")
             if any(result.get("processes", 1) > 1 for result in results):
@@ -89,6 +97,27 @@ def run_benchmark(benchmark: Benchmark) -> bool:
     for missing, names in waiting.items():
         console.print(f"not run, as {missing} is missing: {'; '.join(names)}", style="red")
     return not failed and not waiting
+
+
+class _Task(NamedTuple):
+    benchmark: Benchmark
+    name: str
+    run: Run
+    seed: int
+    steps: int | None
+
+
+def _do(task: _Task, on_epoch: Callable[[Trainer], None] | None = None) -> Result:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    folder = task.benchmark.folder(task.name, task.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return run_once(task.benchmark, task.name, task.run, task.seed, None, task.steps, on_epoch)
+    except Exception:
+        with log_file(folder).open("a") as log:
+            traceback.print_exc(file=log)
+        raise
 
 
 def _show(benchmark: Benchmark, results: list[Result]) -> None:

@@ -43,6 +43,7 @@ def probe_gradients(
     sampler = WeightSampler(net, layers)
     optimizer = make_optimizer(case, [net.get_parameter(name) for name in layers[-1].parameters])
     gradients, norms, losses = [], [], []
+    out = torch.empty(len(layers), sampler.sample_size, device=data[0].device)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(case, step, case.steps)
@@ -50,7 +51,7 @@ def probe_gradients(
         net.zero_grad()
         loss = F.cross_entropy(net(x), y)
         loss.backward()
-        gradients.append(sampler.gradients(torch.zeros(len(layers), sampler.sample_size)))
+        gradients.append(sampler.gradients(out).cpu().clone())
         norms.append([_gradient_norm(net, layer) for layer in layers])
         losses.append(float(loss.detach()))
         optimizer.step()

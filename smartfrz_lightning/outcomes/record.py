@@ -31,7 +31,9 @@ SHORTENED = (0.15, 0.3, 0.5, 0.7, 0.85)
 PROBE_STEPS, SNAPSHOTS = 30, 60
 
 
-def record_case(case: Case, data: str | Path, weights: str | Path, depths: Sequence[float] = DEPTHS) -> Outcome:
+def record_case(
+    case: Case, data: str | Path, weights: str | Path, depths: Sequence[float] = DEPTHS, device: str = "cpu"
+) -> Outcome:
     """Train a case in all ways.
 
     Args:
@@ -39,15 +41,17 @@ def record_case(case: Case, data: str | Path, weights: str | Path, depths: Seque
         data: Folder of the images, see :func:`~smartfrz_lightning.outcomes.tasks.image_task`.
         weights: Folder of ``<case.weights>.safetensors``, or of the folder ``<case.weights>``.
         depths: Shares of the layers before the head that freeze.
+        device: Where it trains.
     """
     text = case.network in TEXT
     if text:
         train_set, validation = text_task(case, data, weights)
     else:
         train_set, validation = image_task(case, data, *normalisation(case.network), image_size(case.network))
+    train_set, validation = ((one[0].to(device), one[1].to(device)) for one in (train_set, validation))
     torch.manual_seed(case.seed)
     file = Path(weights) / (case.weights if text else f"{case.weights}.safetensors") if case.weights else None
-    net = build(case.network, len(case.classes), file)
+    net = build(case.network, len(case.classes), file).to(device)
     start = copy.deepcopy(net.state_dict())
     layers = find_layers(net, train_set[0][: case.batch_size])
     assert layers[-1].pinned == "output", f"{case.network}: the head is to be the last layer"
@@ -58,7 +62,7 @@ def record_case(case: Case, data: str | Path, weights: str | Path, depths: Seque
 
     def watch(steps: int) -> None:
         if steps in due:
-            snapshots.append((steps, sampler(torch.empty(len(layers), sampler.sample_size))))
+            snapshots.append((steps, sampler(torch.empty(len(layers), sampler.sample_size, device=device)).cpu()))
 
     def finished(kind: str, steps: int, depth: int = 0, moment: int = 0) -> Run:
         judged = evaluate(net, validation)

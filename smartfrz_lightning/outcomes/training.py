@@ -78,7 +78,7 @@ def batch_at(case: Case, data: Images, step: int) -> Images:
     x = images[index]
     if case.flips:
         flip = torch.rand(len(x), generator=torch.Generator().manual_seed(case.seed * 7919 + step)) < 0.5
-        x = torch.where(flip[:, None, None, None], x.flip(3), x)
+        x = torch.where(flip.to(x.device)[:, None, None, None], x.flip(3), x)
     return x, labels[index]
 
 

@@ -104,7 +104,8 @@ class StartPredictor(nn.Module):
                 "weights belong to start='none'"
             )
         try:
-            predictor = cls(**header["arguments"])
+            with torch.random.fork_rng(devices=[]):  # the user's model is yet to draw its weights
+                predictor = cls(**header["arguments"])
             predictor.load_state_dict(tensors)
         except (TypeError, ValueError, KeyError, RuntimeError) as error:
             raise ValueError(f"predictor={str(path)!r} does not fit its own description: {error}") from error

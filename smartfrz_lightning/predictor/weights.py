@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
 from smartfrz_lightning.predictor.network import AttentionPredictor
 
@@ -78,7 +80,8 @@ def load_predictor(path: str | Path | None = None, sample_size: int | None = Non
     if header.get("version") != VERSION:
         raise ValueError(f"predictor={str(path)!r} has version {header.get('version')}, this package reads {VERSION}")
     try:
-        predictor = AttentionPredictor(**header["arguments"])
+        with torch.random.fork_rng(devices=[]):  # the user's model is yet to draw its weights
+            predictor = AttentionPredictor(**header["arguments"])
         predictor.window = int(header.get("about", {}).get("window", predictor.window))
         predictor.load_state_dict(tensors)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:

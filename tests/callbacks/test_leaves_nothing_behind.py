@@ -202,6 +202,13 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_model_that_is_made_after_a_callback_has_the_same_first_weights(name):
+    before = torch.get_rng_state()
+    METHODS[name]()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_a_callback_can_be_pickled_and_keeps_no_model_alive(make_trainer, name):
     freezer, model = METHODS[name](), Classifier(mlp())
     trainer = make_trainer(freezer, max_epochs=2)
