@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from smartfrz_lightning import SmartFreezeCallback, StaticFreezeCallback
 from smartfrz_lightning.callbacks import smart
+from smartfrz_lightning.freezing import lean_backward
 from smartfrz_lightning.freezing.front_cache import FrontCache
-from smartfrz_lightning.freezing.lean_backward import LeanBackward
+from smartfrz_lightning.freezing.lean_backward import LeanBackward, memory_matters
+from smartfrz_lightning.freezing.sample_keys import row_digests, row_sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -124,6 +126,19 @@ def test_lean_backward_has_the_gradients_of_pytorch():
             lean.close()
         found.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
     assert torch.linalg.norm(found[0] - found[1]) < 1e-4 * torch.linalg.norm(found[0])
+
+
+def test_memory_is_saved_where_it_is_short(monkeypatch):
+    net = resnet().cuda()
+    assert not memory_matters(net)
+    monkeypatch.setattr(lean_backward, "SPARE", 0.0)
+    assert memory_matters(net)
+
+
+def test_keys_are_those_of_the_cpu():
+    for rows in (torch.rand(5, 3, 40, 40), torch.randint(99, (4, 7)), torch.rand(2, 9).bfloat16()):
+        assert torch.equal(row_sums(rows), row_sums(rows.cuda()).cpu())
+        assert len(set(row_digests(rows.cuda()))) == len(rows)
 
 
 def test_the_memory_of_the_cache_is_given_back(make_trainer):

@@ -20,7 +20,7 @@ from smartfrz_lightning.engine.state import restore, saved_state
 from smartfrz_lightning.engine.stillness import SETTLING, SETTLING_SHARE, Stillness
 from smartfrz_lightning.freezing.compiled import allow_recompiling, forget_graphs
 from smartfrz_lightning.freezing.freeze import freeze, thaw
-from smartfrz_lightning.freezing.lean_backward import LeanBackward
+from smartfrz_lightning.freezing.lean_backward import LeanBackward, memory_matters
 from smartfrz_lightning.freezing.wrappers import unwrap
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.report.ledger import Ledger
@@ -204,7 +204,7 @@ class Freezer:
         self._finder.before_batch()
         self.ledger.before_batch(self._model)
         self._front.before_batch(self.run, self._finder.watching or self.ledger.measuring or self._still.settling)
-        if self.run.frozen:
+        if self.run.frozen and memory_matters(self._model):
             self._lean.open()
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:

@@ -91,6 +91,7 @@ class FrontCache:
         self._units: dict[str, Unit] = {}
         self.refused: dict[str, str] = {}
         self._changes: dict[str, int] = {}
+        self._on_gpu = False
         self._expressions: dict[tuple, Expression] = {}
         self._numbers = 0
         self._open = False
@@ -275,6 +276,7 @@ class FrontCache:
         if any(map(is_compiled, self._model.modules())):
             self.stop("the model is compiled")
             return
+        self._on_gpu = any(parameter.is_cuda for parameter in self._model.parameters())
         kept = {name for name, unit in self._units.items() if unit.frozen and unit.calls}
         if not all(unit.frozen for unit in self._units.values()):
             self._forget()
@@ -548,11 +550,17 @@ class FrontCache:
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
         """Seconds inside are spent on looking up and keeping."""
-        start = time.perf_counter()
+        start = self.clock()
         try:
             yield
         finally:
-            self._spent += time.perf_counter() - start
+            self._spent += self.clock() - start
+
+    def clock(self) -> float:
+        """Seconds, once a GPU has done all that it was told to do: keys have to be waited for in any case."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     @property
     def _seconds_each(self) -> float:

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -353,9 +352,9 @@ class Call:
         return None
 
     def _computed(self, index: int, rows: Sequence[int] | None) -> Tensor:
-        start = time.perf_counter()
+        start = self._cache.clock()
         value = self.compute(rows)[index]
-        self._cache.note_cost(time.perf_counter() - start)
+        self._cache.note_cost(self._cache.clock() - start)
         return value
 
     def _keep(self, index: int, rows: Sequence[int], values: Tensor) -> None:
@@ -365,7 +364,10 @@ class Call:
 
     def _gather(self, store: SampleStore, index: int, keys: Sequence[bytes]) -> Tensor:
         look = self.expression.looks[self.batch][index]
-        rows = torch.stack([store.row(key) for key in keys])
+        kept = [store.row(key) for key in keys]
+        # Memory that a GPU can read by itself.
+        out = torch.empty((len(kept), *kept[0].shape), dtype=kept[0].dtype, pin_memory=look.device.type == "cuda")
+        rows = torch.stack(kept, out=out)
         shape, overlaps = (len(keys), *look.shape[1:]), 0 in look.stride
         if overlaps:
             return rows.to(look.device, look.dtype)

@@ -57,7 +57,8 @@ class Unit:
         self._samples = _samples(self.tensors)
         self._state = self.state()
         self._values = self._sampled()
-        self._digests = list(map(digest, self.tensors))
+        self._pieces = [piece for tensor in self.tensors for piece in _pieces(tensor)]
+        self._digests = list(map(digest, self._pieces))
         self._next = 0
         about = "\n".join(map(_about, self._modules))
         own = digest(torch.frombuffer(bytearray(about.encode()), dtype=torch.uint8))
@@ -82,12 +83,13 @@ class Unit:
         if not self.same or not all(map(torch.equal, self._sampled(), self._values)):
             return True
         compared = 0
-        for _ in range(len(self.tensors)):
-            number, self._next = self._next, (self._next + 1) % len(self.tensors)
-            if digest(self.tensors[number]) != self._digests[number]:
+        for _ in range(len(self._pieces)):
+            number, self._next = self._next, (self._next + 1) % len(self._pieces)
+            piece = self._pieces[number]
+            if digest(piece) != self._digests[number]:
                 return True
-            compared += self.tensors[number].nbytes
-            if compared >= _COMPARED:
+            compared += piece.nbytes
+            if compared >= _COMPARED or piece.is_cuda:  # where each one has to be waited for
                 break
         return False
 
@@ -209,6 +211,18 @@ def _usable(module: nn.Module) -> bool:
         return False
     # What is hooked to it would not be called, or not with values.
     return not any(any(module_hooks(part).values()) for part in module.modules())
+
+
+def _pieces(tensor: Tensor) -> list[Tensor]:
+    """Views of a tensor, none much larger than what is compared in a batch, where its values lie in one row."""
+    own = tensor.detach()
+    if own.layout != torch.strided or own.nbytes <= _COMPARED:
+        return [own]
+    if not own.is_contiguous():
+        if not (own.ndim == 4 and own.is_contiguous(memory_format=torch.channels_last)):
+            return [own]
+        own = own.permute(0, 2, 3, 1)
+    return list(own.view(-1).split(max(1, _COMPARED // own.element_size())))
 
 
 def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:

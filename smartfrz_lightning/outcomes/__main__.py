@@ -6,7 +6,6 @@ Started again, it goes on with the cases that have no file yet. Needs the extra 
 """
 
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
 
-from smartfrz_lightning.outcomes.case import Case, draw_cases
+from smartfrz_lightning.outcomes.case import draw_cases
 from smartfrz_lightning.outcomes.examples import load_examples
-from smartfrz_lightning.outcomes.record import record_case
+from smartfrz_lightning.outcomes.record import outcome_path, record_to
 from smartfrz_lightning.private.workers import in_processes
 
 
@@ -58,29 +57,14 @@ def main(
     done = {one.outcome.case.name for one in load_examples(known)} if known else set()
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        to_do = [case for case in rounds if case.name not in done and not _path(output, case).exists()]
+        to_do = [case for case in rounds if case.name not in done and not outcome_path(output, case).exists()]
         task = progress.add_task("cases", total=len(rounds), completed=len(rounds) - len(to_do))
-        record = partial(_record, data=data, weights=weights, output=output, device=device)
+        record = partial(record_to, data=data, weights=weights, output=output, device=device)
         for case, line in in_processes(record, to_do, jobs):
             if isinstance(line, Exception):
                 raise line
             console.print(f"{case.name}: {line}")
             progress.advance(task)
-
-
-def _path(output: str, case: Case) -> Path:
-    return Path(output) / f"{case.name}.safetensors"
-
-
-def _record(case: Case, data: str, weights: str, output: str, device: str) -> str:
-    began = time.perf_counter()
-    outcome = record_case(case, data, weights, device=device)
-    outcome.save(_path(output, case))
-    best = max((run for run in outcome.runs if run.kind == "frozen"), key=lambda run: run.accuracy)
-    return (
-        f"full {outcome.full.accuracy:.1f} %, best front {best.depth}/{len(outcome.layers)} from step {best.moment} on "
-        f"{best.accuracy:.1f} %, {time.perf_counter() - began:.0f} s"
-    )
 
 
 if __name__ == "__main__":

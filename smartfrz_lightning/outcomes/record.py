@@ -1,6 +1,7 @@
 """Record one case: everything trains, for less time, and with fronts that freeze at several moments."""
 
 import copy
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,6 +101,39 @@ def record_case(
     tensors["weights_step"] = torch.tensor([step for step, _ in snapshots])
     names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
     return Outcome(case, names, sizes, layer_flops(layers, counter), counter.flops, runs, tensors)
+
+
+def outcome_path(output: str | Path, case: Case) -> Path:
+    """The file of a case.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.case import Case
+        >>> from smartfrz_lightning.outcomes.record import outcome_path
+        >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 4, 4, 1)
+        >>> outcome_path("runs", case).suffix
+        '.safetensors'
+    """
+    return Path(output) / f"{case.name}.safetensors"
+
+
+def record_to(case: Case, data: str, weights: str, output: str, device: str = "cpu") -> str:
+    """Train a case in all ways, write its file, and say in a line what came out.
+
+    Args:
+        case: The case.
+        data: Folder of the data.
+        weights: Folder of the weights.
+        output: Folder of the file.
+        device: Where it trains.
+    """
+    began = time.perf_counter()
+    outcome = record_case(case, data, weights, device=device)
+    outcome.save(outcome_path(output, case))
+    best = max((run for run in outcome.runs if run.kind == "frozen"), key=lambda run: run.accuracy)
+    return (
+        f"full {outcome.full.accuracy:.1f} %, best front {best.depth}/{len(outcome.layers)} from step {best.moment} on "
+        f"{best.accuracy:.1f} %, {time.perf_counter() - began:.0f} s"
+    )
 
 
 def _norm(net: torch.nn.Module, names: Sequence[str]) -> float:

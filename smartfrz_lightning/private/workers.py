@@ -31,8 +31,8 @@ def in_processes(
 
     Example:
         >>> from smartfrz_lightning.private.workers import in_processes
-        >>> [(item, repr(done)) for item, done in in_processes(int, ["4", "x"], jobs=1)]
-        [('4', '4'), ('x', 'ValueError("invalid literal for int() with base 10: \'x\'")')]
+        >>> [(item, type(done).__name__) for item, done in in_processes(int, ["4", "x"], jobs=1)]
+        [('4', 'int'), ('x', 'ValueError')]
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: must be at least 1")

@@ -92,6 +92,24 @@ METHODS = {
 }
 
 
+def test_several_runs_at_a_time_end_as_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    methods = {"full": {}, "half": {"callback": "StaticFreezeCallback"}, "same": {"shorten_to": "half"}}
+    found = {}
+    for jobs in (1, 2):
+        output = tmp_path / str(jobs)
+        config = small(tmp_path, methods, jobs=jobs, frontier=[0.5], output=str(output))
+        benchmark_command(["--config", str(config)])
+        found[jobs] = read_results(output / "results.jsonl")
+        assert (output / "accuracy_cost.png").exists()
+    assert known(found[1]) == known(found[2])
+    alone, beside = ((tmp_path / str(jobs) / "table.md").read_text().splitlines()[3].split("|") for jobs in (1, 2))
+    assert alone[:7] == beside[:7] and beside[7] == " – " != alone[7]  # FLOPs, but no times
+    methods["same"]["by"] = "seconds"
+    with pytest.raises(ValueError, match="jobs=2: runs beside each other have no times, which .'same'. would need"):
+        benchmark_command(["--config", str(small(tmp_path, methods, jobs=2))])
+
+
 def test_killed_and_started_again_ends_in_the_same_table(tmp_path):
     (tmp_path / "a").mkdir()
     whole = small(tmp_path / "a", METHODS)
