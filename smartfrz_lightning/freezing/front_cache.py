@@ -29,7 +29,7 @@ from smartfrz_lightning.freezing.side_effects import (
     selects,
     takes_sizes,
 )
-from smartfrz_lightning.private.pytorch import has_global_hooks, is_compiled, is_plain, writes
+from smartfrz_lightning.private.pytorch import has_global_hooks, is_compiled, is_plain, rounds_products, writes
 
 _NOT_CALLED = "it is not called itself"
 _TRIES = 2  # batches in which an expression is carried out at once, before it may be deferred
@@ -104,6 +104,8 @@ class FrontCache:
         self._made: list[weakref.ref[LazyTensor]] = []
         self.seen: set[bytes] = set()
         """Keys of samples that came before."""
+        self.by_batch = False
+        """Whether an output turned out not to be a function of the sample alone."""
         self._chance = False  # random numbers were drawn in the front of this batch
         self.memo: dict[tuple[Call, tuple[int, ...]], list[Tensor]] = {}
         """Rows that were computed since something was asked for from outside."""
@@ -262,6 +264,9 @@ class FrontCache:
             self._judge(self.use.rate, self.use.seconds - self._seconds_before)
 
     def _judge(self, rate: float, saved: float) -> None:
+        if saved < 0 and not rate and self.by_batch:
+            self.stop("what it gives for a sample depends on which others share the batch")
+            return
         if saved < 0 and rate > 0.5:
             self.stop("what it stands for is computed faster than it is looked up")
         elif saved < 0:
@@ -530,7 +535,7 @@ class FrontCache:
             return kept.shape == made.shape
         coarse = torch.is_autocast_enabled(made.device.type) or made.dtype.itemsize < 4 or self._dtype is not None
         scale = made.abs().max().clamp(min=1e-30)
-        near = 3e-2 if coarse else 1e-9 if made.dtype == torch.float64 else 1e-4
+        near = 3e-2 if coarse else 1e-9 if made.dtype == torch.float64 else 1e-2 if rounds_products(made) else 1e-4
         return bool((kept - made).abs().max() <= near * scale) or torch.equal(kept, made)
 
     def _text(self, expression: Expression) -> str:

@@ -339,6 +339,7 @@ class Call:
     def _drop(self, index: int) -> None:
         """An output is no function of the sample alone; what it is made of may be."""
         self.expression.by_sample[index, self.batch] = False
+        self._cache.by_batch = True
         if store := self.expression.stores.pop(index, None):
             store.close(keep=False)
 

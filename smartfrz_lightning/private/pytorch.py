@@ -225,6 +225,23 @@ def attributes(module: nn.Module) -> tuple:
     return held, sizes, parts, id(getattr(forward, "stands_for", forward))
 
 
+def rounds_products(tensor: torch.Tensor) -> bool:
+    """Whether products of such a tensor may be made in TF32, whose numbers have 11 bits: so convolutions are on GPUs.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.private.pytorch import rounds_products
+        >>> rounds_products(torch.ones(2))
+        False
+    """
+    if not tensor.is_cuda or tensor.dtype != torch.float32:
+        return False
+    try:
+        return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    except RuntimeError:  # set in another way, that these cannot tell
+        return True
+
+
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether a tensor is nothing but its values: dense, and not in a transform of ``torch.func`` or forward mode.
 
