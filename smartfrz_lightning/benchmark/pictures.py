@@ -76,8 +76,13 @@ def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Be
             values = 100 * torch.tensor([result["value"] for result in own])
             points[row.method] = float(costs.mean()), float(values.mean())
             spread = {"xerr": costs.std(), "yerr": values.std()} if len(own) > 1 and len(costs) > 1 else {}
+            if row.method in benchmark.shortened:  # of which the line is made
+                axes.errorbar(*points[row.method], **spread, fmt=".", color="grey", markersize=8, capsize=2)
+                continue
             mark = {"fmt": _MARKS[number % len(_MARKS)], "color": colormaps["tab20"](number % 20)}
-            axes.errorbar(*points[row.method], **spread, **mark, markersize=8, capsize=2, label=row.method)
+            # Smaller ones above larger ones, where two methods do the same.
+            size = 11 - 5 * number / max(1, len(rows))
+            axes.errorbar(*points[row.method], **spread, **mark, markersize=size, capsize=2, label=row.method)
         if not _draw_frontier(axes, results, benchmark, by):
             names = [benchmark.baseline, *(name for name, run in benchmark.methods.items() if run.shorten_to)]
             line = sorted(points[name] for name in names if name in points)
@@ -96,14 +101,15 @@ def _draw_frontier(axes: Axes, results: Sequence[Result], benchmark: Benchmark, 
     known = [frontier for frontier in every if frontier is not None]
     if not known:
         return False
-    costs = torch.linspace(max(frontier.costs[0] for frontier in known), 1, 100).tolist()
-    curves = [[100 * (frontier.at(at) or 0.0) for at in costs] for frontier in known]
+    low = max(frontier.costs[0] for frontier in known)
+    costs = [low + (1 - low) * part / 99 for part in range(100)]
+    curves = [[100 * (frontier.at(max(at, low)) or 0.0) for at in costs] for frontier in known]
     mean = [statistics.fmean(at) for at in zip(*curves, strict=True)]
     axes.plot(costs, mean, color="grey", zorder=0, label="training everything, shorter")
     if len(known) > 1:
         half = [margin(list(at)) for at in zip(*curves, strict=True)]
-        low, high = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
-        axes.fill_between(costs, low, high, color="grey", alpha=0.25, zorder=0, linewidth=0)
+        below, above = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
+        axes.fill_between(costs, below, above, color="grey", alpha=0.25, zorder=0, linewidth=0)
     return True
 
 
