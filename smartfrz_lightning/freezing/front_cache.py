@@ -1,7 +1,6 @@
 """FrontCache: the forward pass of a frozen front is not run again for samples that it has seen."""
 
 import contextlib
-import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
 from smartfrz_lightning.freezing.nests import NotPlain, described, filled
 from smartfrz_lightning.freezing.sample_keys import digest, joined, row_digests
 from smartfrz_lightning.freezing.sample_store import Budget, SampleStore
+from smartfrz_lightning.freezing.savings import Savings
 from smartfrz_lightning.freezing.side_effects import (
     Decisions,
     autocast_of,
@@ -87,11 +87,11 @@ class FrontCache:
         self._dtype = dtype
         self.use = use or CacheUse()
         self.use.stopped = ""
-        self._seconds_before, self._hits_before = self.use.seconds, self.use.hits
+        self._seconds_before = self.use.seconds
+        self.savings = Savings()
         self._units: dict[str, Unit] = {}
         self.refused: dict[str, str] = {}
         self._changes: dict[str, int] = {}
-        self._on_gpu = False
         self._expressions: dict[tuple, Expression] = {}
         self._numbers = 0
         self._open = False
@@ -113,10 +113,7 @@ class FrontCache:
         self._quiet_parameters: set[int] = set()
         self._quiet: list[nn.Module] = []
         self._in_batch: dict[tuple[int, int], tuple[int, int]] = {}  # known and all rows, by output
-        self._seconds = 0.0  # of computing, in this batch
-        self._cost: list[float] = [0.0, 0]  # seconds and samples of what was computed
-        self._spent = 0.0  # seconds of keys, rows and comparisons
-        self._epoch: list[float] = [0, 0, 0.0]  # hits, misses and seconds spent when it began
+        self._epoch = (0, 0)  # hits and misses when it began
         self._epochs = self._same_front = 0  # ends of epochs: all, and since the front changed
 
     # --- one batch
@@ -146,6 +143,7 @@ class FrontCache:
         self._quiet_parameters = {id(self._model.get_parameter(name)) for name in quiet}
         self._found = False
         self._same_front = 0
+        self.savings.front_grew()
 
     def open(self) -> None:
         """A training batch begins."""
@@ -153,6 +151,17 @@ class FrontCache:
             module.training = False
         if self._open or not self.on or has_global_hooks():
             return
+        with self.savings.spending():
+            self._look_around()
+        self._leaves.clear()
+        self._keys.clear()
+        self._open = True
+        self._window += 1
+        for unit in self._units.values():
+            unit.replace_forward(self._called)
+
+    def _look_around(self) -> None:
+        """Whether the front is what it was."""
         if not self._found:
             self._find()
         for unit in list(self._units.values()):
@@ -165,12 +174,6 @@ class FrontCache:
                 unit.restless = 0
         if not self._found:  # a part trains again
             self._find()
-        self._leaves.clear()
-        self._keys.clear()
-        self._open = True
-        self._window += 1
-        for unit in self._units.values():
-            unit.replace_forward(self._called)
 
     def close(self) -> float:
         """The batch is over, or broke off; returns the share of its samples that the front was not run for."""
@@ -199,11 +202,8 @@ class FrontCache:
             share = known / batch
             self.use.hits += known
             self.use.misses += batch - known
-            if self._seconds:
-                self._cost[0] += self._seconds
-                self._cost[1] += batch - known
+            self.savings.batch_done(known, batch)
             self._in_batch.clear()
-            self._seconds = 0.0
         for unit in self._units.values():
             if unit.calls and not unit.same:
                 self.refused.setdefault(unit.name, "a training step changes it")
@@ -247,7 +247,8 @@ class FrontCache:
 
         It is judged by the second whole epoch after the front last changed, or by all of them from the fourth on.
         """
-        before, self._epoch = self._epoch, [self.use.hits, self.use.misses, self._spent]
+        before, self._epoch = self._epoch, (self.use.hits, self.use.misses)
+        saved = self.savings.end_epoch()
         self._find_seconds()
         for expression in self._expressions.values():
             for index, store in list(expression.stores.items()):
@@ -257,11 +258,13 @@ class FrontCache:
                 store.used = False
         self._epochs += 1
         self._same_front += 1
-        hits, misses, spent = (now - then for now, then in zip(self._epoch, before, strict=True))
+        hits, misses = self.use.hits - before[0], self.use.misses - before[1]
+        if not self.savings.known:
+            return
         if self._same_front > 2 and hits + misses:
-            self._judge(hits / (hits + misses), hits * self._seconds_each - spent)
+            self._judge(hits / (hits + misses), saved)
         elif self._epochs > 3 and self.use.hits + self.use.misses:
-            self._judge(self.use.rate, self.use.seconds - self._seconds_before)
+            self._judge(self.use.rate, self.savings.seconds)
 
     def _judge(self, rate: float, saved: float) -> None:
         if saved < 0 and not rate and self.by_batch:
@@ -281,7 +284,7 @@ class FrontCache:
         if any(map(is_compiled, self._model.modules())):
             self.stop("the model is compiled")
             return
-        self._on_gpu = any(parameter.is_cuda for parameter in self._model.parameters())
+        self.savings.on_gpu = any(parameter.is_cuda for parameter in self._model.parameters())
         kept = {name for name, unit in self._units.items() if unit.frozen and unit.calls}
         if not all(unit.frozen for unit in self._units.values()):
             self._forget()
@@ -313,6 +316,7 @@ class FrontCache:
             del self._units[unit.name]
 
     def _forget(self) -> None:
+        self.savings.front_shrank()
         for expression in self._expressions.values():
             for store in expression.stores.values():
                 store.close()
@@ -367,7 +371,9 @@ class FrontCache:
             return self._carry_out(func, args, kwargs)
         looks = expression.looks.get(batch)
         if looks is None or expression.tries < _TRIES or not note.familiar:
-            if not self._try(note, inputs, unit):
+            with self.savings.spending():
+                pure = self._try(note, inputs, unit)
+            if not pure:
                 if isinstance(first, LazyTensor) and writes_first:
                     first.source, first.index = Known(first.value() if note.raw is None else note.raw), 0
                 return note.raw
@@ -435,7 +441,7 @@ class FrontCache:
 
     def leaf(self, tensor: Tensor, batch: int) -> Leaf:
         """A tensor that enters the front, with the keys of its samples."""
-        with self.timed():  # every time: what is written through ``.data`` does not show otherwise
+        with self.savings.spending():  # every time: what is written through ``.data`` does not show otherwise
             by_sample = self._by_sample(tensor, batch)
             keys = row_digests(tensor) if by_sample else [digest(tensor)]
         known = self._leaves.get(id(tensor))
@@ -450,7 +456,8 @@ class FrontCache:
         written = [tensor for tensor in inputs if not isinstance(tensor, LazyTensor)]
         versions = [writes(tensor) for tensor in written]
         before = random_state(device)
-        with Decisions() if expression.tries < _TRIES else contextlib.nullcontext() as decisions:
+        watching = Decisions() if expression.tries < _TRIES else contextlib.nullcontext()
+        with watching as decisions, self.savings.computing():
             outputs = note.compute(None, look=True)
         drew = not same_random_state(before, random_state(device))
         changed = [writes(tensor) for tensor in written] != versions or (unit is not None and not unit.same)
@@ -523,10 +530,6 @@ class FrontCache:
         self._in_batch[expression.number, index] = (known, rows)
         self.memo.clear()
 
-    def note_cost(self, seconds: float) -> None:
-        """Rows took so long to compute."""
-        self._seconds += seconds
-
     def alike(self, kept: Tensor, made: Tensor) -> bool:
         """Whether two tensors are the same but for rounding."""
         if not made.is_floating_point():
@@ -552,27 +555,8 @@ class FrontCache:
 
         return f"{torch.__version__} {whole(expression.text)}"
 
-    @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
-        """Seconds inside are spent on looking up and keeping."""
-        start = self.clock()
-        try:
-            yield
-        finally:
-            self._spent += self.clock() - start
-
-    def clock(self) -> float:
-        """Seconds, once a GPU has done all that it was told to do: keys have to be waited for in any case."""
-        if self._on_gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    @property
-    def _seconds_each(self) -> float:
-        return self._cost[0] / max(1, self._cost[1])
-
     def _find_seconds(self) -> None:
-        self.use.seconds = self._seconds_before + (self.use.hits - self._hits_before) * self._seconds_each - self._spent
+        self.use.seconds = self._seconds_before + (self.savings.seconds if self.savings.known else 0.0)
         said = {name: why for name, why in self.refused.items() if why != _NOT_CALLED}
         self.use.ends = next((f"{name}: {why}" for name, why in said.items()), "")
         self.use.gigabytes = max(self.use.gigabytes, (self._budget.size - self._budget.free) / 1e9)

@@ -286,7 +286,7 @@ class Call:
         if (index, self.batch) not in expression.by_sample:
             return self._first_looked_up(index)
         store = expression.stores.get(index)
-        with cache.timed():
+        with cache.savings.spending():
             known = [row for row, key in enumerate(keys) if store is not None and key in store]
         missing = sorted(set(range(self.batch)) - set(known))
         made = self._some(index, missing) if known and missing else None
@@ -295,7 +295,7 @@ class Call:
             value = self._computed(index, None)
             self._keep(index, range(self.batch), value)
             return value
-        with cache.timed():
+        with cache.savings.spending():
             if made is None:
                 value = self._gather(store, index, keys)
             else:
@@ -310,7 +310,7 @@ class Call:
         expression.batches += 1
         if expression.batches <= _CHECKS or expression.batches % _CHECK_AGAIN == 0:
             some = random.Random(expression.batches).sample(known, -(-len(known) // 2))
-            with cache.timed():
+            with cache.savings.spending():
                 made = self._some(index, some, timed=False)
             if made is None or not cache.alike(value[torch.tensor(some)], made):
                 self._drop(index)
@@ -325,7 +325,7 @@ class Call:
         alike = True
         for seed in range(2):
             some = random.Random(f"{seed}/{expression.number}").sample(range(self.batch), -(-self.batch // 2))
-            with self._cache.timed():
+            with self._cache.savings.spending():
                 made = self._some(index, some, timed=False)
             alike = alike and made is not None and self._cache.alike(value[torch.tensor(some)], made)
         expression.by_sample[index, self.batch] = alike
@@ -353,14 +353,12 @@ class Call:
         return None
 
     def _computed(self, index: int, rows: Sequence[int] | None) -> Tensor:
-        start = self._cache.clock()
-        value = self.compute(rows)[index]
-        self._cache.note_cost(self._cache.clock() - start)
-        return value
+        with self._cache.savings.computing():
+            return self.compute(rows)[index]
 
     def _keep(self, index: int, rows: Sequence[int], values: Tensor) -> None:
         keys = self.keys()
-        with self._cache.timed():
+        with self._cache.savings.spending():
             self._cache.keep(self.expression, index, [keys[row] for row in rows], values)
 
     def _gather(self, store: SampleStore, index: int, keys: Sequence[bytes]) -> Tensor:
