@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from smartfrz_lightning.benchmark.frontier import Frontier, above_frontier
+from smartfrz_lightning.benchmark.pictures import _accuracy_cost
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.benchmark.table import compare, to_markdown
 
@@ -52,6 +53,28 @@ def test_what_is_cheaper_than_all_that_was_run_has_no_points():
     found = [*runs(), result("cheap", 1, 0.9, 5, 1)]
     assert above_frontier(found, "cheap", "full", SHORTER, "flops") == []
     assert math.isnan(compare(found, ["full", "cheap"], "full", SHORTER)[1].above_flops[0])
+
+
+@pytest.mark.parametrize("cheapest", [0.25, 0.35])  # the second one is less in float32
+def test_the_picture_begins_at_the_cheapest_run(cheapest):
+    results = [r for r in runs() if r["run"] != "full_0.25"]
+    results += [result("full_0.25", seed, 0.60, 100 * cheapest, 10) for seed in (1, 2)]
+    benchmark = Benchmark([], {"full": Run(), "held": Run()}, [1, 2], frontier=[0.25, 0.5])
+    figure = _accuracy_cost(results, compare(results, ["full", "held", *SHORTER], "full", SHORTER), benchmark)
+    for axes in figure.axes:
+        [line] = [line for line in axes.lines if line.get_label() == "training everything, shorter"]
+        assert min(line.get_ydata()) == pytest.approx(60) and max(line.get_xdata()) == 1
+    labels = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    assert labels == ["training everything, shorter", "full", "held"]
+
+
+def test_runs_beside_each_other_have_no_panel_of_times():
+    results = [{**r, "jobs": 2} for r in runs()]
+    benchmark = Benchmark([], {"full": Run(), "held": Run()}, [1, 2], frontier=[0.25, 0.5], jobs=2)
+    rows = compare(results, ["full", "held", *SHORTER], "full", SHORTER)
+    assert math.isnan(rows[1].seconds) and math.isnan(rows[1].above_seconds[0]) and rows[1].above_flops[0] > 0
+    assert len(_accuracy_cost(results, rows, benchmark).axes) == 1
+    assert "nan" not in to_markdown(rows, "val_accuracy", "full")
 
 
 def test_a_benchmark_makes_its_frontier():
