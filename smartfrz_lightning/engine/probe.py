@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from smartfrz_lightning.history.sampling import WeightSampler
+from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
 
 _SCHEDULED = {"params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "max_momentum"}
@@ -138,6 +139,11 @@ class Probe:
     def weights(self) -> Tensor:
         """``[layers, sample_size]``: the watched weights, on the CPU."""
         return self._sampler(self._empty()).cpu()
+
+    def shift(self) -> float:
+        """How far the statistics of the batches lie from those that the network came with, before :meth:`put_back`."""
+        norms = [name for layer in self._layers for name in layer.stateful]
+        return statistics_shift(self._model, norms, self._before)
 
     def _empty(self) -> Tensor:
         return torch.empty(len(self._layers), self._sample_size, device=_device(self._model))

@@ -115,8 +115,9 @@ class ProbedStart:
             steps += _OVERFLOWS
         if run.timeline.steps < steps:
             return False
+        shift = self._probe.shift()
         self._probe.put_back()
-        run.timeline.start = self._decide(run, self._probe, whole)
+        run.timeline.start = self._decide(run, self._probe, whole, shift)
         self._probe = None
         return True
 
@@ -135,7 +136,7 @@ class ProbedStart:
         self._probe = None
         warnings.warn(f"start='probe': {why}; nothing is held", stacklevel=2)
 
-    def _decide(self, run: TrainingRun, probe: Probe, whole: float) -> Start:
+    def _decide(self, run: TrainingRun, probe: Probe, whole: float, shift: float) -> Start:
         start = Start(probe.steps, {}, {}, [])
         free = [number for number, layer in enumerate(run.layers) if not layer.pinned]
         full = run.timeline.states[0].flops
@@ -150,7 +151,7 @@ class ProbedStart:
             for depth in range(len(names))
         ]
         steps = min(whole, MOST / SHARE)  # of a run without a known length only this much is known
-        inputs = start_inputs(gradients, weights, torch.tensor(costs), torch.tensor(sizes), steps)
+        inputs = start_inputs(gradients, weights, torch.tensor(costs), torch.tensor(sizes), steps, shift)
         sure = self._predictor(inputs).sigmoid().tolist()
         start.profile = dict(zip(names, relative_gradients(gradients, weights).tolist(), strict=True))
         start.sure = dict(zip(names, sure, strict=True))

@@ -36,7 +36,7 @@ class Example:
     Example:
         >>> from smartfrz_lightning.outcomes.examples import load_examples
         >>> one = load_examples("configs/outcomes/results/held_out.jsonl")[0]
-        >>> len(one.held), one.inputs.shape == (len(one.outcome.layers) - 1, 11)
+        >>> len(one.held), one.inputs.shape == (len(one.outcome.layers) - 1, 12)
         (5, True)
     """
 
@@ -116,7 +116,7 @@ def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
         >>> outcome = load_examples("configs/outcomes/results/held_out.jsonl")[0].outcome
         >>> probe = torch.randn(30, len(outcome.layers), 16)
         >>> outcome.tensors = {"probe_train_gradients": probe, "weights": torch.ones_like(probe)}
-        >>> example(outcome, probe_steps=4).inputs.shape == (len(outcome.layers) - 1, 11)
+        >>> example(outcome, probe_steps=4).inputs.shape == (len(outcome.layers) - 1, 12)
         True
     """
     layers = len(outcome.layers) - 1  # the last one is the head
@@ -128,7 +128,9 @@ def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
     ]
     weights = outcome.tensors["weights"][0, :layers]
     sizes = torch.tensor(outcome.sizes, dtype=torch.float)
-    inputs = start_inputs(gradients, weights, torch.tensor(cost), sizes, outcome.case.steps)
+    shifts = outcome.tensors.get("probe_train_shift")
+    shift = float(shifts[steps - 1]) if shifts is not None else 0.0
+    inputs = start_inputs(gradients, weights, torch.tensor(cost), sizes, outcome.case.steps, shift)
     count, squares = len(gradients), gradients.double().square().sum(-1)
     products = gradients.double().sum(0).square().sum(-1) - squares.sum(0)
     drift = (products / (count * (count - 1))).clamp(min=0).sqrt() / torch.linalg.norm(weights.double(), dim=-1)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smartfrz_lightning.history.sampling import WeightSampler
+from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.training import Images, batch_at, learning_rate, make_optimizer
@@ -25,7 +26,8 @@ def probe_gradients(
 
     Returns:
         ``gradients`` ``[steps, layers, 1024]`` of the sampled weights, ``norms`` ``[steps, layers]`` of the gradients
-        of all weights of a layer, and ``loss`` ``[steps]``.
+        of all weights of a layer, ``loss`` ``[steps]``, and ``shift`` ``[steps]``, how far the statistics of the
+        batches until then lie from those of the network.
 
     Example:
         >>> import torch
@@ -42,7 +44,9 @@ def probe_gradients(
     net.train(train_statistics).requires_grad_(True)
     sampler = WeightSampler(net, layers)
     optimizer = make_optimizer(case, [net.get_parameter(name) for name in layers[-1].parameters])
-    gradients, norms, losses = [], [], []
+    gradients, norms, losses, shifts = [], [], [], []
+    before = {name: tensor.clone() for name, tensor in net.named_buffers()}
+    running = [name for layer in layers for name in layer.stateful]
     out = torch.empty(len(layers), sampler.sample_size, device=data[0].device)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -54,8 +58,10 @@ def probe_gradients(
         gradients.append(sampler.gradients(out).cpu().clone())
         norms.append([_gradient_norm(net, layer) for layer in layers])
         losses.append(float(loss.detach()))
+        shifts.append(statistics_shift(net, running, before))
         optimizer.step()
-    return {"gradients": torch.stack(gradients), "norms": torch.tensor(norms), "loss": torch.tensor(losses)}
+    found = {"norms": norms, "loss": losses, "shift": shifts}
+    return {"gradients": torch.stack(gradients), **{name: torch.tensor(values) for name, values in found.items()}}
 
 
 def _gradient_norm(net: nn.Module, layer: Layer) -> float:

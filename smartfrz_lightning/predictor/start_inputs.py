@@ -5,11 +5,13 @@ from torch import Tensor
 
 INPUTS = (
     "depth", "depth_squared", "body", "front_to_all", "largest_to_all", "front", "front_agrees", "back_agrees", "cost",
-    "left", "steps",
+    "left", "steps", "shift",
 )  # fmt: skip
 """Names of the inputs of :func:`start_inputs`, in order."""
 
 _TINY = 1e-9
+SHIFT_FLOOR = 0.03
+"""Nats below which the statistics of a network's first norm count as unmoved."""
 
 
 def relative_gradients(gradients: Tensor, weights: Tensor) -> Tensor:
@@ -35,7 +37,9 @@ def relative_gradients(gradients: Tensor, weights: Tensor) -> Tensor:
     return gradients.square().sum(-1).mean(0).sqrt() / norms
 
 
-def start_inputs(gradients: Tensor, weights: Tensor, cost: Tensor, parameters: Tensor, steps: float) -> Tensor:
+def start_inputs(
+    gradients: Tensor, weights: Tensor, cost: Tensor, parameters: Tensor, steps: float, shift: float = 0.0
+) -> Tensor:
     """Describe every front of a network: the first layer, the first two, and so on to all before the head.
 
     Of each layer counts the *relative gradient*, the root mean square over the batches of its gradient's norm, divided
@@ -49,7 +53,8 @@ def start_inputs(gradients: Tensor, weights: Tensor, cost: Tensor, parameters: T
       mean gradient (without bias) over the mean of the squares, on average over the layers in and behind the front;
     - ``cost``: what a step costs with the front held, relative to one in which everything trains;
     - ``left``: logarithm of the share of the parameters that goes on training;
-    - ``steps``: logarithm of the length of the run.
+    - ``steps``: logarithm of the length of the run;
+    - ``shift``: logarithm of how far the images' statistics lie from those that the network came with.
 
     Args:
         gradients: ``[batches, layers, sample]``, sampled as by
@@ -58,6 +63,7 @@ def start_inputs(gradients: Tensor, weights: Tensor, cost: Tensor, parameters: T
         cost: ``[layers]``: what a step costs if the front ends with this layer, relative to full training.
         parameters: ``[layers + 1]``: number of parameters of each layer, and of the rest.
         steps: Length of the run.
+        shift: As by :func:`~smartfrz_lightning.history.statistics_shift.statistics_shift`; 0 if it is not known.
 
     Returns:
         ``[layers, inputs]``, the inputs named by :data:`INPUTS`.
@@ -101,5 +107,6 @@ def start_inputs(gradients: Tensor, weights: Tensor, cost: Tensor, parameters: T
         "cost": cost.double(),
         "left": left.clamp(min=1e-6).log(),
         "steps": torch.full((layers,), float(steps)).log(),
+        "shift": torch.full((layers,), max(float(shift), SHIFT_FLOOR)).log(),
     }
     return torch.stack([columns[name].double() for name in INPUTS], dim=1).float()
