@@ -10,9 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from smartfrz_lightning import SmartFreezeCallback, StaticFreezeCallback
 from smartfrz_lightning.callbacks import smart
-from smartfrz_lightning.freezing import lean_backward
 from smartfrz_lightning.freezing.front_cache import FrontCache
-from smartfrz_lightning.freezing.lean_backward import LeanBackward, memory_matters
+from smartfrz_lightning.freezing.lean_backward import LeanBackward, SpareMemory
 from smartfrz_lightning.freezing.sample_keys import row_digests, row_sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -129,11 +128,16 @@ def test_lean_backward_has_the_gradients_of_pytorch():
     assert torch.linalg.norm(found[0] - found[1]) < 1e-4 * torch.linalg.norm(found[0])
 
 
-def test_memory_is_saved_where_it_is_short(monkeypatch):
-    net = resnet().cuda()
-    assert not memory_matters(net)
-    monkeypatch.setattr(lean_backward, "SPARE", 0.0)
-    assert memory_matters(net)
+def test_memory_is_saved_until_there_is_some_to_spare(monkeypatch):
+    spare, used = SpareMemory(resnet().cuda()), 0.1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 - used, 1))
+    assert [spare() for _ in range(12)] == [False] * 10 + [True] * 2
+    used = 0.4
+    assert [spare() for _ in range(60)][-1]
+    used = 0.6
+    assert not [spare() for _ in range(60)][-1]
+    used = 0.4
+    assert not [spare() for _ in range(60)][-1]
 
 
 def test_keys_are_those_of_the_cpu():

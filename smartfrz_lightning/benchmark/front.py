@@ -227,7 +227,7 @@ def main(
         shares: Of the layers that are frozen.
         steps: Timed steps of each way.
         seeds: One run each.
-        output: JSON lines, one a run; a file for each device and size.
+        output: JSON lines, one a run.
         device: Where.
         batch: Samples a step, in place of each network's.
         pixels: Along an edge, in place of each network's where it takes other sizes.
@@ -236,7 +236,8 @@ def main(
     mode = None if precision == "float32" else torch.bfloat16
     path = Path(output)
     known = {tuple(result["key"]): result["ways"] for result in read_results(path)}
-    cases = [(network, share, seed) for seed in seeds for network in networks for share in shares]
+    settings = (steps, device, batch, pixels, precision)
+    cases = [(network, share, seed, *settings) for seed in seeds for network in networks for share in shares]
     with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
         for case in progress.track(cases):
             if case not in known:
@@ -248,7 +249,7 @@ def main(
         table.add_column(head, justify="left" if head == "network" else "right")
     for network in networks:
         for share in shares:
-            runs = [known[network, share, seed] for seed in seeds]
+            runs = [known[(network, share, seed, *settings)] for seed in seeds]
             cells = [f"{statistics.median(run[name][0] for run in runs):.0f}" for name in ("milliseconds", "megabytes")]
             for way in WAYS[1:]:
                 times = [run[way][0] for run in runs]

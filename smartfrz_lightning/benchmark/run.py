@@ -98,7 +98,7 @@ def run_once(
         except SystemExit as error:  # what is wrong stands in the log
             raise SettingsError("its config cannot be parsed") from error
         trainer, clock, sizes = cli.trainer, TrainingClock(), BatchSizes()
-        _check_processes(trainer)
+        _check_processes(trainer, benchmark.jobs)
         callbacks = callbacks_of(trainer)
         callbacks[:0] = [clock, EpochSeed(seed), *([] if chosen else [sizes])]
         if on_epoch is not None:
@@ -154,8 +154,10 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _check_processes(trainer: Trainer) -> None:
+def _check_processes(trainer: Trainer, jobs: int) -> None:
     """Those that an earlier run left, or that torchrun started, would all do a run that is meant for fewer."""
+    if jobs > 1 and trainer.world_size > 1:
+        raise SettingsError(f"jobs={jobs}: a run on {trainer.world_size} devices has them all; take jobs=1")
     if processes() > 1 and trainer.world_size != processes():
         raise SettingsError(
             f"devices x num_nodes = {trainer.world_size}, but {processes()} processes run this benchmark: all of its "

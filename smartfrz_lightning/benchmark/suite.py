@@ -1,6 +1,7 @@
 """Run a whole benchmark: what is not done yet, in order, with progress; then the table and the pictures."""
 
 import logging
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -77,6 +78,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
                     raise result  # the others may be in the middle of the run, waiting for this process
                 log = log_file(benchmark.folder(task.name, task.seed))
                 failed.append(f"{task.name}, seed {task.seed}: {result} (see {log})")
+                result = None  # its traceback holds the model, while the next one is trained
                 continue
             if rank_zero_only.rank == 0:
                 append_result(path, result)
@@ -145,7 +147,12 @@ def _missing(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -
     """The runs that this one needs and that have no result."""
     at = {name: prepared.seed or 0 for name, prepared in benchmark.prepare.items()}
     needed = [(name, at.get(name, seed)) for name in sorted(benchmark.needs(run))]
-    return " and ".join(f"{name} (seed {n})" for name, n in needed if find_result(results, name, n) is None)
+    missing = [f"{name} (seed {n})" for name, n in needed if find_result(results, name, n) is None]
+    if run.shorten_to and not missing:
+        found = [find_result(results, name, seed) for name in (run.shorten_to, benchmark.baseline)]
+        if any(math.isnan(cost(one, run.by)) for one in found if one is not None):
+            missing.append(f"a time of {run.shorten_to} (it ran beside others)")
+    return " and ".join(missing)
 
 
 def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> int | None:

@@ -20,7 +20,7 @@ from smartfrz_lightning.engine.state import restore, saved_state
 from smartfrz_lightning.engine.stillness import SETTLING, SETTLING_SHARE, Stillness
 from smartfrz_lightning.freezing.compiled import allow_recompiling, forget_graphs
 from smartfrz_lightning.freezing.freeze import freeze, thaw
-from smartfrz_lightning.freezing.lean_backward import LeanBackward, memory_matters
+from smartfrz_lightning.freezing.lean_backward import LeanBackward, SpareMemory
 from smartfrz_lightning.freezing.wrappers import unwrap
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.report.ledger import Ledger
@@ -122,7 +122,7 @@ class Freezer:
         self._finder = LayerFinder(self._model, self.method.exclude, timeline.layers)
         self._still = Stillness(self._model)
         self._outside = StillFrozen(self._model)
-        self._lean = LeanBackward(self._model)
+        self._lean, self._spare_memory = LeanBackward(self._model), SpareMemory(self._model)
         self._front = CachedFront(self._model, self.method)
         self._stepped: set[int] = set()  # optimizers that stepped in this batch
         self._seen: set[int] = set()  # optimizers whose gradients the method has seen for the step that comes
@@ -204,7 +204,7 @@ class Freezer:
         self._finder.before_batch()
         self.ledger.before_batch(self._model)
         self._front.before_batch(self.run, self._finder.watching or self.ledger.measuring or self._still.settling)
-        if self.run.frozen and memory_matters(self._model):
+        if self.run.frozen and not self._spare_memory():
             self._lean.open()
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:

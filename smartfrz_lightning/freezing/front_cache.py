@@ -29,7 +29,14 @@ from smartfrz_lightning.freezing.side_effects import (
     selects,
     takes_sizes,
 )
-from smartfrz_lightning.private.pytorch import has_global_hooks, is_compiled, is_plain, rounds_products, writes
+from smartfrz_lightning.private.pytorch import (
+    Convolution,
+    has_global_hooks,
+    is_compiled,
+    is_plain,
+    rounds_products,
+    writes,
+)
 
 _NOT_CALLED = "it is not called itself"
 _TRIES = 2  # batches in which an expression is carried out at once, before it may be deferred
@@ -89,6 +96,7 @@ class FrontCache:
         self.use.stopped = ""
         self._seconds_before = self.use.seconds
         self.savings = Savings()
+        self._convolves = False
         self._units: dict[str, Unit] = {}
         self.refused: dict[str, str] = {}
         self._changes: dict[str, int] = {}
@@ -204,6 +212,8 @@ class FrontCache:
             self.use.misses += batch - known
             self.savings.batch_done(known, batch)
             self._in_batch.clear()
+        else:
+            self.savings.batch_unknown()
         for unit in self._units.values():
             if unit.calls and not unit.same:
                 self.refused.setdefault(unit.name, "a training step changes it")
@@ -267,7 +277,7 @@ class FrontCache:
             self._judge(self.use.rate, self.savings.seconds)
 
     def _judge(self, rate: float, saved: float) -> None:
-        if saved < 0 and not rate and self.by_batch:
+        if saved < 0 and rate < 0.5 and self.by_batch:
             self.stop("what it gives for a sample depends on which others share the batch")
             return
         if saved < 0 and rate > 0.5:
@@ -285,6 +295,7 @@ class FrontCache:
             self.stop("the model is compiled")
             return
         self.savings.on_gpu = any(parameter.is_cuda for parameter in self._model.parameters())
+        self._convolves = any(isinstance(module, Convolution) for module in self._model.modules())
         kept = {name for name, unit in self._units.items() if unit.frozen and unit.calls}
         if not all(unit.frozen for unit in self._units.values()):
             self._forget()
@@ -538,7 +549,15 @@ class FrontCache:
             return kept.shape == made.shape
         coarse = torch.is_autocast_enabled(made.device.type) or made.dtype.itemsize < 4 or self._dtype is not None
         scale = made.abs().max().clamp(min=1e-30)
-        near = 3e-2 if coarse else 1e-9 if made.dtype == torch.float64 else 1e-2 if rounds_products(made) else 1e-4
+        near = (
+            3e-2
+            if coarse
+            else 1e-9
+            if made.dtype == torch.float64
+            else 1e-2
+            if rounds_products(made, self._convolves)
+            else 1e-4
+        )
         return bool((kept - made).abs().max() <= near * scale) or torch.equal(kept, made)
 
     def _text(self, expression: Expression) -> str:
@@ -556,7 +575,7 @@ class FrontCache:
         return f"{torch.__version__} {whole(expression.text)}"
 
     def _find_seconds(self) -> None:
-        self.use.seconds = self._seconds_before + (self.savings.seconds if self.savings.known else 0.0)
+        self.use.seconds = self._seconds_before + self.savings.seconds
         said = {name: why for name, why in self.refused.items() if why != _NOT_CALLED}
         self.use.ends = next((f"{name}: {why}" for name, why in said.items()), "")
         self.use.gigabytes = max(self.use.gigabytes, (self._budget.size - self._budget.free) / 1e9)

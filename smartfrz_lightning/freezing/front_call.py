@@ -314,7 +314,8 @@ class Call:
                 made = self._some(index, some, timed=False)
             if made is None or not cache.alike(value[torch.tensor(some)], made):
                 self._drop(index)
-                return self.compute(None)[index]
+                cache.note_rows(expression, index, 0, self.batch)
+                return self._computed(index, None)
         return value
 
     def _first_looked_up(self, index: int) -> Tensor:

@@ -15,26 +15,42 @@ from torch.overrides import TorchFunctionMode
 
 from smartfrz_lightning.private.pytorch import Convolution, RunningNorm, is_compiled
 
-SPARE = 0.5
-"""Share of a GPU's memory up to which it is better spent on activations: the watching of calls takes time there."""
+_LOOK_AFTER, _LOOK_EVERY = 10, 50
+"""Batches: in the first ones a GPU has not shown yet how much memory it takes."""
 
 
-def memory_matters(model: nn.Module) -> bool:
-    """Whether keeping less is worth the time that it takes: everywhere but on a GPU that has half of its memory left.
+class SpareMemory:
+    """Whether a GPU has memory to spare: keeping less takes time there, as calls have to be watched.
 
     On an H100, ResNet-50 and EfficientNet-Lite0 with scattered frozen layers and 64 images a step took 0.67 to 0.80 of
-    a full step as they are, and 0.89 to 1.52 of it lean.
+    a full step as they are, and 0.89 to 1.52 of it lean. Memory is to spare while less than a quarter of it is in use
+    with activations kept lean, and until more than half of it is: by all processes together.
+
+    Args:
+        model: The model.
 
     Example:
         >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.lean_backward import memory_matters
-        >>> memory_matters(nn.Linear(2, 2))
-        True
+        >>> from smartfrz_lightning.freezing.lean_backward import SpareMemory
+        >>> SpareMemory(nn.Linear(2, 2))()  # on a CPU it saves time as well
+        False
     """
-    device = next((parameter.device for parameter in model.parameters()), None)
-    if device is None or device.type != "cuda":
-        return True
-    return torch.cuda.memory_reserved(device) > SPARE * torch.cuda.get_device_properties(device).total_memory
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._batches, self._spare = 0, False
+
+    def __call__(self) -> bool:
+        """Asked once a batch."""
+        device = next((parameter.device for parameter in self._model.parameters()), None)
+        if device is None or device.type != "cuda":
+            return False
+        if self._batches >= _LOOK_AFTER and (self._batches - _LOOK_AFTER) % _LOOK_EVERY == 0:
+            free, total = torch.cuda.mem_get_info(device)
+            used = 1 - free / total
+            self._spare = used < (0.5 if self._spare else 0.25)
+        self._batches += 1
+        return self._spare
 
 
 class LeanBackward:

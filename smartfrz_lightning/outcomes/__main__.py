@@ -43,7 +43,7 @@ def main(
         groups: Only these, by name.
         longest: Only cases of at most so many steps; the others can be recorded another time.
         known: Condensed file of cases that are not recorded again.
-        threads: Threads of PyTorch, of all jobs together.
+        threads: Threads of PyTorch; several jobs share them, at least one each.
         device: Where the networks train, such as ``cuda``.
         jobs: So many cases at a time, each in a process of its own.
     """
@@ -60,11 +60,13 @@ def main(
         to_do = [case for case in rounds if case.name not in done and not outcome_path(output, case).exists()]
         task = progress.add_task("cases", total=len(rounds), completed=len(rounds) - len(to_do))
         record = partial(record_to, data=data, weights=weights, output=output, device=device)
+        failed = 0
         for case, line in in_processes(record, to_do, jobs):
-            if isinstance(line, Exception):
-                raise line
-            console.print(f"{case.name}: {line}")
+            failed += isinstance(line, Exception)
+            console.print(f"{case.name}: {line}", style="red" if isinstance(line, Exception) else None)
             progress.advance(task)
+    if failed:
+        sys.exit(f"{failed} of {len(to_do)} cases failed; the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,8 @@ def record_to(case: Case, data: str, weights: str, output: str, device: str = "c
         output: Folder of the file.
         device: Where it trains.
     """
+    if outcome_path(output, case).exists():
+        return "recorded meanwhile, by somebody else"
     began = time.perf_counter()
     outcome = record_case(case, data, weights, device=device)
     outcome.save(outcome_path(output, case))

@@ -225,19 +225,23 @@ def attributes(module: nn.Module) -> tuple:
     return held, sizes, parts, id(getattr(forward, "stands_for", forward))
 
 
-def rounds_products(tensor: torch.Tensor) -> bool:
-    """Whether products of such a tensor may be made in TF32, whose numbers have 11 bits: so convolutions are on GPUs.
+def rounds_products(tensor: torch.Tensor, convolved: bool) -> bool:
+    """Whether products that lead to such a tensor may be made in TF32, whose numbers have 11 bits.
+
+    Args:
+        tensor: Any.
+        convolved: Whether there are convolutions among them: on GPUs these are, unless somebody forbids it.
 
     Example:
         >>> import torch
         >>> from smartfrz_lightning.private.pytorch import rounds_products
-        >>> rounds_products(torch.ones(2))
+        >>> rounds_products(torch.ones(2), convolved=True)
         False
     """
     if not tensor.is_cuda or tensor.dtype != torch.float32:
         return False
     try:
-        return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        return bool((convolved and torch.backends.cudnn.allow_tf32) or torch.backends.cuda.matmul.allow_tf32)
     except RuntimeError:  # set in another way, that these cannot tell
         return True
 

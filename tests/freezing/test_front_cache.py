@@ -609,6 +609,23 @@ def test_keys_summed_by_a_gpu_do_not_meet():
     assert len(set(sums[:, 0].tolist())) == len(set(sums[:, 1].tolist())) == len(rows)
 
 
+def test_complements_and_negatives_have_other_keys():
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        rows = torch.randint(0, 120, (50, 64), generator=generator, dtype=dtype)
+        black = torch.zeros(1, 64, dtype=dtype)
+        everything = torch.cat([rows, ~rows, black, ~black, *([-rows, -rows - 1] if dtype != torch.uint8 else [])])
+        assert len(set(map(tuple, row_sums(everything).tolist()))) == len(set(map(tuple, everything.tolist())))
+
+
+def test_keys_of_values_that_do_not_lie_in_a_row():
+    x = torch.rand(1, 6)
+    for sums in (row_sums, lambda tensor: torch.tensor([list(key) for key in sample_keys.row_digests(tensor)])):
+        assert torch.equal(sums(x.t()), sums(x.t().clone(memory_format=torch.contiguous_format)))
+        assert torch.equal(sums(x[:, 2]), sums(x[:, 2].clone()))
+    assert row_sums(torch.rand(0, 3)).shape == (0, 2) and sample_keys.row_digests(torch.rand(0, 3)) == []
+
+
 def test_a_fit_with_keys_summed_by_a_gpu(monkeypatch):
     monkeypatch.setattr(sample_keys.xxhash, "xxh3_128_digest", None)
     monkeypatch.setattr(sample_keys, "digest", lambda tensor: sample_keys._as_bytes(row_sums(tensor.reshape(1, -1)))[0])

@@ -51,12 +51,32 @@ def test_what_is_inside_of_each_other_counts_once(savings):
     assert savings.seconds == 2 * 5.0 - 10.0 - 11.0
 
 
-def test_a_front_that_grows_takes_no_less(savings):
-    compute(savings, 8.0)
-    savings.batch_done(known=0, batch=4)
+def test_a_front_that_grows_takes_no_less_and_changes_nothing_that_was(savings):
+    for _ in range(3):
+        compute(savings, 8.0)
+        savings.batch_done(known=0, batch=4)
+    savings.batch_done(known=4, batch=4)
+    assert savings.seconds == 8.0
     savings.front_grew()
+    assert savings.seconds == 8.0
     compute(savings, 1.0)  # carried on from what is kept
     savings.batch_done(known=0, batch=4)
-    assert savings.seconds == 8 * 2.0 - 9.0
+    assert savings.seconds == 8.0 + 4 * 2.0 - 1.0
+    savings.front_grew()
+    compute(savings, 80.0)
+    savings.batch_done(known=0, batch=4)
+    assert savings.seconds == 15.0
     savings.front_shrank()
-    assert not savings.known
+    assert savings.seconds == 15.0 and not savings.known
+    compute(savings, 4.0)
+    savings.batch_done(known=0, batch=4)
+    assert savings.seconds == 15.0 and savings.end_epoch() == 15.0 and savings.end_epoch() == 0.0
+
+
+def test_a_batch_in_which_nothing_is_looked_up_does_not_count(savings):
+    compute(savings, 8.0)
+    savings.batch_unknown()
+    compute(savings, 4.0)
+    savings.batch_done(known=0, batch=4)
+    savings.batch_done(known=4, batch=4)
+    assert savings.seconds == 4.0
