@@ -84,7 +84,8 @@ def fit(
     if labels.min() == labels.max():
         raise ValueError(f"all {len(labels)} fronts of the examples have one label: record more cases")
     predictor.mean.copy_(rows.mean(0))
-    predictor.scale.copy_(rows.std(0).clamp(min=1e-6))
+    spread = rows.std(0)
+    predictor.scale.copy_(torch.where(spread < 1e-6, 1.0, spread))  # an input that is the same everywhere says nothing
     if not hidden:
         standard = (rows - predictor.mean) / predictor.scale
         logistic = LogisticRegression(C=strength).fit(standard.numpy(), labels.numpy())
@@ -102,6 +103,55 @@ def fit(
             optimizer.step()
         schedule.step()
     return predictor.eval().requires_grad_(False)
+
+
+def extend(
+    predictor: StartPredictor, examples: Sequence[Example], name: str, zero: float, strength: float = 1.0
+) -> StartPredictor:
+    """A predictor that looks at one more input, of which it learns the weight; all else stays as it is.
+
+    So what is known of some input in few cases can be learned without forgetting what many others taught.
+
+    Args:
+        predictor: A logistic regression.
+        examples: What the weight is learned from.
+        name: The input.
+        zero: Its value at which it says nothing.
+        strength: Inverse of the regularisation.
+
+    Raises:
+        ValueError: The predictor looks at it already, or is no logistic regression.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.fitting import extend, fit
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> extend(fit(cases, inputs=["depth", "front_to_all"]), cases, "shift", zero=-3.5).inputs
+        ['depth', 'front_to_all', 'shift']
+    """
+    if name in predictor.inputs or predictor.hidden:
+        raise ValueError(f"name={name!r}: the predictor looks at it already, or is no logistic regression")
+    column = INPUTS.index(name)
+    odds = torch.cat([predictor(one.inputs)[recorded(one)] for one in examples])
+    values = torch.cat([one.inputs[recorded(one), column] for one in examples]) - zero
+    labels = torch.cat([harmless(one) for one in examples])
+    weight = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=100)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        own = F.binary_cross_entropy_with_logits(odds + weight * values, labels, reduction="sum")
+        total = own + weight.square() / (2 * strength)
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    longer = StartPredictor([*predictor.inputs, name])
+    longer.mean.copy_(torch.cat([predictor.mean, torch.tensor([zero])]))
+    longer.scale.copy_(torch.cat([predictor.scale, torch.ones(1)]))
+    longer.score.weight.data.copy_(torch.cat([predictor.score.weight, weight.detach()[None, None]], 1))
+    longer.score.bias.data.copy_(predictor.score.bias)
+    return longer.eval().requires_grad_(False)
 
 
 def out_of_family(examples: Sequence[Example], **how: object) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from smartfrz_lightning.cost import LayerFlops, StepFlops
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.condense import condense
 from smartfrz_lightning.outcomes.examples import example, frontier, load_examples
-from smartfrz_lightning.outcomes.fitting import fit, harmless, out_of_family, recorded
+from smartfrz_lightning.outcomes.extend import SILENT, left_out
+from smartfrz_lightning.outcomes.fitting import extend, fit, harmless, out_of_family, recorded
 from smartfrz_lightning.outcomes.judge import grouped, interval, verdict
+from smartfrz_lightning.outcomes.learn import log_loss
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
 from smartfrz_lightning.outcomes.rules import baselines, choose, fisher, oracle, slope, static
 from smartfrz_lightning.predictor.start import StartPredictor
@@ -95,6 +98,36 @@ def test_rules(cases):
     }
     assert set(grouped(cases, lambda one: one.family)) == {"vgg8", "resnet20", "vit"}
     assert interval([1.0])[0] == 1.0
+
+
+def shifted(seed, shift):
+    """A case in which all fronts do harm if the images are of another kind, which the gradients do not show."""
+    outcome = invented(seed, gentle=True)
+    outcome.tensors["probe_train_shift"] = torch.full((30,), shift)
+    if shift > 0.1:
+        outcome.runs = [replace(run, accuracy=60.0) if run.kind == "frozen" else run for run in outcome.runs]
+    return example(outcome)
+
+
+def test_one_more_input_is_learned_and_nothing_forgotten(cases):
+    inputs = ["depth", "depth_squared", "body", "front_to_all"]
+    before = fit(cases, inputs)
+    seen = [shifted(seed, 0.5 if seed % 2 else 0.01) for seed in range(40, 52)]
+    after = extend(before, seen, "shift", SILENT["shift"])
+    assert after.inputs == [*inputs, "shift"] and float(after.score.weight[0, -1]) < -0.5
+    for one in cases:  # none of them shifted
+        assert torch.allclose(after(one.inputs), before(one.inputs), atol=1e-5)
+    for seed, shift in ((60, 0.01), (61, 0.5)):
+        one = shifted(seed, shift)
+        assert choose(one, before(one.inputs).sigmoid(), 0.8) > 0
+        assert (choose(one, after(one.inputs).sigmoid(), 0.8) > 0) == (shift < 0.1)
+    losses = [
+        log_loss(seen, said)[0]
+        for said in ([before(e.inputs).sigmoid() for e in seen], left_out(before, seen, "shift"))
+    ]
+    assert losses[1] < losses[0]
+    with pytest.raises(ValueError, match="name='shift': the predictor looks at it already"):
+        extend(after, seen, "shift", 0.0)
 
 
 def test_condensed_cases_say_the_same(cases, tmp_path):
