@@ -14,7 +14,16 @@ EXEMPT |= {
 }
 EXEMPT |= {
     f"smartfrz_lightning.outcomes.{name}"
-    for name in ("__main__.main", "pretrain.main", "record.record_case", "condense.main", "judge.main", "learn.main")
+    for name in (
+        "__main__.main",
+        "pretrain.main",
+        "record.record_case",
+        "record.record_to",
+        "condense.main",
+        "judge.main",
+        "learn.main",
+        "extend.main",
+    )  # fmt: skip
 }
 
 

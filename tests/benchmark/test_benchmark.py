@@ -94,14 +94,18 @@ METHODS = {
 
 def test_several_runs_at_a_time_end_as_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     methods = {"full": {}, "half": {"callback": "StaticFreezeCallback"}, "same": {"shorten_to": "half"}}
     found = {}
     for jobs in (1, 2):
         output = tmp_path / str(jobs)
-        config = small(tmp_path, methods, jobs=jobs, frontier=[0.5], output=str(output))
+        config = small(tmp_path, methods, jobs=jobs, output=str(output))
         benchmark_command(["--config", str(config)])
         found[jobs] = read_results(output / "results.jsonl")
         assert (output / "accuracy_cost.png").exists()
+    torch.set_num_threads(threads)
     assert known(found[1]) == known(found[2])
     alone, beside = ((tmp_path / str(jobs) / "table.md").read_text().splitlines()[3].split("|") for jobs in (1, 2))
     assert alone[:7] == beside[:7] and beside[7] == " – " != alone[7]  # FLOPs, but no times

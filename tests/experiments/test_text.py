@@ -83,8 +83,8 @@ def test_fine_tuning_with_freezing_and_the_measures(tmp_path, make_trainer):
     data = GlueDataModule(file, [file, file], "cola", folder, batch_size=8, train_rows=48)
     model = TextClassifier(folder, optimizer=lambda p: torch.optim.AdamW(p, lr=0.01))
     assert model.model.bert.embeddings.word_embeddings.weight.shape == (11, 16)
-    freezer = SmartFreezeCallback(start="none", threshold=0.01, snapshot_every_n_steps=1, every_n_epochs=3)
-    trainer = make_trainer(freezer, max_epochs=4)
+    freezer = SmartFreezeCallback(start="none", threshold=0.01, snapshot_every_n_steps=1, every_n_epochs=9)
+    trainer = make_trainer(freezer, max_epochs=10)
     trainer.fit(model, datamodule=data)
     assert freezer.frozen[0].startswith("model.bert.embeddings.") and freezer.timeline.saved > 0
     logged = trainer.validate(model, datamodule=data, verbose=False)[0]

@@ -62,6 +62,7 @@ def dies(number):
     return number
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_takes_nothing_else_with_it():
     done = dict(in_processes(dies, range(7), jobs=2))
     assert {number: value for number, value in done.items() if value == number} == {n: n for n in (0, 1, 3, 4, 6)}
@@ -84,6 +85,7 @@ def sleeps(mark):
     time.sleep(60)
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_began_them(tmp_path):
     mark, script = tmp_path / "pids", tmp_path / "script.py"
     script.write_text(SLEEPER.format(folder=str(Path(__file__).parent), mark=str(mark)))
