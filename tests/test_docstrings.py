@@ -12,18 +12,10 @@ EXEMPT |= {
     f"smartfrz_lightning.benchmark.{name}"
     for name in ("freeze_shock.main", "front.main", "front.measure", "probe_trace.main")
 }
+EXEMPT |= {f"smartfrz_lightning.outcomes.record.{name}" for name in ("record_case", "record_to")}
 EXEMPT |= {
-    f"smartfrz_lightning.outcomes.{name}"
-    for name in (
-        "__main__.main",
-        "pretrain.main",
-        "record.record_case",
-        "record.record_to",
-        "condense.main",
-        "judge.main",
-        "learn.main",
-        "extend.main",
-    )  # fmt: skip
+    f"smartfrz_lightning.outcomes.{name}.main"
+    for name in ("__main__", "pretrain", "condense", "judge", "learn", "extend")
 }
 
 

@@ -1,7 +1,7 @@
 """What a frozen front costs: step time and memory of everything trains, frozen, frozen and cached, and lean backward.
 
     OMP_NUM_THREADS=1 python -m smartfrz_lightning.benchmark.front
-    python -m smartfrz_lightning.benchmark.front --device cuda --pixels 224 --batch 128 --precision bfloat16
+    python -m smartfrz_lightning.benchmark.front --device cuda --pixels 224 --batch 64 --precision bfloat16
 
 The ways take turns, step by step, in one run. *Scattered* freezes the same layers but the first, so that the backward
 pass goes through all of them: once as PyTorch keeps activations, once lean. Needs the extras ``vision`` and ``text``.

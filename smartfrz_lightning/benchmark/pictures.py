@@ -103,7 +103,7 @@ def _draw_frontier(axes: Axes, results: Sequence[Result], benchmark: Benchmark, 
         return False
     low = max(frontier.costs[0] for frontier in known)
     costs = [low + (1 - low) * part / 99 for part in range(100)]
-    curves = [[100 * (frontier.at(max(at, low)) or 0.0) for at in costs] for frontier in known]
+    curves = [[100 * (frontier.at(at) or 0.0) for at in costs] for frontier in known]
     mean = [statistics.fmean(at) for at in zip(*curves, strict=True)]
     axes.plot(costs, mean, color="grey", zorder=0, label="training everything, shorter")
     if len(known) > 1:

@@ -277,11 +277,10 @@ class FrontCache:
             self._judge(self.use.rate, self.savings.seconds)
 
     def _judge(self, rate: float, saved: float) -> None:
-        if saved < 0 and rate < 0.5 and self.by_batch:
-            self.stop("what it gives for a sample depends on which others share the batch")
-            return
         if saved < 0 and rate > 0.5:
             self.stop("what it stands for is computed faster than it is looked up")
+        elif saved < 0 and self.by_batch:
+            self.stop("what it gives for a sample depends on which others share the batch")
         elif saved < 0:
             self.stop(
                 f"it knew {rate:.0%} of the samples and did not pay: random augmentation, or samples that do not come "
@@ -549,15 +548,8 @@ class FrontCache:
             return kept.shape == made.shape
         coarse = torch.is_autocast_enabled(made.device.type) or made.dtype.itemsize < 4 or self._dtype is not None
         scale = made.abs().max().clamp(min=1e-30)
-        near = (
-            3e-2
-            if coarse
-            else 1e-9
-            if made.dtype == torch.float64
-            else 1e-2
-            if rounds_products(made, self._convolves)
-            else 1e-4
-        )
+        fine = 1e-9 if made.dtype == torch.float64 else 1e-2 if rounds_products(made, self._convolves) else 1e-4
+        near = 3e-2 if coarse else fine
         return bool((kept - made).abs().max() <= near * scale) or torch.equal(kept, made)
 
     def _text(self, expression: Expression) -> str:

@@ -1,9 +1,10 @@
 """How far what a network is given lies from what its running statistics were taken of."""
 
+import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 
 from smartfrz_lightning.private.pytorch import RunningNorm
 
@@ -65,9 +66,7 @@ def _divergence(norm: RunningNorm, mean: Tensor, variance: Tensor, moved: float)
     assert norm.running_mean is not None and norm.running_var is not None
     mean, variance = mean.double(), variance.double().clamp(min=0) + norm.eps
     of_batches = mean + (norm.running_mean.double() - mean) / moved
-    spread = variance + (norm.running_var.double() + norm.eps - variance) / moved
-    spread = spread.clamp(min=norm.eps)
-    ratio = spread / variance
-    divergence = (ratio - ratio.log() - 1 + (of_batches - mean).square() / variance) / 2
-    value = float(divergence.median())
-    return value if torch.isfinite(torch.tensor(value)) else 0.0
+    spread = (variance + (norm.running_var.double() + norm.eps - variance) / moved).clamp(min=norm.eps)
+    network, recent = Normal(mean, variance.sqrt()), Normal(of_batches, spread.sqrt())
+    value = float(kl_divergence(recent, network).median())
+    return value if math.isfinite(value) else 0.0

@@ -6,6 +6,7 @@ Started again, it goes on with the cases that have no file yet. Needs the extra 
 """
 
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def main(
         record = partial(record_to, data=data, weights=weights, output=output, device=device)
         failed = 0
         for case, line in in_processes(record, to_do, jobs):
-            failed += isinstance(line, Exception)
+            if isinstance(line, Exception):
+                failed += 1
+                traceback.print_exception(line)
             console.print(f"{case.name}: {line}", style="red" if isinstance(line, Exception) else None)
             progress.advance(task)
     if failed:

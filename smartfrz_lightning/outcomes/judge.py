@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jsonargparse import auto_cli
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torchmetrics.functional.classification import binary_auroc
 
 from smartfrz_lightning.extras import require
 from smartfrz_lightning.outcomes.examples import Example, load_examples
-from smartfrz_lightning.outcomes.fitting import HARMLESS
+from smartfrz_lightning.outcomes.fitting import HARMLESS, harmless, recorded
 from smartfrz_lightning.outcomes.rules import Rule, baselines
 from smartfrz_lightning.predictor.start import StartPredictor
 
@@ -117,6 +119,30 @@ def verdict_table(examples: Sequence[Example], rules: Mapping[str, Rule], title:
     return table
 
 
+def trust_table(groups: Mapping[str, Sequence[Example]], predictor: StartPredictor, threshold: float) -> Table:
+    """How far a predictor's likelihoods can be trusted, over all recorded fronts of each group of cases.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from smartfrz_lightning.outcomes.judge import trust_table
+        >>> from smartfrz_lightning.predictor.start import StartPredictor
+        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> trust_table({"all": cases}, StartPredictor.load(), threshold=0.8).row_count
+        1
+    """
+    table = Table(title="likelihoods of no harm", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for column in ("fronts", "AUROC", f"said {threshold:g} and more", "of these harmless"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, group in groups.items():
+        said = torch.cat([predictor(one.inputs)[recorded(one)].sigmoid() for one in group])
+        was = torch.cat([harmless(one) for one in group])
+        auroc = f"{float(binary_auroc(said, was.int())):.2f}" if was.min() < was.max() else "–"
+        sure = said >= threshold
+        table.add_row(name, str(len(said)), auroc, str(int(sure.sum())), str(int(was[sure].sum())))
+    return table
+
+
 def main(
     outcomes: str,
     predictors: list[str] | None = None,
@@ -142,7 +168,11 @@ def main(
     for name, group in groups.items():
         console.print(verdict_table(group, rules, name))
     if len(groups) > 1:
+        groups["all"] = examples
         console.print(verdict_table(examples, rules, "all"))
+    for name, predictor in learned.items():
+        for threshold in thresholds:
+            console.print(f"{name}:", trust_table(groups, predictor, threshold))
 
 
 def grouped(examples: Iterable[Example], key: Callable[[Example], str]) -> dict[str, list[Example]]:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -113,11 +114,11 @@ def _begin(threads: int) -> None:
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
-    """What was returned, or the text of what was raised: not every exception can be sent."""
+    """What was returned, or the texts of what was raised: not every exception can be sent."""
     try:
         return True, function(item)
     except Exception as error:
-        return False, f"{type(error).__name__}: {error}"
+        return False, (f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def _outcome(future: Future[Any]) -> Any:
@@ -127,4 +128,8 @@ def _outcome(future: Future[Any]) -> Any:
         return RuntimeError("its process died: the machine may have run out of memory")
     except Exception as error:  # what it returned cannot be sent
         return error
-    return value if fine else RuntimeError(value)
+    if fine:
+        return value
+    error = RuntimeError(value[0])
+    error.__cause__ = RuntimeError(value[1])  # the traceback in that process
+    return error

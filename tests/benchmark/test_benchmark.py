@@ -92,11 +92,18 @@ METHODS = {
 }
 
 
-def test_several_runs_at_a_time_end_as_one_after_the_other(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes
+@pytest.fixture
+def one_thread():
+    """As many as each of two processes has on two cores: sums depend on it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_several_runs_at_a_time_end_as_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     methods = {"full": {}, "half": {"callback": "StaticFreezeCallback"}, "same": {"shorten_to": "half"}}
     found = {}
     for jobs in (1, 2):
@@ -105,7 +112,6 @@ def test_several_runs_at_a_time_end_as_one_after_the_other(tmp_path, monkeypatch
         benchmark_command(["--config", str(config)])
         found[jobs] = read_results(output / "results.jsonl")
         assert (output / "accuracy_cost.png").exists()
-    torch.set_num_threads(threads)
     assert known(found[1]) == known(found[2])
     alone, beside = ((tmp_path / str(jobs) / "table.md").read_text().splitlines()[3].split("|") for jobs in (1, 2))
     assert alone[:7] == beside[:7] and beside[7] == " – " != alone[7]  # FLOPs, but no times

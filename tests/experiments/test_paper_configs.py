@@ -85,11 +85,7 @@ def shrunk(config, folder, monkeypatch):
     return {**config.get("overrides", {}), **small}
 
 
-# The same network on the other data set of the same form differs by a path.
-TWICE = {path.stem: pytest.mark.slow for path in PAPER if path.stem.endswith("cifar100")}
-
-
-@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=TWICE.get(p.stem, ())) for p in PAPER])
+@pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
 def test_paper_config(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(path.read_text())

@@ -137,7 +137,12 @@ def train(net, data, depth, cache=None, epochs=4, batch=7, grow=0, optimizer="sg
 
 
 def weights(net):
-    return torch.cat([tensor.double().flatten() for tensor in net.state_dict().values()])
+    """All but the biases of keys: their gradient is zero but for rounding, which AdamW turns into whole steps."""
+    state = {name: tensor.double().flatten() for name, tensor in net.state_dict().items()}
+    for name in [name for name in state if name.endswith("in_proj_bias")]:
+        query, _, value = state[name].chunk(3)
+        state[name] = torch.cat([query, value])
+    return torch.cat(list(state.values()))
 
 
 @settings(max_examples=30, deadline=None)
@@ -168,9 +173,7 @@ def test_a_training_with_the_cache_is_the_one_without(kind, depth, grow, batch, 
     # Kernels may depend on who shares a batch, so that the last bits differ.
     near = 1e-9 if double else 2e-3
     assert cached == pytest.approx(plain, rel=near, abs=near)
-    # A gradient that is zero but for rounding, as that of a key's bias, moves weights by whole steps of AdamW.
-    if double or optimizer == "sgd":
-        assert torch.allclose(weights(other), weights(net), rtol=near, atol=near * 10)
+    assert torch.allclose(weights(other), weights(net), rtol=near, atol=near * 10)
     cache.stop()
 
 
@@ -578,75 +581,14 @@ def test_compiled_models_are_left_alone():
     assert "forward" not in vars(net[0]) and cache.use.stopped == "the model is compiled"
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    kind=st.sampled_from(["uint8", "bool", "float32", "float16", "bfloat16", "int64", "float64"]),
-    width=st.integers(1, 9),
-    place=st.integers(0, 10**6),
-    long=st.booleans(),
-    round_numbers=st.booleans(),
-)
-def test_the_keys_that_a_gpu_sums_tell_rows_apart(kind, width, place, long, round_numbers):
-    """On the CPU, where the same integers come out."""
-    dtype, width = getattr(torch, kind), width + 5000 * long
-    torch.manual_seed(place)
-    rows = torch.rand(3, width, 2).mul(5)
-    rows = (rows.round() if round_numbers else rows).to(dtype)
-    rows[1] = rows[0]
-    change = place % width
-    rows[2] = rows[0]
-    rows[2, change, 0] = ~rows[0, change, 0] if kind == "bool" else rows[0, change, 0] + 1
-    one, same, other = row_sums(rows).tolist()
-    assert one == same and one[0] != other[0] and one[1] != other[1]
-    assert row_sums(rows[:1].flip(1)).tolist()[0] != one or torch.equal(rows[0], rows[0].flip(0))
-    assert row_sums(rows.transpose(1, 2).contiguous().transpose(1, 2)).tolist()[0] == one  # values, not memory
-
-
-def test_keys_summed_by_a_gpu_do_not_meet():
-    rows = torch.cat([torch.eye(300), 2 * torch.eye(300), torch.zeros(1, 300), torch.rand(5000, 300)])
-    sums = row_sums(rows)
-    assert len({tuple(row) for row in sums.tolist()}) == len(rows)
-    assert len(set(sums[:, 0].tolist())) == len(set(sums[:, 1].tolist())) == len(rows)
-
-
-def test_complements_and_negatives_have_other_keys():
-    generator = torch.Generator().manual_seed(0)
-    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
-        rows = torch.randint(0, 120, (50, 64), generator=generator, dtype=dtype)
-        black = torch.zeros(1, 64, dtype=dtype)
-        everything = torch.cat([rows, ~rows, black, ~black, *([-rows, -rows - 1] if dtype != torch.uint8 else [])])
-        assert len(set(map(tuple, row_sums(everything).tolist()))) == len(set(map(tuple, everything.tolist())))
-
-
-def test_keys_of_values_that_do_not_lie_in_a_row():
-    x = torch.rand(1, 6)
-    for sums in (row_sums, lambda tensor: torch.tensor([list(key) for key in sample_keys.row_digests(tensor)])):
-        assert torch.equal(sums(x.t()), sums(x.t().clone(memory_format=torch.contiguous_format)))
-        assert torch.equal(sums(x[:, 2]), sums(x[:, 2].clone()))
-    assert row_sums(torch.rand(0, 3)).shape == (0, 2) and sample_keys.row_digests(torch.rand(0, 3)) == []
-
-
 def test_a_fit_with_keys_summed_by_a_gpu(monkeypatch):
-    monkeypatch.setattr(sample_keys.xxhash, "xxh3_128_digest", None)
-    monkeypatch.setattr(sample_keys, "digest", lambda tensor: sample_keys._as_bytes(row_sums(tensor.reshape(1, -1)))[0])
+    """On the CPU, where the same integers come out."""
     monkeypatch.setattr(front_cache, "row_digests", lambda tensor: sample_keys._as_bytes(row_sums(tensor)))
-    monkeypatch.setattr(front_cache, "digest", sample_keys.digest)
-    monkeypatch.setattr(front_units, "digest", sample_keys.digest)
-    monkeypatch.setattr(front_units, "joined", lambda parts: parts[0])
-    monkeypatch.setattr(front_cache, "joined", lambda parts: parts[0])
+    for module in (front_cache, front_units):
+        monkeypatch.setattr(module, "digest", lambda tensor: sample_keys._as_bytes(row_sums(tensor.reshape(1, -1)))[0])
     torch.manual_seed(0)
     plain, data = Images(), images(20)
     kept = copy.deepcopy(plain)
     cache = FrontCache(kept)
     assert train(kept, data, 3, cache) == pytest.approx(train(plain, data, 3), rel=1e-5)
     assert cache.use.hits > 20
-
-
-def test_a_weight_of_many_pieces_that_changes_is_found():
-    unit = front_units.Unit("0", nn.Linear(1100, 600).requires_grad_(False))
-    assert len(unit._pieces) == 4 and not unit.changed()
-    for place in (5, 400_000, 659_999):
-        unit.module.weight.data.view(-1)[place] += 1
-        assert any(unit.changed() for _ in range(8))
-        unit.look()
-    assert not any(unit.changed() for _ in range(8))

@@ -121,11 +121,8 @@ def test_one_more_input_is_learned_and_nothing_forgotten(cases):
         one = shifted(seed, shift)
         assert choose(one, before(one.inputs).sigmoid(), 0.8) > 0
         assert (choose(one, after(one.inputs).sigmoid(), 0.8) > 0) == (shift < 0.1)
-    losses = [
-        log_loss(seen, said)[0]
-        for said in ([before(e.inputs).sigmoid() for e in seen], left_out(before, seen, "shift"))
-    ]
-    assert losses[1] < losses[0]
+    said = [before(one.inputs).sigmoid() for one in seen], left_out(before, seen, "shift")
+    assert log_loss(seen, said[1])[0] < log_loss(seen, said[0])[0]
     with pytest.raises(ValueError, match="name='shift': the predictor looks at it already"):
         extend(after, seen, "shift", 0.0)
 
