@@ -101,7 +101,6 @@ def fit(settings, folder):
         strategy=DDPStrategy(process_group_backend="gloo", **settings.get("ddp", {})),
         accelerator="cpu",
         devices=2,
-        max_epochs=3,
         precision="64-true",
         use_distributed_sampler=False,
         logger=False,
@@ -109,7 +108,7 @@ def fit(settings, folder):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        **settings.get("trainer", {}),
+        **{"max_epochs": 3, **settings.get("trainer", {})},
     )
     trainer.fit(model, ckpt_path=settings.get("resume"))
     return {

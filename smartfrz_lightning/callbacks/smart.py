@@ -3,10 +3,12 @@
 from collections.abc import Collection
 from typing import Any, Literal
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from smartfrz_lightning.callbacks.look_beside import LookBeside
 from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.engine.method import Decision
 from smartfrz_lightning.engine.probed_start import LEAST, ProbedStart
@@ -14,6 +16,7 @@ from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.predictor.inference import FreezeConfidence
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import load_predictor
+from smartfrz_lightning.private.trainer import trains_statistics_only
 
 # Arguments that say when and how layers are looked at again, with what they are if not given.
 _LATER = {
@@ -57,6 +60,10 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         start: ``"probe"`` or ``"none"``.
         probe_steps: Steps of the probe; by default 2 % of the run, but at most 30. Runs of less than 100 steps are not
             probed, and nothing is held in them.
+        second_look: Whether to look again, after a fifth of the run, at the front that ``threshold`` chose: for a tenth
+            of the run, at most 50 steps, a copy of the model trains beside it, all of it. Unless the copy's loss is
+            clearly the higher one, the model goes on as the copy, and everything trains. ``False`` holds the front
+            whatever comes, as ``save`` does.
         window: For ``start="none"``: snapshots kept a layer; by default as many as the predictor was trained on.
         sample_size: Sampled weights a layer; that of the predictor.
         kwargs: Arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: what to exclude, the cache of the
@@ -81,6 +88,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         save: float | None = None,
         start: Literal["none", "probe"] = "probe",
         probe_steps: int | None = None,
+        second_look: bool = True,
         window: int | None = None,
         sample_size: int | None = None,
         **kwargs: Any,
@@ -89,6 +97,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             raise ValueError(f"start={start!r}: must be 'probe' or 'none'")
         probes = start == "probe"
         _check(threshold, save, probe_steps, probes)
+        if not second_look and not probes:
+            raise ValueError("second_look=False belongs to start='probe': nothing is held from the start otherwise")
         network = None if probes else load_predictor(predictor, sample_size)
         if probes:
             later = {name: value for name, value in {"window": window, **kwargs}.items() if name in _LATER}
@@ -105,6 +115,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         if probes:
             self.every_n_epochs = None  # nothing is looked at again
         self.start_with, self.probe_steps, self.save = start, probe_steps, save
+        self.second_look = second_look
         self.predictor = predictor
         self.threshold = threshold if threshold is not None else 0.8 if probes else 0.9
         self._network = network
@@ -116,6 +127,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         super().reset()
         self._due = False  # a probe has just ended; what it says is to be done
         self._probe: ProbedStart | None = None
+        self._look: LookBeside | None = None
+        self._look_state: dict[str, Any] | None = None
         if self._start_predictor is not None:
             how = (self.threshold, self.save, self.probe_steps, self.sample_size, self.seed)
             self._probe = ProbedStart(self._start_predictor, *how)
@@ -144,6 +157,31 @@ class SmartFreezeCallback(WindowedFreezingCallback):
                 "predictor's confidence is not calibrated on kinds of networks and training that it has not seen: if "
                 f"the model ends worse than without freezing, raise threshold={self.threshold}"
             )
+
+    # --- the second look
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self._probe is not None and self.save is None and self.second_look:
+            self._look = LookBeside(trainer, self._engine, self._look_state if trainer.global_step else None)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._look is not None:
+            self._look.before_batch(pl_module)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self._look is not None:
+            self._look.gradients_ready(optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._look is not None and not trains_statistics_only(trainer):
+            with self._engine.ledger.timed():
+                self._look.after_batch(pl_module, outputs, batch, batch_idx)
 
     # --- the probe
 
@@ -187,13 +225,17 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         return Decision({name: start.sure[name] for name in start.held}, held=True) if start else {}
 
     def method_state(self) -> dict[str, Any]:
-        return super().method_state() if self._probe is None else {"probe": self._probe.state_dict()}
+        if self._probe is None:
+            return super().method_state()
+        look = self._look_state if self._look is None else self._look.state_dict()
+        return {"probe": self._probe.state_dict(), "look": look}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         if self._probe is None:
             super().load_method_state(state, run)
         else:
             self._probe.load_state_dict(state.get("probe", {}), run)
+            self._look_state = state.get("look")
             self._due = run.timeline.start is not None and not run.timeline.events  # saved while the check waited
 
     # --- windows

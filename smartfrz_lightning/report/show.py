@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smartfrz_lightning.freezing.cache_use import ENDED, CacheUse
-from smartfrz_lightning.report.timeline import Start, Timeline
+from smartfrz_lightning.report.timeline import Look, Start, Timeline
 
 _PINNED = {
     "output": "output: leads to the loss, always trains",
@@ -52,6 +52,8 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         )
     if timeline.start:
         lines.append(start_line(timeline.start))
+    if timeline.look:
+        lines.append(look_line(timeline.look))
     if timeline.cache:
         lines.append(cache_line(timeline.cache))
     elif (share := held_forward(timeline)) > 0.05:
@@ -106,6 +108,24 @@ def start_line(start: Start) -> str:
     return (
         f"{line}{len(start.held)} of {layers} layers held from the start, which does no harm with a likelihood of "
         f"{100 * sure:.0f} %"
+    )
+
+
+def look_line(look: Look) -> str:
+    """What a second look at the held front saw, and what was decided.
+
+    Example:
+        >>> from smartfrz_lightning.report.show import look_line
+        >>> from smartfrz_lightning.report.timeline import Look
+        >>> look_line(Look(step=50, steps=25, gain=-0.02, error=0.01, released=False))
+        'second look, steps 50 to 75: a copy that trained everything had a loss 0.02 ± 0.01 higher: the front stays'
+        >>> look_line(Look(step=50, steps=25, gain=0.1, error=0.02, released=True))
+        'second look, steps 50 to 75: a copy that trained everything had a loss 0.1 ± 0.02 lower: it took over'
+    """
+    side, so = "lower" if look.gain > 0 else "higher", "it took over" if look.released else "the front stays"
+    return (
+        f"second look, steps {look.step} to {look.step + look.steps}: a copy that trained everything had a loss "
+        f"{abs(look.gain):.2g} ± {look.error:.2g} {side}: {so}"
     )
 
 

@@ -54,6 +54,7 @@ class TrainingState:
         seen: Sizes of all batches in this state, added up.
         events: Events before this state.
         skipped: Forward FLOPs of a cached front that were not done.
+        beside: Sizes of all batches in which a copy trained everything beside the model, added up.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
@@ -71,6 +72,7 @@ class TrainingState:
     seen: float = 0
     events: int = 0
     skipped: float = 0
+    beside: float = 0
 
     @property
     def spent(self) -> StepFlops:
@@ -125,6 +127,30 @@ class Start:
 
 
 @dataclass
+class Look:
+    """What a second look at a held front saw: a copy of the model, of which everything trained, beside it.
+
+    Attributes:
+        step: Optimizer steps done before.
+        steps: Steps that it took.
+        gain: How much lower the loss of the copy was, on average over the second half of these steps.
+        error: The standard error of that.
+        released: Whether the model went on as the copy.
+
+    Example:
+        >>> from smartfrz_lightning.report.timeline import Look
+        >>> Look(step=50, steps=25, gain=-0.02, error=0.01, released=False).released
+        False
+    """
+
+    step: int
+    steps: int
+    gain: float
+    error: float
+    released: bool
+
+
+@dataclass
 class Timeline:
     """All that is reported of a run.
 
@@ -140,6 +166,7 @@ class Timeline:
         fit_seconds: Time spent in ``fit``.
         start: What a probe at the start saw, if there was one.
         cache: What the cache of the frozen front did, if there was one.
+        look: What a second look at the front that is held saw, if there was one.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
@@ -167,6 +194,7 @@ class Timeline:
     fit_seconds: float = 0
     start: Start | None = None
     cache: CacheUse | None = None
+    look: Look | None = None
 
     @property
     def spent(self) -> StepFlops:
@@ -174,6 +202,8 @@ class Timeline:
         total = StepFlops()
         for state in self.states:
             total.add(state.spent)
+        if beside := sum(state.beside for state in self.states):
+            total.add(self.states[0].flops.times(beside / self.states[0].size))
         return total
 
     @property
@@ -254,7 +284,8 @@ class Timeline:
         parts = {"layers": layers, "events": events, "states": states, "costs": costs, "compilations": compilations}
         start = Start(**state["start"]) if state.get("start") else None
         cache = CacheUse(**state["cache"]) if state.get("cache") else None
-        return cls(**{**rest, **parts, "start": start, "cache": cache})
+        look = Look(**state["look"]) if state.get("look") else None
+        return cls(**{**rest, **parts, "start": start, "cache": cache, "look": look})
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:

@@ -1,0 +1,166 @@
+"""LookBeside: the second look at a held front, in a Trainer."""
+
+import copy
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from smartfrz_lightning.callbacks.copied_step import (
+    finish_gradients,
+    forward_and_backward,
+    loss_of,
+    prepare,
+    random_state,
+    why_not,
+)
+from smartfrz_lightning.engine.freezer import Freezer
+from smartfrz_lightning.engine.probed_start import MOST as PROBE_MOST
+from smartfrz_lightning.engine.probed_start import SHARE as PROBE_SHARE
+from smartfrz_lightning.engine.second_look import FROM, LEAST, SHARE, SecondLook, held_front, look_length, to_release
+from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.report.timeline import Look
+
+
+class LookBeside:
+    """After a fifth of the run, train a copy of the module with its front released, beside it, for a tenth of the run.
+
+    Unless the copy's loss is clearly the higher one in the second half of that, the module goes on as the copy, and
+    everything trains; otherwise the copy is dropped, and the run is, to the last bit, one in which nobody looked. A
+    module of which no copy can be trained (manual optimization, sharded parameters, compiled code) keeps its front.
+
+    Args:
+        trainer: Trains the module.
+        engine: Holds its front.
+        state: Of :meth:`state_dict`, in a run that goes on.
+
+    Attributes:
+        over: Whether nothing is looked at any more.
+        seconds: What it took.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from smartfrz_lightning import StaticFreezeCallback
+        >>> from smartfrz_lightning.callbacks.look_beside import LookBeside
+        >>> from smartfrz_lightning.engine import Freezer
+        >>> model, trainer = BoringModel(), Trainer(accelerator="cpu", barebones=True)
+        >>> [optimizer], _ = model.configure_optimizers()
+        >>> LookBeside(trainer, Freezer(model, optimizer, StaticFreezeCallback())).over
+        False
+    """
+
+    def __init__(self, trainer: Trainer, engine: Freezer, state: dict[str, Any] | None = None) -> None:
+        self._trainer, self._engine = trainer, engine
+        self.over = bool(state and state["over"])
+        self.seconds: float = state["seconds"] if state else 0.0
+        self._state: dict[str, Any] | None = state["look"] if state else None
+        self._look: SecondLook[LightningModule] | None = None
+        self._drawn: list[Tensor] = []
+        self._scaler: Any = None
+        self._stepped = False
+
+    @property
+    def _whole(self) -> float:
+        """Steps of the run; as many as a probe of the most steps belongs to, if nobody knows."""
+        run = self._engine.run
+        return run.steps / run.progress if run.progress else PROBE_MOST / PROBE_SHARE
+
+    @property
+    def _front(self) -> list[Layer]:
+        timeline = self._engine.timeline
+        return held_front(timeline.layers, timeline.start.held if timeline.start else (), timeline.frozen)
+
+    def before_batch(self, module: LightningModule) -> None:
+        """The module is about to see a batch; nothing in it is prepared for that yet."""
+        if self._state is not None:  # resumed
+            state, self._state = self._state, None
+            self._copy(module, state["steps"])
+            if self._look is not None:
+                self._look.load_state_dict(state)
+        self._stepped = False
+        if self._look is not None:
+            self._drawn = random_state(module)
+
+    def gradients_ready(self, optimizer: Optimizer) -> None:
+        """The module's optimizer is about to step."""
+        self._stepped = True
+        if self._look is not None:
+            self._look.follow(optimizer)
+
+    def after_batch(self, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The module has seen a batch, and what watched it is gone."""
+        if self.over:
+            return
+        began = time.perf_counter()
+        if self._look is None:
+            self._begin(module)
+        elif not self._front:  # somebody thawed it
+            self._look, self.over = None, True
+        else:
+            self._train(self._look, outputs, batch, batch_idx)
+            if self._look.done:
+                self._decide(self._look, module)
+        self.seconds += time.perf_counter() - began
+
+    def _begin(self, module: LightningModule) -> None:
+        run, whole = self._engine.run, self._whole
+        if self._engine.timeline.start is None or not self._stepped or run.steps < FROM * whole:
+            return
+        steps = look_length(whole)
+        if not self._front or steps < LEAST or (run.progress or 0.0) >= 1 - SHARE:
+            self.over = True
+        elif why := why_not(self._trainer, module):
+            self._give_up(why)
+        else:
+            self._copy(module, steps)
+
+    def _copy(self, module: LightningModule, steps: int) -> None:
+        try:
+            self._look = SecondLook(module, self._engine.run.optimizers[0], self._front, steps)
+        except Exception as error:  # whatever a user's module holds
+            self._give_up(f"it cannot be copied ({type(error).__name__}: {error})")
+            return
+        prepare(self._trainer, self._look.model)
+        self._scaler = copy.deepcopy(getattr(self._trainer.precision_plugin, "scaler", None))
+
+    def _give_up(self, why: str) -> None:
+        self.over = True
+        rank_zero_warn(
+            f"no second look at the front that is held, as a copy of the model cannot be trained beside it: {why}. It "
+            "stays held, as the probe said"
+        )
+
+    def _train(self, look: SecondLook[LightningModule], outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer = self._trainer
+        loss = forward_and_backward(trainer, look.model, batch, batch_idx, self._drawn, self._scaler)
+        if self._stepped:
+            look.take_rates()
+            finish_gradients(trainer, look.model, look.optimizer, self._scaler)
+            if self._scaler is None:
+                look.optimizer.step()
+            else:
+                self._scaler.step(look.optimizer)
+                self._scaler.update()
+            look.optimizer.zero_grad()
+        look.note(loss_of(outputs), loss, self._stepped)
+        self._engine.ledger.book_beside(batch)
+
+    def _decide(self, look: SecondLook[LightningModule], module: LightningModule) -> None:
+        told = torch.tensor([look.gain, look.error], device=module.device)
+        gain, error = self._engine.processes.agree(self._trainer.strategy.reduce(told, reduce_op="mean").tolist())
+        front, steps, released = self._front, self._engine.timeline.steps, to_release(gain, error)
+        self._engine.timeline.look = Look(steps - look.steps, look.steps, gain, error, released)
+        self._look, self._scaler, self.over = None, None, True
+        if released:
+            self._engine.change(thaw_now=[layer.name for layer in front])
+            look.hand_over(module, self._engine.run.optimizers[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        look = self._state if self._look is None else self._look.state_dict()
+        return {"over": self.over, "look": look, "seconds": self.seconds}
