@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import asdict
 
 import torch
 from conftest import Classifier, Vectors
@@ -117,6 +118,7 @@ def fit(settings, folder):
         "events": [(event.layer, event.kind, event.step) for event in freezer.timeline.events],
         "confidences": [event.confidence for event in freezer.timeline.events],
         "losses": model.losses,
+        "look": freezer.timeline.look and asdict(freezer.timeline.look),
         "checkpoint": os.path.join(folder, "epoch=0.ckpt"),  # noqa: PTH118
         "bytes": count.steps,
         "sure": freezer.timeline.start.sure if freezer.timeline.start else None,

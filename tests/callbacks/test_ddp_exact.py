@@ -68,6 +68,10 @@ def test_as_one_process(make_trainer, outcomes, case):
     assert freezer.frozen == first["frozen"]
     if freezer.timeline.start:
         assert first["sure"] == second["sure"] == pytest.approx(freezer.timeline.start.sure, rel=1e-4)
+    assert first["look"] == second["look"] and ("look" in case) == (freezer.timeline.look is not None)
+    if freezer.timeline.look:
+        assert first["look"]["gain"] == pytest.approx(freezer.timeline.look.gain, rel=1e-6)
+        assert first["look"]["released"] == freezer.timeline.look.released
     assert first["confidences"] == second["confidences"]
     sure = [event.confidence or 0 for event in freezer.timeline.events]
     assert sure == pytest.approx([confidence or 0 for confidence in first["confidences"]], rel=1e-5)
