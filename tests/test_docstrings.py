@@ -12,6 +12,7 @@ EXEMPT |= {
     f"smartfrz_lightning.benchmark.{name}"
     for name in ("freeze_shock.main", "front.main", "front.measure", "probe_trace.main")
 }
+EXEMPT |= {f"smartfrz_lightning.outcomes.look_again.{name}" for name in ("look_again", "main")}
 EXEMPT |= {f"smartfrz_lightning.outcomes.record.{name}" for name in ("record_case", "record_to")}
 EXEMPT |= {
     f"smartfrz_lightning.outcomes.{name}.main"

@@ -31,21 +31,24 @@ _LATER = {
 class SmartFreezeCallback(WindowedFreezingCallback):
     """Hold from the start on what need not train, or freeze layers when they are done (SmartFRZ).
 
-    ``start="probe"``, the default, decides once: in the first 2 % of the steps the head alone moves, while the
+    ``start="probe"``, the default, decides at the start: in the first 2 % of the steps the head alone moves, while the
     gradients of all layers are watched. A predictor that was trained on what holding a front really came to in the end
     then says of each front (the first layer, the first two, ...) how likely it does no harm to hold it. The one that
-    saves most, of those likely enough, is held to the end; the head is put back, and training begins. Where the
-    predictor is not sure enough, nothing is held, and the run is one without this callback, but for the probe. New
-    layers in front of the last one (a head of two layers) belong in ``exclude``: they are fronts like any other here.
+    saves most, of those likely enough, is held; the head is put back, and training begins. After a fifth of the run a
+    *second look* shows whether that was right: a copy of the model of which everything trains goes on beside it for a
+    while, in the same batches, and takes over unless its loss is clearly the higher one. Where no front is likely
+    enough, nothing is held, and the run is one without this callback, but for the probe. New layers in front of the
+    last one (a head of two layers) belong in ``exclude``: they are fronts like any other here.
 
     ``start="none"`` is the paper's method (Li et al., ICLR 2023): small snapshots of every active layer's weights are
     kept while training goes on. At each check a pretrained attention predictor looks at every layer's window and gives
     its confidence that the layer is ready; those above ``threshold`` freeze, each for itself or from the front on.
 
     - **When**: fine-tuning a pretrained network. Data without random crops or noise: with ``cache_front=True``.
-    - **When not**: images look different on the lowest level (blurred, inverted); a run far past its plateau is better
-      shortened.
-    - **Cost**: the probe's 2 % of the steps, which train nothing for good.
+    - **When not**: a run far past its plateau is better shortened; where the front is released after all, nothing is
+      saved.
+    - **Cost**: the probe's 2 % of the steps, which train nothing for good; where a front is held, a second look of a
+      tenth of the run, at most 50 steps, with a copy of the model and its optimizer in memory meanwhile.
     - **Source**: this project; ``start="none"`` is Li et al. 2023, "SmartFRZ".
 
     Args:

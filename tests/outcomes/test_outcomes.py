@@ -1,5 +1,6 @@
 """What is recorded of a case, on images drawn at random."""
 
+import json
 import random
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from smartfrz_lightning.outcomes.case import Case, draw_cases
 from smartfrz_lightning.outcomes.condense import condense
 from smartfrz_lightning.outcomes.condense import main as condense_command
 from smartfrz_lightning.outcomes.examples import example, load_examples
+from smartfrz_lightning.outcomes.look_again import main as look_again
 from smartfrz_lightning.outcomes.networks import build
 from smartfrz_lightning.outcomes.outcome import Outcome
 from smartfrz_lightning.outcomes.record import record_case
@@ -91,6 +93,22 @@ def test_the_command_goes_on_where_it_was_stopped(images, tmp_path):
     assert {f"{one.outcome.case.name}.safetensors" for one in load_examples(known)} == {first.name, second.name}
     with pytest.raises(ValueError, match="ends with .jsonl"):
         condense_command(str(tmp_path / "there"), str(tmp_path / "cases.json"))
+
+
+def test_second_looks_go_on_where_they_were_stopped_and_are_judged(images, tmp_path, capsys):
+    group = CASE.asdict() | {"classes": {"from": [0, 2], "count": 2}, "draw": 2, "seed": 3, "steps": 20, "later": False}
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump({"noise": group}))
+    where = {"data": str(images), "weights": str(tmp_path), "output": str(tmp_path / "looks.jsonl")}
+    look_again(str(tmp_path / "cases.yaml"), **where)
+    lines = (tmp_path / "looks.jsonl").read_text().splitlines()
+    (tmp_path / "looks.jsonl").write_text(lines[0] + "\n")
+    look_again(str(tmp_path / "cases.yaml"), **where)
+    assert (tmp_path / "looks.jsonl").read_text().splitlines() == lines and len(lines) == 2
+    assert [front["depth"] for front in json.loads(lines[0])["fronts"]] == [3, 4, 6]
+    look_again(judge=where["output"])
+    assert "6" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="cases=None: give a file"):
+        look_again(**where)
 
 
 def test_what_is_held_out_is_in_no_case():
