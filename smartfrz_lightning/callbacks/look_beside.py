@@ -27,7 +27,7 @@ from smartfrz_lightning.report.timeline import Look
 
 
 class LookBeside:
-    """After a fifth of the run, train a copy of the module with its front released, beside it, for a tenth of the run.
+    """After a tenth of the run, train a copy of the module with its front released, beside it, for a tenth of the run.
 
     Unless the copy's loss is clearly the higher one in the second half of that, the module goes on as the copy, and
     everything trains; otherwise the copy is dropped, and the run is, to the last bit, one in which nobody looked. A

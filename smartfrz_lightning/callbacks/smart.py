@@ -34,7 +34,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     ``start="probe"``, the default, decides at the start: in the first 2 % of the steps the head alone moves, while the
     gradients of all layers are watched. A predictor that was trained on what holding a front really came to in the end
     then says of each front (the first layer, the first two, ...) how likely it does no harm to hold it. The one that
-    saves most, of those likely enough, is held; the head is put back, and training begins. After a fifth of the run a
+    saves most, of those likely enough, is held; the head is put back, and training begins. After a tenth of the run a
     *second look* shows whether that was right: a copy of the model of which everything trains goes on beside it for a
     while, in the same batches, and takes over unless its loss is clearly the higher one. Where no front is likely
     enough, nothing is held, and the run is one without this callback, but for the probe. New layers in front of the
@@ -63,7 +63,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         start: ``"probe"`` or ``"none"``.
         probe_steps: Steps of the probe; by default 2 % of the run, but at most 30. Runs of less than 100 steps are not
             probed, and nothing is held in them.
-        second_look: Whether to look again, after a fifth of the run, at the front that ``threshold`` chose: for a tenth
+        second_look: Whether to look again, after a tenth of the run, at the front that ``threshold`` chose: for a tenth
             of the run, at most 50 steps, a copy of the model trains beside it, all of it. Unless the copy's loss is
             clearly the higher one, the model goes on as the copy, and everything trains. ``False`` holds the front
             whatever comes, as ``save`` does.

@@ -178,6 +178,11 @@ def nothing_saved(timeline: Timeline) -> str:
         return ""
     if not timeline.layers:
         return "no training step was completed, so no layer was found."
+    if timeline.look and timeline.look.released:
+        return (
+            "the front that was held came back, and the second look cost more than it had saved. On this task train "
+            "everything, without this callback."
+        )
     free = [layer for layer in timeline.layers if not layer.pinned]
     if not free:
         return "every layer is excluded, unused or leads to the loss."

@@ -23,7 +23,7 @@ CASES = {
     },
     "front cache": {"script": {"1": [0]}, "cache": True},
     "probe": {"smart": {"probe_steps": 4, "save": 0.1}},
-    "second look": {"smart": {"threshold": 0.01}, "trainer": {"max_epochs": 30}},  # 120 steps, of which 24 to 36
+    "second look": {"smart": {"threshold": 0.01}, "trainer": {"max_epochs": 30}},  # 120 steps, of which 12 to 24
     "second look, accumulation": {
         "smart": {"threshold": 0.01},
         "trainer": {"max_epochs": 60, "accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
