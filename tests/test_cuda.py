@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from smartfrz_lightning import SmartFreezeCallback, StaticFreezeCallback
-from smartfrz_lightning.callbacks import smart
+from smartfrz_lightning.callbacks import look_beside, smart
 from smartfrz_lightning.freezing.front_cache import FrontCache
 from smartfrz_lightning.freezing.lean_backward import LeanBackward, SpareMemory
 from smartfrz_lightning.freezing.sample_keys import row_digests, row_sums
@@ -175,3 +175,25 @@ def test_its_random_numbers_do_not_come_from_a_cache(make_trainer):
     for cache in (False, True):
         fits.append(fit(make_trainer, net, StaticFreezeCallback(layers=0.5, cache_front=cache)).losses)
     assert fits[1] == pytest.approx(fits[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_copy_that_is_dropped_draws_and_leaves_nothing(make_trainer, monkeypatch, precision):
+    """The same dropout, the same losses, as if nobody had looked; in float32 convolutions may differ by rounding."""
+
+    class Sure(nn.Module):
+        def forward(self, inputs):
+            return torch.where(inputs[:, 0] < 0.5, 3.0, -3.0)
+
+    monkeypatch.setattr(smart.StartPredictor, "load", lambda path: Sure())
+    monkeypatch.setattr(look_beside, "to_release", lambda gain, error: False)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 16), nn.ReLU())
+    net.extend([nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)])
+
+    def losses(**how):
+        freezer = SmartFreezeCallback(**how)
+        model = fit(make_trainer, net, freezer, precision, epochs=20)
+        return model.losses, freezer.timeline.look
+
+    (looked, look), (blind, _) = losses(), losses(second_look=False)
+    assert look.steps == 12 and looked == pytest.approx(blind, rel=1e-4)

@@ -43,6 +43,33 @@ def why_not(trainer: Trainer, module: LightningModule) -> str:
     return ""
 
 
+def has_room(module: LightningModule, optimizer: Optimizer, full_step: float) -> bool:
+    """Whether a copy of a module fits beside it on its GPU, for a step in which everything trains; on a CPU it does.
+
+    Args:
+        module: The module.
+        optimizer: It is copied too.
+        full_step: Bytes that are allocated on the device in a step in which everything trains.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from smartfrz_lightning.callbacks.copied_step import has_room
+        >>> model = BoringModel()
+        >>> has_room(model, torch.optim.SGD(model.parameters(), 0.1), full_step=0)
+        True
+    """
+    if module.device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(module.device)
+    used = torch.cuda.memory_allocated(module.device)
+    free += torch.cuda.memory_reserved(module.device) - used
+    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    weights = list(module.parameters())
+    copied = sum(tensor.nbytes for tensor in (*weights, *weights, *module.buffers(), *states))  # with their gradients
+    return 1.1 * (copied + max(0.0, full_step - used)) < free
+
+
 def random_state(module: LightningModule) -> list[Tensor]:
     """What PyTorch draws next, on the CPU and on the module's GPU.
 

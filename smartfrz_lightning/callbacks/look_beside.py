@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from smartfrz_lightning.callbacks.copied_step import (
     finish_gradients,
     forward_and_backward,
+    has_room,
     loss_of,
     prepare,
     random_state,
@@ -116,8 +117,15 @@ class LookBeside:
             self.over = True
         elif why := why_not(self._trainer, module):
             self._give_up(why)
+        elif not self._room(module):
+            self._give_up("it does not fit into the memory of the device")
         else:
             self._copy(module, steps)
+
+    def _room(self, module: LightningModule) -> bool:
+        engine = self._engine
+        room = has_room(module, engine.run.optimizers[0], engine.timeline.states[0].device_bytes)
+        return self._trainer.strategy.reduce_boolean_decision(room, all=True)
 
     def _copy(self, module: LightningModule, steps: int) -> None:
         try:
