@@ -76,6 +76,12 @@ class LookBeside:
         timeline = self._engine.timeline
         return held_front(timeline.layers, timeline.start.held if timeline.start else (), timeline.frozen)
 
+    @property
+    def _saves(self) -> float:
+        """Share of a step's FLOPs."""
+        costs = [state.flops.total / state.size for state in self._engine.timeline.states]
+        return 1 - costs[-1] / costs[0] if costs[0] else 0.0
+
     def before_batch(self, module: LightningModule) -> None:
         """The module is about to see a batch; nothing in it is prepared for that yet."""
         if self._state is not None:  # resumed
@@ -113,8 +119,9 @@ class LookBeside:
         if self._engine.timeline.start is None or not self._stepped or run.steps < FROM * whole:
             return
         steps = look_length(whole)
-        if not self._front or steps < LEAST or (run.progress or 0.0) >= 1 - SHARE:
-            self.over = True
+        left = 1 - FROM - SHARE
+        if not self._front or steps < LEAST or (run.progress or 0.0) > left or self._saves * left < steps / whole:
+            self.over = True  # there is nothing to see, or no time for it, or it would cost more than the front saves
         elif why := why_not(self._trainer, module):
             self._give_up(why)
         elif not self._room(module):

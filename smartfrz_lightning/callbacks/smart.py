@@ -65,8 +65,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             probed, and nothing is held in them.
         second_look: Whether to look again, after a tenth of the run, at the front that ``threshold`` chose: for a tenth
             of the run, at most 50 steps, a copy of the model trains beside it, all of it. Unless the copy's loss is
-            clearly the higher one, the model goes on as the copy, and everything trains. ``False`` holds the front
-            whatever comes, as ``save`` does.
+            clearly the higher one, the model goes on as the copy, and everything trains. Where that would cost more
+            than the front can save, nobody looks. ``False`` holds the front whatever comes, as ``save`` does.
         window: For ``start="none"``: snapshots kept a layer; by default as many as the predictor was trained on.
         sample_size: Sampled weights a layer; that of the predictor.
         kwargs: Arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: what to exclude, the cache of the
