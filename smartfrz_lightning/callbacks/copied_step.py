@@ -115,8 +115,8 @@ def _silent(*args: Any, **kwargs: Any) -> None: ...
 
 def forward_and_backward(
     trainer: Trainer, copied: LightningModule, batch: Any, batch_idx: int, drawn: Sequence[Tensor], scaler: Any = None
-) -> Tensor | None:
-    """Loss of a batch; its gradients are added to those of the copy.
+) -> dict[str, Any]:
+    """What a training step of the copy gives, with its loss, if any; its gradients are added to those of the copy.
 
     Args:
         trainer: Trains the module.
@@ -133,21 +133,41 @@ def forward_and_backward(
         >>> from smartfrz_lightning.callbacks.copied_step import forward_and_backward, prepare, random_state
         >>> trainer, copied = Trainer(accelerator="cpu", barebones=True), BoringModel()
         >>> prepare(trainer, copied)
-        >>> loss = forward_and_backward(trainer, copied, torch.rand(2, 32), 0, random_state(copied))
-        >>> loss.shape, copied.layer.weight.grad.shape
+        >>> outputs = forward_and_backward(trainer, copied, torch.rand(2, 32), 0, random_state(copied))
+        >>> outputs["loss"].shape, copied.layer.weight.grad.shape
         (torch.Size([]), torch.Size([2, 32]))
     """
     numbered = is_param_in_hook_signature(copied.training_step, "batch_idx", min_args=2)
     with _drawing_again(copied, drawn), torch.enable_grad():
+        copied.on_train_batch_start(batch, batch_idx)
         with trainer.precision_plugin.train_step_context():
             out = copied.training_step(batch, *[batch_idx] * numbered)
         loss = loss_of(out)
         if loss is None:
-            return None
+            return {}
         loss = loss / trainer.accumulate_grad_batches
         (loss if scaler is None else scaler.scale(loss)).backward()
         copied.on_after_backward()
-    return loss.detach()
+    return {**(out if isinstance(out, Mapping) else {}), "loss": loss.detach()}
+
+
+def end_batch(copied: LightningModule, outputs: Mapping[str, Any], batch: Any, batch_idx: int) -> None:
+    """What the module does after a batch, as moving an average of its weights, its copy does too.
+
+    Args:
+        copied: A copy of the module.
+        outputs: Of :func:`forward_and_backward`.
+        batch: The batch.
+        batch_idx: Its number.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from smartfrz_lightning.callbacks.copied_step import end_batch
+        >>> end_batch(BoringModel(), {}, torch.rand(2, 32), 0)
+    """
+    with isolate_rng(include_cuda=copied.device.type == "cuda"):
+        copied.on_train_batch_end(outputs, batch, batch_idx)
 
 
 def loss_of(output: Any) -> Tensor | None:

@@ -1,7 +1,6 @@
 """LookBeside: the second look at a held front, in a Trainer."""
 
 import copy
-import time
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.copied_step import (
+    end_batch,
     finish_gradients,
     forward_and_backward,
     has_room,
@@ -41,7 +41,6 @@ class LookBeside:
 
     Attributes:
         over: Whether nothing is looked at any more.
-        seconds: What it took.
 
     Example:
         >>> from lightning import Trainer
@@ -58,12 +57,11 @@ class LookBeside:
     def __init__(self, trainer: Trainer, engine: Freezer, state: dict[str, Any] | None = None) -> None:
         self._trainer, self._engine = trainer, engine
         self.over = bool(state and state["over"])
-        self.seconds: float = state["seconds"] if state else 0.0
         self._state: dict[str, Any] | None = state["look"] if state else None
         self._look: SecondLook[LightningModule] | None = None
         self._drawn: list[Tensor] = []
         self._scaler: Any = None
-        self._stepped = False
+        self._stepped = True
 
     @property
     def _whole(self) -> float:
@@ -89,6 +87,8 @@ class LookBeside:
             self._copy(module, state["steps"])
             if self._look is not None:
                 self._look.load_state_dict(state)
+        if not self.over and self._look is None and self._stepped:  # not while gradients accumulate
+            self._begin(module)
         self._stepped = False
         if self._look is not None:
             self._drawn = random_state(module)
@@ -103,20 +103,20 @@ class LookBeside:
         """The module has seen a batch, and what watched it is gone."""
         if self.over:
             return
-        began = time.perf_counter()
         if self._look is None:
-            self._begin(module)
-        elif not self._front:  # somebody thawed it
+            return
+        if not self._front:  # somebody thawed it
             self._look, self.over = None, True
+            return
+        own = self._train(self._look, outputs, batch, batch_idx)
+        if self._look.done:
+            self._decide(self._look, module)
         else:
-            self._train(self._look, outputs, batch, batch_idx)
-            if self._look.done:
-                self._decide(self._look, module)
-        self.seconds += time.perf_counter() - began
+            end_batch(self._look.model, own, batch, batch_idx)  # as that of the module, which is yet to come
 
     def _begin(self, module: LightningModule) -> None:
         run, whole = self._engine.run, self._whole
-        if self._engine.timeline.start is None or not self._stepped or run.steps < FROM * whole:
+        if self._engine.timeline.start is None or run.steps < FROM * whole:
             return
         steps = look_length(whole)
         left = 1 - FROM - SHARE
@@ -150,9 +150,9 @@ class LookBeside:
             "stays held, as the probe said"
         )
 
-    def _train(self, look: SecondLook[LightningModule], outputs: Any, batch: Any, batch_idx: int) -> None:
+    def _train(self, look: SecondLook[LightningModule], outputs: Any, batch: Any, batch_idx: int) -> dict[str, Any]:
         trainer = self._trainer
-        loss = forward_and_backward(trainer, look.model, batch, batch_idx, self._drawn, self._scaler)
+        own = forward_and_backward(trainer, look.model, batch, batch_idx, self._drawn, self._scaler)
         if self._stepped:
             look.take_rates()
             finish_gradients(trainer, look.model, look.optimizer, self._scaler)
@@ -162,8 +162,9 @@ class LookBeside:
                 self._scaler.step(look.optimizer)
                 self._scaler.update()
             look.optimizer.zero_grad()
-        look.note(loss_of(outputs), loss, self._stepped)
+        look.note(loss_of(outputs), loss_of(own), self._stepped)
         self._engine.ledger.book_beside(batch)
+        return own
 
     def _decide(self, look: SecondLook[LightningModule], module: LightningModule) -> None:
         told = torch.tensor([look.gain, look.error], device=module.device)
@@ -178,4 +179,4 @@ class LookBeside:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         look = self._state if self._look is None else self._look.state_dict()
-        return {"over": self.over, "look": look, "seconds": self.seconds}
+        return {"over": self.over, "look": look}

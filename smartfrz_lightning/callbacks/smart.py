@@ -170,7 +170,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._look is not None:
-            self._look.before_batch(pl_module)
+            with self._engine.ledger.timed():
+                self._look.before_batch(pl_module)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
