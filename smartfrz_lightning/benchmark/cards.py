@@ -60,10 +60,12 @@ def card(callback: type) -> str:
         raise ValueError(f"the docstring of {callback.__name__} says nothing of {', '.join(missing)}")
     text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
     parameters = [p for p in inspect.signature(callback).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    own = ", ".join(p.name if p.default is p.empty else f"{p.name}={_short(p.default)}" for p in parameters)
-    call = f"{callback.__name__}({own})"
+    own = [p.name if p.default is p.empty else f"{p.name}={_short(p.default)}" for p in parameters]
+    inside = ", ".join(own)
+    call = f"{callback.__name__}({inside})"
     if len(call) > 120:
-        call = f"{callback.__name__}(\n    {own}\n)"
+        inside = inside if len(inside) <= 116 else ",\n    ".join(own) + ","  # as ruff would have it
+        call = f"{callback.__name__}(\n    {inside}\n)"
     return f"## {callback.__name__}\n\n```python\n{call}\n```\n\n{text}\n"
 
 
