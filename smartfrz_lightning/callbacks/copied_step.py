@@ -1,6 +1,6 @@
 """A training step of a copied LightningModule, as the Trainer would take it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,12 +8,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from smartfrz_lightning.private.pytorch import is_compiled
+from smartfrz_lightning.private.trainer import drawing_again
+
+_OWN = ("backward", "optimizer_step", "optimizer_zero_grad", "on_before_zero_grad", "on_before_backward")
 
 
 def why_not(trainer: Trainer, module: LightningModule) -> str:
@@ -34,12 +36,14 @@ def why_not(trainer: Trainer, module: LightningModule) -> str:
         return "its training_step steps the optimizers itself"
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         return "its training_step takes batches from the loader itself"
+    if module.device.type not in ("cpu", "cuda"):
+        return f"its device is {module.device.type}"
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
         return f"strategy={type(trainer.strategy).__name__}"
     if any(map(is_compiled, module.modules())):
         return "it is compiled"
-    if is_overridden("optimizer_zero_grad", module) or is_overridden("backward", module):
-        return "it has an optimizer_zero_grad or backward of its own"
+    if own := [name for name in _OWN if is_overridden(name, module)]:
+        return f"it has {' and '.join(own)} of its own"
     return ""
 
 
@@ -70,75 +74,106 @@ def has_room(module: LightningModule, optimizer: Optimizer, full_step: float) ->
     return 1.1 * (copied + max(0.0, full_step - used)) < free
 
 
-def random_state(module: LightningModule) -> list[Tensor]:
-    """What PyTorch draws next, on the CPU and on the module's GPU.
+def prepare(trainer: Trainer, copied: LightningModule, optimizer: Optimizer) -> None:
+    """The copy belongs to the Trainer, but logs nothing, and moves no schedule.
+
+    Args:
+        trainer: Trains the module.
+        copied: A copy of it.
+        optimizer: That of the copy.
 
     Example:
         >>> import torch
-        >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from smartfrz_lightning.callbacks.copied_step import random_state
-        >>> random_state(BoringModel())[0].equal(torch.get_rng_state())
-        True
-    """
-    state = [torch.get_rng_state()]
-    return [*state, torch.cuda.get_rng_state(module.device)] if module.device.type == "cuda" else state
-
-
-@contextmanager
-def _drawing_again(module: LightningModule, state: Sequence[Tensor]) -> Iterator[None]:
-    """What is drawn at random in here is what the module itself drew in this batch, and moves nothing outside."""
-    with isolate_rng(include_cuda=module.device.type == "cuda"):
-        torch.set_rng_state(state[0])
-        if len(state) > 1:
-            torch.cuda.set_rng_state(state[1], module.device)
-        yield
-
-
-def prepare(trainer: Trainer, copied: LightningModule) -> None:
-    """The copy belongs to the Trainer, but logs nothing.
-
-    Example:
         >>> from lightning import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
         >>> from smartfrz_lightning.callbacks.copied_step import prepare
         >>> copied = BoringModel()
-        >>> prepare(Trainer(accelerator="cpu", barebones=True), copied)
+        >>> prepare(Trainer(accelerator="cpu", barebones=True), copied, torch.optim.SGD(copied.parameters(), 0.1))
         >>> copied.log("loss", 1.0)
     """
+    schedulers = copied.lr_schedulers
+
+    def idle() -> Any:
+        found = schedulers()
+        return [_Idle(one) for one in found] if isinstance(found, list) else found and _Idle(found)
+
     copied.trainer = trainer
-    for name in ("log", "log_dict"):
-        vars(copied)[name] = _silent
+    vars(copied).update(log=_silent, log_dict=_silent, lr_schedulers=idle, optimizers=lambda *_, **__: optimizer)
 
 
 def _silent(*args: Any, **kwargs: Any) -> None: ...
 
 
+class _Idle:
+    """A scheduler that can be asked, but not moved."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def step(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+class LossOfTheModel(RuntimeError):
+    """A copy's loss was computed with the weights of the module that it is a copy of."""
+
+
+@contextmanager
+def _apart(module: LightningModule) -> Iterator[None]:
+    """Whatever reaches the module in here, as through a function that it holds, is undone and an error."""
+    before = [(parameter, parameter.grad) for parameter in module.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
+    try:
+        yield
+        if any(parameter.grad is not None for parameter, _ in before):
+            raise LossOfTheModel("it holds a function that computes with its own weights, in its copy too")
+    finally:
+        for parameter, grad in before:
+            parameter.grad = grad
+
+
 def forward_and_backward(
-    trainer: Trainer, copied: LightningModule, batch: Any, batch_idx: int, drawn: Sequence[Tensor], scaler: Any = None
+    trainer: Trainer,
+    module: LightningModule,
+    copied: LightningModule,
+    batch: Any,
+    batch_idx: int,
+    drawn: dict[str, Any],
+    scaler: Any = None,
 ) -> dict[str, Any]:
     """What a training step of the copy gives, with its loss, if any; its gradients are added to those of the copy.
 
     Args:
         trainer: Trains the module.
+        module: The module.
         copied: A copy of it.
         batch: On the module's device.
         batch_idx: Its number.
-        drawn: :func:`random_state` before the module's own step.
+        drawn: :func:`~smartfrz_lightning.private.trainer.random_states` before the module's own step.
         scaler: Of the copy's gradients under mixed precision.
 
+    Raises:
+        LossOfTheModel: What the copy computes with are the module's weights.
+
     Example:
+        >>> import copy
         >>> import torch
         >>> from lightning import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from smartfrz_lightning.callbacks.copied_step import forward_and_backward, prepare, random_state
-        >>> trainer, copied = Trainer(accelerator="cpu", barebones=True), BoringModel()
-        >>> prepare(trainer, copied)
-        >>> outputs = forward_and_backward(trainer, copied, torch.rand(2, 32), 0, random_state(copied))
-        >>> outputs["loss"].shape, copied.layer.weight.grad.shape
-        (torch.Size([]), torch.Size([2, 32]))
+        >>> from smartfrz_lightning.callbacks.copied_step import forward_and_backward, prepare
+        >>> from smartfrz_lightning.private.trainer import random_states
+        >>> trainer, module = Trainer(accelerator="cpu", barebones=True), BoringModel()
+        >>> copied = copy.deepcopy(module)
+        >>> prepare(trainer, copied, torch.optim.SGD(copied.parameters(), 0.1))
+        >>> outputs = forward_and_backward(trainer, module, copied, torch.rand(2, 32), 0, random_states(cuda=False))
+        >>> outputs["loss"].shape, copied.layer.weight.grad.shape, module.layer.weight.grad
+        (torch.Size([]), torch.Size([2, 32]), None)
     """
     numbered = is_param_in_hook_signature(copied.training_step, "batch_idx", min_args=2)
-    with _drawing_again(copied, drawn), torch.enable_grad():
+    with drawing_again(drawn, copied.device.type == "cuda"), torch.enable_grad(), _apart(module):
         copied.on_train_batch_start(batch, batch_idx)
         with trainer.precision_plugin.train_step_context():
             out = copied.training_step(batch, *[batch_idx] * numbered)
@@ -166,7 +201,7 @@ def end_batch(copied: LightningModule, outputs: Mapping[str, Any], batch: Any, b
         >>> from smartfrz_lightning.callbacks.copied_step import end_batch
         >>> end_batch(BoringModel(), {}, torch.rand(2, 32), 0)
     """
-    with isolate_rng(include_cuda=copied.device.type == "cuda"):
+    with drawing_again(None, copied.device.type == "cuda"):
         copied.on_train_batch_end(outputs, batch, batch_idx)
 
 
@@ -183,31 +218,48 @@ def loss_of(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) else None
 
 
-def finish_gradients(trainer: Trainer, copied: LightningModule, optimizer: Optimizer, scaler: Any = None) -> None:
-    """Average the gradients over processes, unscale and clip them.
+def average_gradients(trainer: Trainer, optimizer: Optimizer) -> None:
+    """Over the processes of a Trainer, as DDP does. All of them call it.
+
+    Args:
+        trainer: Trains the module.
+        optimizer: About to step a copy of it.
+
+    Example:
+        >>> import torch
+        >>> from lightning import Trainer
+        >>> from smartfrz_lightning.callbacks.copied_step import average_gradients
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> average_gradients(Trainer(accelerator="cpu", barebones=True), torch.optim.SGD([weight], 0.1))
+    """
+    if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
+        _average([parameter for group in optimizer.param_groups for parameter in group["params"]])
+
+
+def step(trainer: Trainer, copied: LightningModule, optimizer: Optimizer, scaler: Any = None) -> None:
+    """Step a copy, its gradients unscaled and clipped as those of the module.
 
     Args:
         trainer: Trains the module.
         copied: A copy of it.
-        optimizer: About to step the copy.
+        optimizer: That of the copy.
         scaler: Of the copy's gradients under mixed precision.
 
     Example:
         >>> import torch
         >>> from lightning import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from smartfrz_lightning.callbacks.copied_step import finish_gradients, prepare
+        >>> from smartfrz_lightning.callbacks.copied_step import prepare, step
         >>> trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, gradient_clip_val=0.5)
         >>> copied = BoringModel()
-        >>> prepare(trainer, copied)
-        >>> copied(torch.rand(8, 32)).sum().backward()
-        >>> finish_gradients(trainer, copied, torch.optim.SGD(copied.parameters(), 0.1))
-        >>> round(float(torch.nn.utils.get_total_norm(p.grad for p in copied.parameters())), 3)
+        >>> optimizer, before = torch.optim.SGD(copied.parameters(), 1.0), copied.layer.weight.clone()
+        >>> prepare(trainer, copied, optimizer)
+        >>> copied.layer(torch.rand(8, 32)).sum().backward()
+        >>> copied.layer.bias.grad = None
+        >>> step(trainer, copied, optimizer)
+        >>> round(float((copied.layer.weight - before).detach().norm()), 3)
         0.5
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
-        _average(parameters)
     if scaler is not None:
         scaler.unscale_(optimizer)
     copied.on_before_optimizer_step(optimizer)
@@ -216,6 +268,12 @@ def finish_gradients(trainer: Trainer, copied: LightningModule, optimizer: Optim
         gradient_clip_val=trainer.gradient_clip_val,
         gradient_clip_algorithm=trainer.gradient_clip_algorithm,
     )
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.zero_grad()
 
 
 def _average(parameters: list[Tensor]) -> None:

@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.copied_step import (
+    average_gradients,
     end_batch,
-    finish_gradients,
     forward_and_backward,
     has_room,
     loss_of,
     prepare,
-    random_state,
+    step,
     why_not,
 )
 from smartfrz_lightning.engine.freezer import Freezer
@@ -24,7 +25,10 @@ from smartfrz_lightning.engine.probed_start import MOST as PROBE_MOST
 from smartfrz_lightning.engine.probed_start import SHARE as PROBE_SHARE
 from smartfrz_lightning.engine.second_look import FROM, LEAST, SHARE, SecondLook, held_front, look_length, to_release
 from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.private.trainer import one_step_earlier, random_states
 from smartfrz_lightning.report.timeline import Look
+
+Look_ = SecondLook[LightningModule]
 
 
 class LookBeside:
@@ -58,8 +62,9 @@ class LookBeside:
         self._trainer, self._engine = trainer, engine
         self.over = bool(state and state["over"])
         self._state: dict[str, Any] | None = state["look"] if state else None
-        self._look: SecondLook[LightningModule] | None = None
-        self._drawn: list[Tensor] = []
+        self._look: Look_ | None = None
+        self._drawn: dict[str, Any] = {}
+        self._batch: Any = None
         self._scaler: Any = None
         self._stepped = True
 
@@ -80,7 +85,7 @@ class LookBeside:
         costs = [state.flops.total / state.size for state in self._engine.timeline.states]
         return 1 - costs[-1] / costs[0] if costs[0] else 0.0
 
-    def before_batch(self, module: LightningModule) -> None:
+    def before_batch(self, module: LightningModule, batch: Any) -> None:
         """The module is about to see a batch; nothing in it is prepared for that yet."""
         if self._state is not None:  # resumed
             state, self._state = self._state, None
@@ -91,15 +96,17 @@ class LookBeside:
             self._begin(module)
         self._stepped = False
         if self._look is not None:
-            self._drawn = random_state(module)
+            self._drawn = random_states(module.device.type == "cuda")
+            self._batch = apply_to_collection(batch, Tensor, torch.clone)  # as training_step may change it
 
     def gradients_ready(self, optimizer: Optimizer) -> None:
         """The module's optimizer is about to step."""
         self._stepped = True
-        if self._look is not None:
-            self._look.follow(optimizer)
+        if self._look is not None and not self._look.follow(optimizer):
+            self._look = None
+            self._give_up("its optimizer got other parameters meanwhile")
 
-    def after_batch(self, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_batch(self, module: LightningModule, outputs: Any, batch_idx: int) -> None:
         """The module has seen a batch, and what watched it is gone."""
         if self.over:
             return
@@ -108,11 +115,8 @@ class LookBeside:
         if not self._front:  # somebody thawed it
             self._look, self.over = None, True
             return
-        own = self._train(self._look, outputs, batch, batch_idx)
-        if self._look.done:
+        if self._train(self._look, module, outputs, batch_idx) and self._look.done:
             self._decide(self._look, module)
-        else:
-            end_batch(self._look.model, own, batch, batch_idx)  # as that of the module, which is yet to come
 
     def _begin(self, module: LightningModule) -> None:
         run, whole = self._engine.run, self._whole
@@ -120,7 +124,8 @@ class LookBeside:
             return
         steps = look_length(whole)
         left = 1 - FROM - SHARE
-        if not self._front or steps < LEAST or (run.progress or 0.0) > left or self._saves * left < steps / whole:
+        saves = self._engine.processes.agree(self._saves)  # by the first batch of each process
+        if not self._front or steps < LEAST or (run.progress or 0.0) > left or saves * left < steps / whole:
             self.over = True  # there is nothing to see, or no time for it, or it would cost more than the front saves
         elif why := why_not(self._trainer, module):
             self._give_up(why)
@@ -135,13 +140,21 @@ class LookBeside:
         return self._trainer.strategy.reduce_boolean_decision(room, all=True)
 
     def _copy(self, module: LightningModule, steps: int) -> None:
+        why = ""
         try:
-            self._look = SecondLook(module, self._engine.run.optimizers[0], self._front, steps)
+            look = SecondLook(module, self._engine.run.optimizers[0], self._front, steps)
+            prepare(self._trainer, look.model, look.optimizer)
+            self._scaler = copy.deepcopy(getattr(self._trainer.precision_plugin, "scaler", None))
         except Exception as error:  # whatever a user's module holds
-            self._give_up(f"it cannot be copied ({type(error).__name__}: {error})")
-            return
-        prepare(self._trainer, self._look.model)
-        self._scaler = copy.deepcopy(getattr(self._trainer.precision_plugin, "scaler", None))
+            why = _said(error)
+        if self._all_well(why):
+            self._look = look
+        else:
+            self._give_up(f"it cannot be copied ({why or 'on another process'})")
+
+    def _all_well(self, why: str) -> bool:
+        """Whether it went well on every process; each calls it."""
+        return self._trainer.strategy.reduce_boolean_decision(not why, all=True)
 
     def _give_up(self, why: str) -> None:
         self.over = True
@@ -150,28 +163,52 @@ class LookBeside:
             "stays held, as the probe said"
         )
 
-    def _train(self, look: SecondLook[LightningModule], outputs: Any, batch: Any, batch_idx: int) -> dict[str, Any]:
-        trainer = self._trainer
-        own = forward_and_backward(trainer, look.model, batch, batch_idx, self._drawn, self._scaler)
-        if self._stepped:
-            look.take_rates()
-            finish_gradients(trainer, look.model, look.optimizer, self._scaler)
-            if self._scaler is None:
-                look.optimizer.step()
-            else:
-                self._scaler.step(look.optimizer)
-                self._scaler.update()
-            look.optimizer.zero_grad()
-        look.note(loss_of(outputs), loss_of(own), self._stepped)
-        self._engine.ledger.book_beside(batch)
-        return own
+    def _train(self, look: Look_, module: LightningModule, outputs: Any, batch_idx: int) -> bool:
+        """The copy sees the batch; whether it could. Nothing that fails in it may fail the training."""
+        trainer, batch, own, why = self._trainer, self._batch, {}, ""
+        with one_step_earlier(trainer, self._stepped):
+            try:
+                arguments = (trainer, module, look.model, batch, batch_idx, self._drawn, self._scaler)
+                own = forward_and_backward(*arguments)
+            except Exception as error:
+                why = _said(error)
+            if well := self._all_well(why):
+                if self._stepped:
+                    average_gradients(trainer, look.optimizer)
+                well = self._all_well(why := self._step(look, own))
+        if well:
+            look.note(loss_of(outputs), loss_of(own), self._stepped)
+            self._engine.ledger.book_beside(batch)
+            if not look.done:  # that of the module is yet to come
+                well = self._all_well(why := self._end(look, own, batch, batch_idx))
+        if not well:
+            self._look = None
+            self._give_up(f"its training step fails ({why or 'on another process'})")
+        return well
 
-    def _decide(self, look: SecondLook[LightningModule], module: LightningModule) -> None:
+    def _step(self, look: Look_, own: dict[str, Any]) -> str:
+        if not self._stepped or (self._scaler is not None and "loss" not in own):
+            return ""
+        try:
+            look.take_rates()
+            step(self._trainer, look.model, look.optimizer, self._scaler)
+        except Exception as error:
+            return _said(error)
+        return ""
+
+    def _end(self, look: Look_, own: dict[str, Any], batch: Any, batch_idx: int) -> str:
+        try:
+            end_batch(look.model, own, batch, batch_idx)
+        except Exception as error:
+            return _said(error)
+        return ""
+
+    def _decide(self, look: Look_, module: LightningModule) -> None:
         told = torch.tensor([look.gain, look.error], device=module.device)
         gain, error = self._engine.processes.agree(self._trainer.strategy.reduce(told, reduce_op="mean").tolist())
         front, steps, released = self._front, self._engine.timeline.steps, to_release(gain, error)
         self._engine.timeline.look = Look(steps - look.steps, look.steps, gain, error, released)
-        self._look, self._scaler, self.over = None, None, True
+        self._look, self._scaler, self._batch, self.over = None, None, None, True
         if released:
             self._engine.change(thaw_now=[layer.name for layer in front])
             look.hand_over(module, self._engine.run.optimizers[0])
@@ -180,3 +217,7 @@ class LookBeside:
         """What a resumed run needs."""
         look = self._state if self._look is None else self._look.state_dict()
         return {"over": self.over, "look": look}
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

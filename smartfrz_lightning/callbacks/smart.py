@@ -171,7 +171,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._look is not None:
             with self._engine.ledger.timed():
-                self._look.before_batch(pl_module)
+                self._look.before_batch(pl_module, batch)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -185,7 +185,10 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._look is not None and not trains_statistics_only(trainer):
             with self._engine.ledger.timed():
-                self._look.after_batch(pl_module, outputs, batch, batch_idx)
+                self._look.after_batch(pl_module, outputs, batch_idx)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_look": None}
 
     # --- the probe
 

@@ -72,15 +72,24 @@ class SecondLook(Generic[Model]):
         self.optimizer: Optimizer
         self.model, self.optimizer = copy.deepcopy((model, optimizer))  # at once: one holds weights of the other
         thaw(self.model, front)
+        # What has not moved in the copy is not handed over: hooks that were not called for it may have moved it since.
+        fixed = (p for p in self.model.named_parameters() if not p[1].requires_grad)
+        self._still = {name: tensor.detach().clone() for name, tensor in (*fixed, *self.model.named_buffers())}
         self.steps, self.taken = steps, 0
-        self._differences: list[tuple[int, Tensor]] = []
+        self._differences: list[tuple[int, float]] = []
         self._settings: list[dict[str, Any]] = []
 
-    def follow(self, optimizer: Optimizer) -> None:
-        """The model's own optimizer is about to step: the copy's will do so at the same rates."""
+    def follow(self, optimizer: Optimizer) -> bool:
+        """The model's own optimizer is about to step: the copy's will do so at the same rates.
+
+        Returns:
+            Whether it still has the parameters that the copy's has.
+        """
         self._settings = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
+        own, now = ([len(group["params"]) for group in one.param_groups] for one in (self.optimizer, optimizer))
+        return own == now
 
     def take_rates(self) -> None:
         """The copy is about to step: at the rates of the model's own step."""
@@ -96,8 +105,12 @@ class SecondLook(Generic[Model]):
             stepped: Whether they moved in it.
         """
         if held is not None and released is not None:
-            self._differences.append((self.taken, held.detach().double() - released.detach().double()))
+            self._differences.append((self.taken, float(held) - float(released)))
         self.taken += stepped
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        return {n: t.detach() for n, t in (*self.model.named_parameters(), *self.model.named_buffers())}
 
     @property
     def done(self) -> bool:
@@ -108,7 +121,7 @@ class SecondLook(Generic[Model]):
     def _late(self) -> Tensor:
         """In the first half the copy's optimizer warms up to what was held."""
         late = [difference for taken, difference in self._differences if taken >= self.steps // 2]
-        return torch.stack(late) if late else torch.zeros(1, dtype=torch.float64)
+        return torch.tensor(late or [0.0], dtype=torch.float64)
 
     @property
     def gain(self) -> float:
@@ -129,10 +142,12 @@ class SecondLook(Generic[Model]):
             model: The model, whose front trains again by now.
             optimizer: What steps it.
         """
-        for kind in ("named_parameters", "named_buffers"):
-            copied = dict(getattr(self.model, kind)())
-            for name, tensor in getattr(model, kind)():
-                tensor.copy_(copied[name])
+        copied = dict([*self.model.named_parameters(), *self.model.named_buffers()])
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            own = copied.get(name)
+            if own is None or own.shape != tensor.shape or (name in self._still and own.equal(self._still[name])):
+                continue
+            tensor.copy_(own)
         for group, own in zip(optimizer.param_groups, self.optimizer.param_groups, strict=True):
             for parameter, copied_parameter in zip(group["params"], own["params"], strict=True):
                 optimizer.state.pop(parameter, None)
@@ -142,8 +157,8 @@ class SecondLook(Generic[Model]):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {
-            "model": self.model.state_dict(),
-            "buffers": dict(self.model.named_buffers()),  # those that are not saved with the model, too
+            "tensors": self._tensors,  # not the state dict, which users cut down
+            "still": dict(self._still),
             "optimizer": self.optimizer.state_dict(),
             "taken": self.taken,
             "steps": self.steps,
@@ -153,9 +168,10 @@ class SecondLook(Generic[Model]):
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on."""
-        self.model.load_state_dict(state["model"])
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(state["buffers"][name])
+        for name, tensor in self._tensors.items():
+            tensor.copy_(state["tensors"][name])
+            if name in self._still:
+                self._still[name].copy_(state["still"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.taken, self.steps = state["taken"], state["steps"]
         self._differences = list(state["differences"])

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.utilities.load import _METADATA_FILENAME
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.amp.grad_scaler import OptState
@@ -54,6 +56,61 @@ def unscale(trainer: Trainer, optimizer: Optimizer) -> None:
         return
     if scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
         scaler.unscale_(optimizer)
+
+
+@contextmanager
+def one_step_earlier(trainer: Trainer, stepped: bool) -> Iterator[None]:
+    """``global_step`` as it was before the step of this batch, under automatic optimization.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from smartfrz_lightning.private.trainer import one_step_earlier
+        >>> with one_step_earlier(Trainer(accelerator="cpu", barebones=True), stepped=False):
+        ...     pass
+    """
+    total = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    total.completed -= stepped
+    try:
+        yield
+    finally:
+        total.completed += stepped
+
+
+def random_states(cuda: bool) -> dict[str, Any]:
+    """What PyTorch, NumPy and Python draw next.
+
+    Example:
+        >>> from smartfrz_lightning.private.trainer import random_states
+        >>> "torch" in random_states(cuda=False)
+        True
+    """
+    return _collect_rng_states(include_cuda=cuda)
+
+
+@contextmanager
+def drawing_again(states: dict[str, Any] | None, cuda: bool) -> Iterator[None]:
+    """What is drawn in here moves nothing outside.
+
+    Args:
+        states: Draw what came after these; go on from where the generators are otherwise.
+        cuda: Whether GPUs draw too.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.private.trainer import drawing_again, random_states
+        >>> states = random_states(cuda=False)
+        >>> drawn = torch.rand(2)
+        >>> with drawing_again(states, cuda=False):
+        ...     torch.rand(2).equal(drawn)
+        True
+    """
+    before = _collect_rng_states(include_cuda=cuda)
+    try:
+        if states is not None:
+            _set_rng_states(states)
+        yield
+    finally:
+        _set_rng_states(before)
 
 
 def log_interval(trainer: Trainer) -> int:

@@ -1,8 +1,13 @@
 """The second look: a copy that trains everything beside the model, and what becomes of both."""
 
+import pickle
+import random
+
+import numpy as np
 import pytest
 import torch
 from conftest import Classifier, mlp
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from test_probe import InOrder, Sure
@@ -174,6 +179,123 @@ def test_resumed_in_the_middle_of_a_look(make_trainer, monkeypatch, tmp_path, re
         assert again.losses == whole.losses[step:]
 
 
+class Popping(InOrder):
+    """Takes its batch apart, as is common with dicts."""
+
+    def training_step(self, batch, batch_idx):
+        batch[0].mul_(2)
+        return super().training_step((batch.pop(0), batch.pop(0)), batch_idx)
+
+
+class Mixing(InOrder):
+    """Draws with NumPy and Python, and weighs its loss by the step."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        share = float(np.random.beta(1, 1)) * random.random()
+        return super().training_step((share * x + (1 - share) * x.flip(0), y), batch_idx) * self.global_step
+
+
+@pytest.mark.parametrize("kind", [Popping, Mixing])
+def test_at_a_rate_of_zero_the_copy_is_the_model(make_trainer, monkeypatch, kind):
+    freezer = looking(monkeypatch, release=False)
+    model = kind(mlp(norm=False), lambda p: torch.optim.SGD(p, lr=0.0))
+    make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+    assert freezer.timeline.look.gain == 0.0 == freezer.timeline.look.error
+
+
+class Holding(InOrder):
+    """Computes its loss in a function that holds the network, which no copy is made of."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.loss = lambda x, y: nn.functional.cross_entropy(self.net(x), y)
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(*batch)
+
+
+class Failing(InOrder):
+    """Its step works only in the model that the Trainer knows."""
+
+    def training_step(self, batch, batch_idx):
+        assert self.trainer.lightning_module is self, "it is a copy"
+        return super().training_step(batch, batch_idx)
+
+
+class FailingLater(InOrder):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        assert self.trainer.lightning_module is self, "it is a copy"
+
+
+class Growing(InOrder):
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.trainer.global_step == 18 and self.trainer.lightning_module is self:
+            self.trainer.optimizers[0].add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+
+
+MISHAPS = {Holding: "computes with its own weights", Failing: "it is a copy", FailingLater: "it is a copy"}
+MISHAPS |= {Growing: "got other parameters"}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", MISHAPS)
+def test_what_goes_wrong_with_a_copy_does_not_touch_the_model(make_trainer, monkeypatch, kind, accumulate):
+    def fit(**how):
+        torch.manual_seed(3)
+        model, freezer = kind(mlp(), OPTIMIZERS["adamw"]), looking(monkeypatch, release=True, **how)
+        make_trainer(freezer, max_epochs=EPOCHS * accumulate, accumulate_grad_batches=accumulate).fit(model)
+        return model, freezer
+
+    with pytest.warns(UserWarning, match=f"no second look .*{MISHAPS[kind]}.*stays held"):
+        model, freezer = fit()
+    other, _ = fit(second_look=False)
+    assert same(model, other) and freezer.timeline.look is None and freezer.frozen == HELD
+
+
+def test_a_copy_moves_no_schedule_and_hands_over_nothing_that_it_did_not_move(make_trainer, monkeypatch):
+    class Scheduled(Counting):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            self.register_buffer("epochs", torch.zeros(()))
+            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)]
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.lr_schedulers().step()
+
+        def on_train_epoch_end(self):
+            self.epochs += 1
+
+    model, freezer = Scheduled(mlp()), looking(monkeypatch, release=True)
+    trainer = make_trainer(freezer, max_epochs=EPOCHS)
+    trainer.fit(model)
+    assert freezer.timeline.look.released and model.epochs == EPOCHS
+    steps = 120 + EPOCHS  # and Lightning's own, at the end of each epoch
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 * 0.99**steps)
+
+
+def test_batches_without_a_loss_under_a_grad_scaler(make_trainer, monkeypatch):
+    class Skips(InOrder):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx == 5 else super().training_step(batch, batch_idx)
+
+    freezer = looking(monkeypatch, release=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    make_trainer(freezer, max_epochs=EPOCHS, plugins=[plugin]).fit(Skips(mlp(norm=False)))
+    assert freezer.timeline.look is not None
+
+
+def test_the_callback_can_be_pickled_meanwhile(make_trainer, monkeypatch):
+    class Pickles(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 16:
+                pickle.loads(pickle.dumps(freezer))
+
+    freezer = looking(monkeypatch, release=True)
+    make_trainer(freezer, Pickles(), max_epochs=EPOCHS).fit(InOrder(mlp()))
+
+
 def test_the_same_dropout_in_both(make_trainer, monkeypatch):
     """With nothing in the front to release, the copy is the model, whatever is drawn at random."""
 
@@ -191,7 +313,7 @@ def test_the_same_dropout_in_both(make_trainer, monkeypatch):
 REFUSED = {
     "manual optimization": "steps the optimizers itself",
     "cannot be copied": "cannot be copied",
-    "backward": "backward of its own",
+    "backward": "it has backward of its own",
     "memory": "does not fit into the memory",
 }
 
