@@ -116,10 +116,6 @@ class _Idle:
     def step(self, *args: Any, **kwargs: Any) -> None: ...
 
 
-class LossOfTheModel(RuntimeError):
-    """A copy's loss was computed with the weights of the module that it is a copy of."""
-
-
 @contextmanager
 def _apart(module: LightningModule) -> Iterator[None]:
     """Whatever reaches the module in here, as through a function that it holds, is undone and an error."""
@@ -129,7 +125,7 @@ def _apart(module: LightningModule) -> Iterator[None]:
     try:
         yield
         if any(parameter.grad is not None for parameter, _ in before):
-            raise LossOfTheModel("it holds a function that computes with its own weights, in its copy too")
+            raise RuntimeError("it holds a function that computes with its own weights, in its copy too")
     finally:
         for parameter, grad in before:
             parameter.grad = grad
@@ -156,7 +152,7 @@ def forward_and_backward(
         scaler: Of the copy's gradients under mixed precision.
 
     Raises:
-        LossOfTheModel: What the copy computes with are the module's weights.
+        RuntimeError: What the copy computes with are the module's weights.
 
     Example:
         >>> import copy
