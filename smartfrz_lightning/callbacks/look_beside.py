@@ -25,10 +25,10 @@ from smartfrz_lightning.engine.probed_start import MOST as PROBE_MOST
 from smartfrz_lightning.engine.probed_start import SHARE as PROBE_SHARE
 from smartfrz_lightning.engine.second_look import FROM, LEAST, SHARE, SecondLook, held_front, look_length, to_release
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.private.trainer import one_step_earlier, random_states
+from smartfrz_lightning.private.trainer import drawing_again, one_step_earlier, random_states
 from smartfrz_lightning.report.timeline import Look
 
-Look_ = SecondLook[LightningModule]
+_Second = SecondLook[LightningModule]
 
 
 class LookBeside:
@@ -62,7 +62,7 @@ class LookBeside:
         self._trainer, self._engine = trainer, engine
         self.over = bool(state and state["over"])
         self._state: dict[str, Any] | None = state["look"] if state else None
-        self._look: Look_ | None = None
+        self._look: _Second | None = None
         self._drawn: dict[str, Any] = {}
         self._batch: Any = None
         self._scaler: Any = None
@@ -108,9 +108,7 @@ class LookBeside:
 
     def after_batch(self, module: LightningModule, outputs: Any, batch_idx: int) -> None:
         """The module has seen a batch, and what watched it is gone."""
-        if self.over:
-            return
-        if self._look is None:
+        if self.over or self._look is None:
             return
         if not self._front:  # somebody thawed it
             self._look, self.over = None, True
@@ -163,7 +161,7 @@ class LookBeside:
             "stays held, as the probe said"
         )
 
-    def _train(self, look: Look_, module: LightningModule, outputs: Any, batch_idx: int) -> bool:
+    def _train(self, look: _Second, module: LightningModule, outputs: Any, batch_idx: int) -> bool:
         """The copy sees the batch; whether it could. Nothing that fails in it may fail the training."""
         trainer, batch, own, why = self._trainer, self._batch, {}, ""
         with one_step_earlier(trainer, self._stepped):
@@ -186,24 +184,25 @@ class LookBeside:
             self._give_up(f"its training step fails ({why or 'on another process'})")
         return well
 
-    def _step(self, look: Look_, own: dict[str, Any]) -> str:
+    def _step(self, look: _Second, own: dict[str, Any]) -> str:
         if not self._stepped or (self._scaler is not None and "loss" not in own):
             return ""
         try:
             look.take_rates()
-            step(self._trainer, look.model, look.optimizer, self._scaler)
+            with drawing_again(None, look.model.device.type == "cuda"):
+                step(self._trainer, look.model, look.optimizer, self._scaler)
         except Exception as error:
             return _said(error)
         return ""
 
-    def _end(self, look: Look_, own: dict[str, Any], batch: Any, batch_idx: int) -> str:
+    def _end(self, look: _Second, own: dict[str, Any], batch: Any, batch_idx: int) -> str:
         try:
             end_batch(look.model, own, batch, batch_idx)
         except Exception as error:
             return _said(error)
         return ""
 
-    def _decide(self, look: Look_, module: LightningModule) -> None:
+    def _decide(self, look: _Second, module: LightningModule) -> None:
         told = torch.tensor([look.gain, look.error], device=module.device)
         gain, error = self._engine.processes.agree(self._trainer.strategy.reduce(told, reduce_op="mean").tolist())
         front, steps, released = self._front, self._engine.timeline.steps, to_release(gain, error)
