@@ -175,7 +175,7 @@ def test_resumed_in_the_middle_of_a_look(make_trainer, monkeypatch, tmp_path, re
 
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     whole, freezer = fit(every)
-    for step in (10, 12, 13, 19, 23, 24, 25):
+    for step in (11, 12, 19, 23, 24):
         again, resumed = fit(ckpt_path=str(tmp_path / f"step={step}.ckpt"))
         assert same(again, whole), step
         assert resumed.timeline.look == freezer.timeline.look
@@ -241,8 +241,7 @@ MISHAPS = {Holding: "computes with its own weights", Failing: "it is a copy", Fa
 MISHAPS |= {Growing: "got other parameters"}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("kind", MISHAPS)
+@pytest.mark.parametrize(("kind", "accumulate"), [*((kind, 1) for kind in MISHAPS), (Holding, 2)])
 def test_what_goes_wrong_with_a_copy_does_not_touch_the_model(make_trainer, monkeypatch, kind, accumulate):
     def fit(**how):
         torch.manual_seed(3)

@@ -85,7 +85,12 @@ def shrunk(config, folder, monkeypatch):
     return {**config.get("overrides", {}), **small}
 
 
-@pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])
+def _shortly(path):
+    """The same networks on a second data set are longer checks."""
+    return pytest.param(path, marks=pytest.mark.slow if "cifar100" in path.stem else (), id=path.stem)
+
+
+@pytest.mark.parametrize("path", map(_shortly, PAPER))
 def test_paper_config(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(path.read_text())

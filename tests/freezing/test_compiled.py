@@ -86,7 +86,7 @@ def test_the_frozen_backward_is_gone_blocks():
     assert backward == [[1, 2, 2], [1, 2, 2], [1, 2], [1]]
 
 
-@pytest.mark.parametrize("how", ["whole", "blocks", "module"])
+@pytest.mark.parametrize("how", ["whole", "blocks", pytest.param("module", marks=pytest.mark.slow)])
 def test_nothing_falls_back_to_eager(make_trainer, how):
     depth = 10
     net, spy = chain(depth), Spy()
