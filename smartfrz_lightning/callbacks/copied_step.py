@@ -137,7 +137,7 @@ def forward_and_backward(
     copied: LightningModule,
     batch: Any,
     batch_idx: int,
-    drawn: dict[str, Any],
+    drawn: tuple[dict[str, Any], Tensor | None],
     scaler: Any = None,
 ) -> dict[str, Any]:
     """What a training step of the copy gives, with its loss, if any; its gradients are added to those of the copy.
@@ -164,12 +164,13 @@ def forward_and_backward(
         >>> trainer, module = Trainer(accelerator="cpu", barebones=True), BoringModel()
         >>> copied = copy.deepcopy(module)
         >>> prepare(trainer, copied, torch.optim.SGD(copied.parameters(), 0.1))
-        >>> outputs = forward_and_backward(trainer, module, copied, torch.rand(2, 32), 0, random_states(cuda=False))
+        >>> drawn = random_states(module.device)
+        >>> outputs = forward_and_backward(trainer, module, copied, torch.rand(2, 32), 0, drawn)
         >>> outputs["loss"].shape, copied.layer.weight.grad.shape, module.layer.weight.grad
         (torch.Size([]), torch.Size([2, 32]), None)
     """
     numbered = is_param_in_hook_signature(copied.training_step, "batch_idx", min_args=2)
-    with drawing_again(drawn, copied.device.type == "cuda"), torch.enable_grad(), _apart(module):
+    with drawing_again(copied.device, drawn), torch.enable_grad(), _apart(module):
         copied.on_train_batch_start(batch, batch_idx)
         with trainer.precision_plugin.train_step_context():
             out = copied.training_step(batch, *[batch_idx] * numbered)
@@ -197,7 +198,7 @@ def end_batch(copied: LightningModule, outputs: Mapping[str, Any], batch: Any, b
         >>> from smartfrz_lightning.callbacks.copied_step import end_batch
         >>> end_batch(BoringModel(), {}, torch.rand(2, 32), 0)
     """
-    with drawing_again(None, copied.device.type == "cuda"):
+    with drawing_again(copied.device):
         copied.on_train_batch_end(outputs, batch, batch_idx)
 
 

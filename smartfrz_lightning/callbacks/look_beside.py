@@ -63,7 +63,7 @@ class LookBeside:
         self.over = bool(state and state["over"])
         self._state: dict[str, Any] | None = state["look"] if state else None
         self._look: _Second | None = None
-        self._drawn: dict[str, Any] = {}
+        self._drawn: Any = None
         self._batch: Any = None
         self._scaler: Any = None
         self._stepped = True
@@ -96,7 +96,7 @@ class LookBeside:
             self._begin(module)
         self._stepped = False
         if self._look is not None:
-            self._drawn = random_states(module.device.type == "cuda")
+            self._drawn = random_states(module.device)
             self._batch = apply_to_collection(batch, Tensor, torch.clone)  # as training_step may change it
 
     def gradients_ready(self, optimizer: Optimizer) -> None:
@@ -189,7 +189,7 @@ class LookBeside:
             return ""
         try:
             look.take_rates()
-            with drawing_again(None, look.model.device.type == "cuda"):
+            with drawing_again(look.model.device):
                 step(self._trainer, look.model, look.optimizer, self._scaler)
         except Exception as error:
             return _said(error)

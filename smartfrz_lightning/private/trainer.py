@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, Trainer
@@ -76,41 +77,53 @@ def one_step_earlier(trainer: Trainer, stepped: bool) -> Iterator[None]:
         total.completed += stepped
 
 
-def random_states(cuda: bool) -> dict[str, Any]:
-    """What PyTorch, NumPy and Python draw next.
+def random_states(device: torch.device) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """What PyTorch, NumPy and Python draw next, on the CPU and on this device.
+
+    Lightning's own would ask all GPUs, and so make a context of each process on each of them.
 
     Example:
+        >>> import torch
         >>> from smartfrz_lightning.private.trainer import random_states
-        >>> "torch" in random_states(cuda=False)
+        >>> random_states(torch.device("cpu"))[1] is None
         True
     """
-    return _collect_rng_states(include_cuda=cuda)
+    states = _collect_rng_states(include_cuda=False)
+    return states, torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _draw_after(states: tuple[dict[str, Any], torch.Tensor | None], device: torch.device) -> None:
+    _set_rng_states(states[0])
+    if states[1] is not None:
+        torch.cuda.set_rng_state(states[1], device)
 
 
 @contextmanager
-def drawing_again(states: dict[str, Any] | None, cuda: bool) -> Iterator[None]:
+def drawing_again(
+    device: torch.device, states: tuple[dict[str, Any], torch.Tensor | None] | None = None
+) -> Iterator[None]:
     """What is drawn in here moves nothing outside.
 
     Args:
-        states: Draw what came after these; go on from where the generators are otherwise.
-        cuda: Whether GPUs draw too.
+        device: Draws too.
+        states: Of :func:`random_states`; draw what came after these, or go on from where the generators are.
 
     Example:
         >>> import torch
         >>> from smartfrz_lightning.private.trainer import drawing_again, random_states
-        >>> states = random_states(cuda=False)
-        >>> drawn = torch.rand(2)
-        >>> with drawing_again(states, cuda=False):
+        >>> device = torch.device("cpu")
+        >>> states, drawn = random_states(device), torch.rand(2)
+        >>> with drawing_again(device, states):
         ...     torch.rand(2).equal(drawn)
         True
     """
-    before = _collect_rng_states(include_cuda=cuda)
+    before = random_states(device)
     try:
         if states is not None:
-            _set_rng_states(states)
+            _draw_after(states, device)
         yield
     finally:
-        _set_rng_states(before)
+        _draw_after(before, device)
 
 
 def log_interval(trainer: Trainer) -> int:

@@ -130,7 +130,7 @@ class Ledger:
 
     def book_beside(self, batch: Any) -> None:
         """A copy of the model, of which everything trains, has seen this batch too."""
-        self.timeline.states[-1].beside += batch_size(batch)
+        self.timeline.beside += batch_size(batch)
 
     def book_skipped(self, layers: Collection[str], share: float, batch: Any) -> None:
         """Book what a cached front did not do in the latest batch.

@@ -138,9 +138,10 @@ def held_forward(timeline: Timeline) -> float:
         >>> held_forward(Timeline())
         0.0
     """
-    if not timeline.start or not timeline.start.held or not timeline.states:
+    held = set(timeline.start.held if timeline.start else ()) & set(timeline.frozen)
+    if not held or not timeline.states:
         return 0.0
-    front = sum(cost.own + cost.following for cost in timeline.costs if cost.layer in timeline.start.held)
+    front = sum(cost.own + cost.following for cost in timeline.costs if cost.layer in held)
     first, now = timeline.states[0].flops, timeline.states[-1].flops
     return front / first.forward * now.forward / now.total if first.forward and now.total else 0.0
 

@@ -54,7 +54,6 @@ class TrainingState:
         seen: Sizes of all batches in this state, added up.
         events: Events before this state.
         skipped: Forward FLOPs of a cached front that were not done.
-        beside: Sizes of all batches in which a copy trained everything beside the model, added up.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
@@ -72,7 +71,6 @@ class TrainingState:
     seen: float = 0
     events: int = 0
     skipped: float = 0
-    beside: float = 0
 
     @property
     def spent(self) -> StepFlops:
@@ -167,6 +165,7 @@ class Timeline:
         start: What a probe at the start saw, if there was one.
         cache: What the cache of the frozen front did, if there was one.
         look: What a second look at the front that is held saw, if there was one.
+        beside: Sizes of all batches in which a copy trained everything beside the model, added up.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
@@ -195,6 +194,7 @@ class Timeline:
     start: Start | None = None
     cache: CacheUse | None = None
     look: Look | None = None
+    beside: float = 0
 
     @property
     def spent(self) -> StepFlops:
@@ -202,8 +202,8 @@ class Timeline:
         total = StepFlops()
         for state in self.states:
             total.add(state.spent)
-        if beside := sum(state.beside for state in self.states):
-            total.add(self.states[0].flops.times(beside / self.states[0].size))
+        if self.beside:
+            total.add(self.states[0].flops.times(self.beside / self.states[0].size))
         return total
 
     @property

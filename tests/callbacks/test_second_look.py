@@ -382,3 +382,4 @@ def test_the_report_says_what_the_look_saw(make_trainer, monkeypatch):
     said = str(timeline_table(freezer.timeline).renderables[-1])
     assert "second look, steps 12 to 24: a copy that trained everything had a loss" in said and "took over" in said
     assert freezer.timeline.saved < 0 and "without this callback" in said
+    assert "forward pass of the held front" not in said  # there is none any more
