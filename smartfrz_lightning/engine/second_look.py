@@ -105,7 +105,7 @@ class SecondLook(Generic[Model]):
             stepped: Whether they moved in it.
         """
         if held is not None and released is not None:
-            self._differences.append((self.taken, float(held) - float(released)))
+            self._differences.append((self.taken, float(held.detach()) - float(released.detach())))
         self.taken += stepped
 
     @property

@@ -11,9 +11,11 @@ import copy
 import json
 import random
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
@@ -21,16 +23,22 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
-from smartfrz_lightning.engine.second_look import FROM, SHARE, SecondLook, to_release
+from smartfrz_lightning.cost.flops import StepFlopCounter
+from smartfrz_lightning.cost.layer_flops import flops_when_frozen, layer_flops
+from smartfrz_lightning.engine.probed_start import LEAST, choose_front, probe_length
+from smartfrz_lightning.engine.second_look import FROM, SecondLook, look_length, to_release
 from smartfrz_lightning.engine.stillness import Stillness
 from smartfrz_lightning.freezing.freeze import freeze
-from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.history.sampling import WeightSampler
+from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.outcomes.case import Case, draw_cases
 from smartfrz_lightning.outcomes.examples import load_examples
 from smartfrz_lightning.outcomes.fitting import HARMLESS
-from smartfrz_lightning.outcomes.networks import build, image_size, normalisation
-from smartfrz_lightning.outcomes.tasks import image_task
+from smartfrz_lightning.outcomes.judge import interval
+from smartfrz_lightning.outcomes.probe import probe_gradients
+from smartfrz_lightning.outcomes.setup import set_up
 from smartfrz_lightning.outcomes.training import (
     Images,
     Moment,
@@ -40,9 +48,11 @@ from smartfrz_lightning.outcomes.training import (
     make_optimizer,
     train,
 )
+from smartfrz_lightning.predictor.start import SHIPPED_START, StartPredictor
+from smartfrz_lightning.predictor.start_inputs import start_inputs
 
-DEPTHS = (0.4, 0.6, 0.8)
-"""Of the fronts, as shares of the layers before the head."""
+DEPTHS, SHORTENED, THRESHOLDS = (0.4, 0.6, 0.8), (0.5, 0.7), (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of the fronts, as shares of the layers before the head; of shortened runs; of the likelihood of no harm."""
 
 
 def look_at(case: Case, net: torch.nn.Module, front: list, data: Images, moment: Moment, steps: int) -> SecondLook:
@@ -93,31 +103,66 @@ def look_at(case: Case, net: torch.nn.Module, front: list, data: Images, moment:
 
 
 def look_again(case: Case, data: str | Path, weights: str | Path) -> dict[str, Any]:
-    """Train a case in full and with fronts held, and look again at each of them.
+    """Train a case in full, shortened, and with fronts held; look again at each of these, and release what is released.
 
     Args:
-        case: Of images.
-        data: Folder of the images.
+        case: The case.
+        data: Folder of the images or sentences.
         weights: Folder of the weights.
 
     Returns:
-        The case, the accuracy of full training in percent, and of each front its depth, its accuracy, and the gain and
-        error of the second look.
+        The case; the accuracy of full training, in percent, and that of shortened training by its share of the steps;
+        ``inputs`` ``[fronts, inputs]`` of the start predictor, from a probe; and of each front its depth, what a step
+        costs with it held, relative to full training, its accuracy if it is held to the end, the gain and the error of
+        the second look, and the accuracy if it was released after that, where it was.
     """
-    train_set, validation = image_task(case, data, *normalisation(case.network), image_size(case.network))
-    torch.manual_seed(case.seed)
-    file = Path(weights) / f"{case.weights}.safetensors" if case.weights else None
-    net = build(case.network, len(case.classes), file)
-    start, layers = copy.deepcopy(net.state_dict()), find_layers(net, train_set[0][: case.batch_size])
+    setup = set_up(case, data, weights)
+    net, layers, train_set = setup.net, setup.layers, setup.data
+    start = copy.deepcopy(net.state_dict())
+
+    def finished() -> float:
+        return evaluate(net, setup.validation)["accuracy"]
+
+    inputs, costs = _probed(case, net, layers, train_set)
+    net.load_state_dict(start)
     train(case, net, train_set)
-    found: dict[str, Any] = {"case": case.asdict(), "full": evaluate(net, validation)["accuracy"], "fronts": []}
+    found: dict[str, Any] = {"case": case.asdict(), "full": finished(), "shortened": {}, "fronts": []}
+    found["inputs"] = [[float(f"{value:.6g}") for value in row] for row in inputs.tolist()]
+    for share in SHORTENED:
+        net.load_state_dict(start)
+        train(case, net, train_set, round(share * case.steps))
+        found["shortened"][str(share)] = finished()
     for depth in sorted({max(1, round(share * (len(layers) - 1))) for share in DEPTHS}):
         net.load_state_dict(start)
         [moment] = train(case, net, train_set, front=layers[:depth], keep=[round(FROM * case.steps)])
-        accuracy = evaluate(net, validation)["accuracy"]
-        look = look_at(case, net, layers[:depth], train_set, moment, round(SHARE * case.steps))
-        found["fronts"].append({"depth": depth, "accuracy": accuracy, "gain": look.gain, "error": look.error})
+        front = {"depth": depth, "cost": costs[depth - 1], "accuracy": finished(), "released": None}
+        look = look_at(case, net, layers[:depth], train_set, moment, look_length(case.steps))
+        front |= {"gain": look.gain, "error": look.error}
+        if to_release(look.gain, look.error):
+            state = copy.deepcopy(look.model.state_dict()), look.optimizer.state_dict()
+            train(case, net, train_set, moment=Moment(moment.step + look.steps, *state))
+            front["released"] = finished()
+        found["fronts"].append(front)
     return found
+
+
+def _probed(case: Case, net: torch.nn.Module, layers: list[Layer], data: Images) -> tuple[Tensor, list[float]]:
+    """What the start predictor sees of each front, and what a step costs with it held; the network is used up."""
+    with StepFlopCounter(net) as counter:
+        x, y = batch_at(case, data, 0)
+        F.cross_entropy(net(x), y).backward()
+    flops, names = layer_flops(layers, counter), [layer.name for layer in layers]
+    costs = [
+        flops_when_frozen(flops, counter.flops, names[: depth + 1]).total / counter.flops.total
+        for depth in range(len(layers) - 1)
+    ]
+    body = slice(len(layers) - 1)
+    weights = WeightSampler(net, layers)(torch.empty(len(layers), 1024))[body]
+    steps = max(LEAST, probe_length(case.steps))
+    probe = probe_gradients(case, net, layers, data, steps, train_statistics=True)
+    sizes = torch.tensor([float(layer.size) for layer in layers])
+    shift = float(probe["shift"][-1])
+    return start_inputs(probe["gradients"][:, body], weights, torch.tensor(costs), sizes, case.steps, shift), costs
 
 
 def judged(cases: list[dict[str, Any]]) -> Table:
@@ -147,15 +192,106 @@ def judged(cases: list[dict[str, Any]]) -> Table:
     return table
 
 
+@dataclass
+class Ending:
+    """How a case ends by the default.
+
+    Attributes:
+        held: Share of the layers that were held at the start.
+        released: Whether the second look let them go.
+        points: Of accuracy above full training.
+        flops: Relative to full training, without the probe, with the second look.
+        above: Points above plain training that was shortened to the same FLOPs.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.look_again import Ending
+        >>> Ending(held=0.6, released=False, points=1.0, flops=0.65, above=4.0).released
+        False
+    """
+
+    held: float
+    released: bool
+    points: float
+    flops: float
+    above: float
+
+
+def ending(case: dict[str, Any], predictor: StartPredictor, threshold: float) -> Ending:
+    """What :class:`~smartfrz_lightning.SmartFreezeCallback` comes to, with the recorded fronts to choose from.
+
+    Args:
+        case: As :func:`look_again` returns it.
+        predictor: The start predictor.
+        threshold: The least likelihood of no harm at which a front is held.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.look_again import ending
+        >>> from smartfrz_lightning.predictor.start import StartPredictor
+        >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
+        >>> case = {"case": {"steps": 200}, "full": 80.0, "shortened": {"0.5": 70.0, "0.7": 76.0}}
+        >>> case |= {"inputs": [[0.0] * len(INPUTS)] * 2, "fronts": []}
+        >>> ending(case, StartPredictor.load(), threshold=1.0)
+        Ending(held=0.0, released=False, points=0.0, flops=1.0, above=0.0)
+    """
+    sure = predictor(torch.tensor(case["inputs"])).sigmoid().tolist()
+    fronts = case["fronts"]
+    held = choose_front([one["cost"] for one in fronts], [sure[one["depth"] - 1] for one in fronts], threshold)
+    if not held:
+        return Ending(0.0, False, 0.0, 1.0, 0.0)
+    front, steps = fronts[held - 1], case["case"]["steps"]
+    looking = look_length(steps) / steps
+    released = to_release(front["gain"], front["error"])
+    spent, accuracy = front["cost"] + looking, front["accuracy"]
+    if released:
+        spent, accuracy = (FROM + looking) * front["cost"] + 1 - FROM, front["released"]
+    plain = sorted([(float(share), one) for share, one in case["shortened"].items()] + [(1.0, case["full"])])
+    at, curve = zip(*plain, strict=True)
+    frontier = float(np.interp(spent, at, np.maximum.accumulate(curve)))
+    return Ending(front["depth"] / len(sure), released, accuracy - case["full"], spent, accuracy - frontier)
+
+
+def thresholds(cases: list[dict[str, Any]], predictor: StartPredictor) -> Table:
+    """How the cases end at several thresholds.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.look_again import thresholds
+        >>> from smartfrz_lightning.predictor.start import StartPredictor
+        >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
+        >>> case = {"case": {"steps": 200}, "full": 80.0, "shortened": {"0.5": 70.0, "0.7": 76.0}}
+        >>> case |= {"inputs": [[0.0] * len(INPUTS)] * 2, "fronts": []}
+        >>> thresholds([case, case], StartPredictor.load()).row_count
+        5
+    """
+    table = Table(
+        "threshold", "held", "released", "vs full, points", "worst", "2 points lost", "FLOPs", "above the frontier"
+    )
+    for threshold in THRESHOLDS:
+        endings = [ending(case, predictor, threshold) for case in cases]
+        points = [one.points for one in endings]
+        table.add_row(
+            f"{threshold:g}",
+            str(sum(one.held > 0 for one in endings)),
+            str(sum(one.released for one in endings)),
+            "{:+.1f} ± {:.1f}".format(*interval(points)),
+            f"{min(points):+.1f}",
+            str(sum(one < -HARMLESS for one in points)),
+            f"{sum(one.flops for one in endings) / len(endings):.2f}",
+            "{:+.1f} ± {:.1f}".format(*interval([one.above for one in endings])),
+        )
+    return table
+
+
 def main(
     cases: str | None = None,
     data: str = "data",
     weights: str = "data/weights",
     output: str = "looks.jsonl",
     groups: list[str] | None = None,
+    shortest: int = 0,
     longest: int = 200,
     most: int | None = None,
     judge: str | None = None,
+    predictor: str | None = None,
 ) -> None:
     """Record second looks, or judge what is recorded.
 
@@ -165,13 +301,17 @@ def main(
         weights: Folder of the networks' weights.
         output: File of the looks, a line each.
         groups: Only these, by name.
+        shortest: Only cases of at least so many steps.
         longest: Only cases of at most so many steps.
         most: Only so many cases, drawn at random.
         judge: Print what the looks in this file come to, and record nothing.
+        predictor: File of the start predictor by which they are judged; the shipped one by default.
     """
     console = Console()
     if judge:
-        console.print(judged([json.loads(line) for line in Path(judge).read_text().splitlines()]))
+        recorded = [json.loads(line) for line in Path(judge).read_text().splitlines()]
+        console.print(judged(recorded))
+        console.print(thresholds(recorded, StartPredictor.load(predictor or SHIPPED_START)))
         return
     if cases is None:
         raise ValueError("cases=None: give a file of cases, such as configs/outcomes/images.yaml, or --judge")
@@ -181,7 +321,7 @@ def main(
         named = yaml.safe_load(Path(cases).read_text())
         drawn = list(draw_cases([group for name, group in named.items() if groups is None or name in groups]))
         random.Random(0).shuffle(drawn)
-    drawn = [case for case in drawn if case.steps <= longest][:most]
+    drawn = [case for case in drawn if shortest <= case.steps <= longest][:most]
     file = Path(output)
     lines = file.read_text().splitlines() if file.is_file() else []
     done = {json.dumps(json.loads(line)["case"]) for line in lines}

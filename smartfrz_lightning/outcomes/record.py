@@ -11,13 +11,10 @@ import torch.nn.functional as F
 from smartfrz_lightning.cost.flops import StepFlopCounter
 from smartfrz_lightning.cost.layer_flops import layer_flops
 from smartfrz_lightning.history.sampling import WeightSampler
-from smartfrz_lightning.layers.tracer import find_layers
 from smartfrz_lightning.outcomes.case import Case
-from smartfrz_lightning.outcomes.networks import TEXT, build, image_size, normalisation
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
 from smartfrz_lightning.outcomes.probe import probe_gradients
-from smartfrz_lightning.outcomes.tasks import image_task
-from smartfrz_lightning.outcomes.texts import text_task
+from smartfrz_lightning.outcomes.setup import set_up
 from smartfrz_lightning.outcomes.training import evaluate, train
 
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -44,18 +41,9 @@ def record_case(
         depths: Shares of the layers before the head that freeze.
         device: Where it trains.
     """
-    text = case.network in TEXT
-    if text:
-        train_set, validation = text_task(case, data, weights)
-    else:
-        train_set, validation = image_task(case, data, *normalisation(case.network), image_size(case.network))
-    train_set, validation = ((one[0].to(device), one[1].to(device)) for one in (train_set, validation))
-    torch.manual_seed(case.seed)
-    file = Path(weights) / (case.weights if text else f"{case.weights}.safetensors") if case.weights else None
-    net = build(case.network, len(case.classes), file).to(device)
+    setup = set_up(case, data, weights, device)
+    net, layers, train_set, validation = setup.net, setup.layers, setup.data, setup.validation
     start = copy.deepcopy(net.state_dict())
-    layers = find_layers(net, train_set[0][: case.batch_size])
-    assert layers[-1].pinned == "output", f"{case.network}: the head is to be the last layer"
 
     sampler, snapshots = WeightSampler(net, layers), []
     norms = [_norm(net, layer.weights) for layer in layers]

@@ -22,6 +22,7 @@ from smartfrz_lightning.outcomes.case import Case, draw_cases
 from smartfrz_lightning.outcomes.condense import condense
 from smartfrz_lightning.outcomes.condense import main as condense_command
 from smartfrz_lightning.outcomes.examples import example, load_examples
+from smartfrz_lightning.outcomes.look_again import ending
 from smartfrz_lightning.outcomes.look_again import main as look_again
 from smartfrz_lightning.outcomes.networks import build
 from smartfrz_lightning.outcomes.outcome import Outcome
@@ -29,6 +30,8 @@ from smartfrz_lightning.outcomes.record import record_case
 from smartfrz_lightning.outcomes.sentences import documentation
 from smartfrz_lightning.outcomes.tasks import shifted
 from smartfrz_lightning.outcomes.texts import text_task
+from smartfrz_lightning.predictor.start import StartPredictor
+from smartfrz_lightning.predictor.start_inputs import INPUTS
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "outcomes"
 CASE = Case("vgg8", "", "noise", (0, 2), 24, "dark", True, "sgd", 0.02, "cosine", 20, 4, 1, later=True)
@@ -104,11 +107,33 @@ def test_second_looks_go_on_where_they_were_stopped_and_are_judged(images, tmp_p
     (tmp_path / "looks.jsonl").write_text(lines[0] + "\n")
     look_again(str(tmp_path / "cases.yaml"), **where)
     assert (tmp_path / "looks.jsonl").read_text().splitlines() == lines and len(lines) == 2
-    assert [front["depth"] for front in json.loads(lines[0])["fronts"]] == [3, 4, 6]
+    recorded = [json.loads(line) for line in lines]
+    assert [front["depth"] for front in recorded[0]["fronts"]] == [3, 4, 6]
+    released = [front for case in recorded for front in case["fronts"] if front["gain"] + front["error"] > 0]
+    assert all((front in released) == (front["released"] is not None) for case in recorded for front in case["fronts"])
+    assert len(recorded[0]["inputs"]) == 7 and set(recorded[0]["shortened"]) == {"0.5", "0.7"}
     look_again(judge=where["output"])
-    assert "6" in capsys.readouterr().out
+    assert "threshold" in capsys.readouterr().out
     with pytest.raises(ValueError, match="cases=None: give a file"):
         look_again(**where)
+
+
+def test_how_a_case_ends_is_what_the_choice_and_the_second_look_make_of_it():
+    low, high = ({"depth": depth, "cost": cost} for depth, cost in ((1, 0.8), (2, 0.6)))
+    low |= {"accuracy": 79.0, "gain": -0.1, "error": 0.01, "released": None}
+    high |= {"accuracy": 70.0, "gain": 0.1, "error": 0.01, "released": 80.5}
+    case = {"case": {"steps": 200}, "full": 80.0, "shortened": {"0.5": 60.0, "0.7": 76.0}, "fronts": [low, high]}
+    case["inputs"] = [[0.0] * len(INPUTS), [1.0] * len(INPUTS)]
+    predictor = StartPredictor()
+    with torch.no_grad():  # sure of the first front by 0.88, of the second by 0.62
+        predictor.score.weight.zero_()[0, 0] = -1.5
+        predictor.score.bias.fill_(2.0)
+    kept, let_go = (ending(case, predictor, threshold) for threshold in (0.8, 0.6))
+    assert (kept.held, kept.released, kept.points) == (0.5, False, -1.0)
+    assert kept.flops == pytest.approx(0.8 + 20 / 200)  # the copy's steps count
+    assert kept.above == pytest.approx(79.0 - (76.0 + 4.0 * 0.2 / 0.3))
+    assert (let_go.held, let_go.released, let_go.points) == (1.0, True, 0.5)
+    assert let_go.flops == pytest.approx(0.2 * 0.6 + 0.1 + 0.8)  # held, the copy beside, then all of it
 
 
 def test_what_is_held_out_is_in_no_case():
