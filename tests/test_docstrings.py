@@ -12,7 +12,9 @@ EXEMPT |= {
     f"smartfrz_lightning.benchmark.{name}"
     for name in ("freeze_shock.main", "front.main", "front.measure", "probe_trace.main")
 }
+EXEMPT |= {"smartfrz_lightning.experiments.film_reviews.main"}
 EXEMPT |= {f"smartfrz_lightning.outcomes.look_again.{name}" for name in ("look_again", "main")}
+EXEMPT |= {"smartfrz_lightning.outcomes.setup.set_up"}
 EXEMPT |= {f"smartfrz_lightning.outcomes.record.{name}" for name in ("record_case", "record_to")}
 EXEMPT |= {
     f"smartfrz_lightning.outcomes.{name}.main"
