@@ -1,6 +1,7 @@
 """LookBeside: the second look at a held front, in a Trainer."""
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -21,9 +22,18 @@ from smartfrz_lightning.callbacks.copied_step import (
     why_not,
 )
 from smartfrz_lightning.engine.freezer import Freezer
-from smartfrz_lightning.engine.probed_start import MOST as PROBE_MOST
-from smartfrz_lightning.engine.probed_start import SHARE as PROBE_SHARE
-from smartfrz_lightning.engine.second_look import FROM, LEAST, SHARE, SecondLook, held_front, look_length, to_release
+from smartfrz_lightning.engine.probed_start import LONGEST
+from smartfrz_lightning.engine.second_look import (
+    FROM,
+    LEAST,
+    LIKELY,
+    SHARE,
+    SecondLook,
+    held_front,
+    how_much_stays,
+    likely_part,
+    look_length,
+)
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.trainer import drawing_again, one_step_earlier, random_states
 from smartfrz_lightning.report.timeline import Look
@@ -34,13 +44,15 @@ _Second = SecondLook[LightningModule]
 class LookBeside:
     """After a tenth of the run, train a copy of the module with its front released, beside it, for a tenth of the run.
 
-    Unless the copy's loss is clearly the higher one in the second half of that, the module goes on as the copy, and
-    everything trains; otherwise the copy is dropped, and the run is, to the last bit, one in which nobody looked. A
-    module of which no copy can be trained (manual optimization, sharded parameters, compiled code) keeps its front.
+    If the copy's loss is clearly the higher one in the second half of that, the copy is dropped, and the run is, to the
+    last bit, one in which nobody looked. If it is only somewhat higher, the part of the front that was likely harmless
+    from the start stays. Otherwise the module goes on as the copy, and everything trains. Of a module of which no copy
+    can be trained (manual optimization, sharded parameters, compiled code) the likely part stays.
 
     Args:
         trainer: Trains the module.
         engine: Holds its front.
+        likely: The likelihood of no harm that a part of the front needs which nobody has looked at.
         state: Of :meth:`state_dict`, in a run that goes on.
 
     Attributes:
@@ -58,8 +70,11 @@ class LookBeside:
         False
     """
 
-    def __init__(self, trainer: Trainer, engine: Freezer, state: dict[str, Any] | None = None) -> None:
-        self._trainer, self._engine = trainer, engine
+    def __init__(
+        self, trainer: Trainer, engine: Freezer, likely: float = LIKELY, state: dict[str, Any] | None = None
+    ) -> None:
+        self._trainer, self._engine, self._likely = trainer, engine, likely
+        self._unchecked = bool(state and state.get("unchecked"))
         self.over = bool(state and state["over"])
         self._state: dict[str, Any] | None = state["look"] if state else None
         self._look: _Second | None = None
@@ -70,9 +85,13 @@ class LookBeside:
 
     @property
     def _whole(self) -> float:
-        """Steps of the run; as many as a probe of the most steps belongs to, if nobody knows."""
-        run = self._engine.run
-        return run.steps / run.progress if run.progress else PROBE_MOST / PROBE_SHARE
+        total = self._engine.run.total_steps
+        return LONGEST if total == math.inf else total
+
+    @property
+    def _sure(self) -> list[float]:
+        start = self._engine.timeline.start
+        return [start.sure[layer.name] for layer in self._front] if start else []
 
     @property
     def _front(self) -> list[Layer]:
@@ -103,18 +122,17 @@ class LookBeside:
         """The module's optimizer is about to step."""
         self._stepped = True
         if self._look is not None and not self._look.follow(optimizer):
-            self._look = None
             self._give_up("its optimizer got other parameters meanwhile")
 
     def after_batch(self, module: LightningModule, outputs: Any, batch_idx: int) -> None:
         """The module has seen a batch, and what watched it is gone."""
-        if self.over or self._look is None:
-            return
-        if not self._front:  # somebody thawed it
+        if self._look is not None and not self._front:  # somebody thawed it
             self._look, self.over = None, True
-            return
-        if self._train(self._look, module, outputs, batch_idx) and self._look.done:
+        if self._look is not None and self._train(self._look, module, outputs, batch_idx) and self._look.done:
             self._decide(self._look, module)
+        if self._unchecked and self._stepped:  # not while gradients accumulate
+            self._unchecked = False
+            self._keep(likely_part(self._sure, self._likely))
 
     def _begin(self, module: LightningModule) -> None:
         run, whole = self._engine.run, self._whole
@@ -124,7 +142,8 @@ class LookBeside:
         left = 1 - FROM - SHARE
         saves = self._engine.processes.agree(self._saves)  # by the first batch of each process
         if not self._front or steps < LEAST or (run.progress or 0.0) > left or saves * left < steps / whole:
-            self.over = True  # there is nothing to see, or no time for it, or it would cost more than the front saves
+            # There is nothing to see, or no time for it, or it would cost more than the front saves.
+            self.over = self._unchecked = True
         elif why := why_not(self._trainer, module):
             self._give_up(why)
         elif not self._room(module):
@@ -155,11 +174,18 @@ class LookBeside:
         return self._trainer.strategy.reduce_boolean_decision(not why, all=True)
 
     def _give_up(self, why: str) -> None:
-        self.over = True
+        self._look, self.over, self._unchecked = None, True, True
         rank_zero_warn(
-            f"no second look at the front that is held, as a copy of the model cannot be trained beside it: {why}. It "
-            "stays held, as the probe said"
+            f"no second look at the front that is held, as a copy of the model cannot be trained beside it: {why}. As "
+            f"much of it stays held as does no harm with a likelihood of {self._likely:g}, by the probe"
         )
+
+    def _keep(self, layers: int) -> int:
+        """So many layers of the front stay; how many train again."""
+        front = self._front[layers:]
+        if front:
+            self._engine.change(thaw_now=[layer.name for layer in front])
+        return len(front)
 
     def _train(self, look: _Second, module: LightningModule, outputs: Any, batch_idx: int) -> bool:
         """The copy sees the batch; whether it could. Nothing that fails in it may fail the training."""
@@ -180,7 +206,6 @@ class LookBeside:
             if not look.done:  # that of the module is yet to come
                 well = self._all_well(why := self._end(look, own, batch, batch_idx))
         if not well:
-            self._look = None
             self._give_up(f"its training step fails ({why or 'on another process'})")
         return well
 
@@ -205,17 +230,17 @@ class LookBeside:
     def _decide(self, look: _Second, module: LightningModule) -> None:
         told = torch.tensor([look.gain, look.error], device=module.device)
         gain, error = self._engine.processes.agree(self._trainer.strategy.reduce(told, reduce_op="mean").tolist())
-        front, steps, released = self._front, self._engine.timeline.steps, to_release(gain, error)
-        self._engine.timeline.look = Look(steps - look.steps, look.steps, gain, error, released)
         self._look, self._scaler, self._batch, self.over = None, None, None, True
-        if released:
-            self._engine.change(thaw_now=[layer.name for layer in front])
+        stays, steps = how_much_stays(self._sure, gain, error, self._likely), self._engine.timeline.steps
+        released = self._keep(stays)
+        self._engine.timeline.look = Look(steps - look.steps, look.steps, gain, error, stays, released)
+        if not stays:
             look.hand_over(module, self._engine.run.optimizers[0])
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         look = self._state if self._look is None else self._look.state_dict()
-        return {"over": self.over, "look": look}
+        return {"over": self.over, "unchecked": self._unchecked, "look": look}
 
 
 def _said(error: Exception) -> str:

@@ -8,11 +8,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from smartfrz_lightning.callbacks.copied_step import why_not
 from smartfrz_lightning.callbacks.look_beside import LookBeside
 from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.engine.method import Decision
 from smartfrz_lightning.engine.probed_start import LEAST, ProbedStart
 from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.engine.second_look import EVEN, LIKELY
 from smartfrz_lightning.predictor.inference import FreezeConfidence
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import load_predictor
@@ -120,7 +122,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         self.start_with, self.probe_steps, self.save = start, probe_steps, save
         self.second_look = second_look
         self.predictor = predictor
-        self.threshold = threshold if threshold is not None else 0.8 if probes else 0.9
+        self.threshold = threshold if threshold is not None or probes else 0.9
         self._network = network
         self._start_predictor = StartPredictor.load(predictor) if probes else None
         if network is not None and self.window != network.window:
@@ -133,7 +135,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         self._look: LookBeside | None = None
         self._look_state: dict[str, Any] | None = None
         if self._start_predictor is not None:
-            how = (self.threshold, self.save, self.probe_steps, self.sample_size, self.seed)
+            threshold = LIKELY if self.threshold is None else self.threshold
+            how = (threshold, self.save, self.probe_steps, self.sample_size, self.seed)
             self._probe = ProbedStart(self._start_predictor, *how)
 
     def start(self, run: TrainingRun) -> None:
@@ -166,7 +169,11 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self._probe is not None and self.save is None and self.second_look:
-            self._look = LookBeside(trainer, self._engine, self._look_state if trainer.global_step else None)
+            likely = LIKELY if self.threshold is None else self.threshold
+            state = self._look_state if trainer.global_step else None
+            self._look = LookBeside(trainer, self._engine, likely, state)
+            if self.threshold is None and not why_not(trainer, pl_module):
+                self._probe.threshold = EVEN
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._look is not None:

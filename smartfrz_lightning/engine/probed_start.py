@@ -1,6 +1,5 @@
 """ProbedStart: a probe in the first steps of a run, and which front is held after it."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,9 @@ from smartfrz_lightning.report.timeline import Start
 
 SHARE, MOST, LEAST = 0.02, 30, 2
 """A probe's length: a share of the run, the most steps, and the least that tell anything."""
+
+LONGEST = MOST / SHARE
+"""Steps of the run from which on its probe is no longer; a run without a known length counts as one of them."""
 
 _OVERFLOWS = 10  # steps more, where gradients were not finite
 
@@ -37,7 +39,8 @@ class ProbedStart:
 
     Args:
         predictor: Says how likely it does no harm to hold a front.
-        threshold: Hold the front that saves most among those for which this likelihood is reached, 0 to 1.
+        threshold: Hold the front that saves most among those for which this likelihood is reached, 0 to 1. It may be
+            set until the probe ends.
         save: Instead: hold the front that does most likely no harm among those that save this share of a step's FLOPs.
         steps: Length of the probe; by default :func:`probe_length` of the run.
         sample_size: Watched weights a layer.
@@ -59,7 +62,7 @@ class ProbedStart:
         sample_size: int = 1024,
         seed: int = 0,
     ) -> None:
-        self._predictor, self._threshold, self._save, self._steps = predictor, threshold, save, steps
+        self._predictor, self.threshold, self._save, self._steps = predictor, threshold, save, steps
         self._sample_size, self._seed = sample_size, seed
         self._probe: Probe | None = None
 
@@ -109,11 +112,11 @@ class ProbedStart:
             self.give_up("the optimizer steps with a closure, whose gradients are not seen in this loop")
             return False
         self._probe.step_done()
-        whole = run.timeline.steps / run.progress if run.progress else math.inf
+        whole = run.total_steps
         steps = probe_length(whole) if self._steps is None else self._steps
         if self._probe.steps < LEAST <= steps:  # gradients of the first steps overflow under AMP
             steps += _OVERFLOWS
-        if run.timeline.steps < steps:
+        if run.steps < steps:
             return False
         shift = self._probe.shift()
         self._probe.put_back()
@@ -150,12 +153,12 @@ class ProbedStart:
             flops_when_frozen(run.timeline.costs, full, names[: depth + 1]).total / full.total
             for depth in range(len(names))
         ]
-        steps = min(whole, MOST / SHARE)  # of a run without a known length only this much is known
+        steps = min(whole, LONGEST)  # of a run without a known length only this much is known
         inputs = start_inputs(gradients, weights, torch.tensor(costs), torch.tensor(sizes), steps, shift)
         sure = self._predictor(inputs).sigmoid().tolist()
         start.profile = dict(zip(names, relative_gradients(gradients, weights).tolist(), strict=True))
         start.sure = dict(zip(names, sure, strict=True))
-        start.held = names[: choose_front(costs, sure, self._threshold, self._save)]
+        start.held = names[: choose_front(costs, sure, self.threshold, self._save)]
         return start
 
     def state_dict(self) -> dict[str, Any]:

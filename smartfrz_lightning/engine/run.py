@@ -98,6 +98,18 @@ class TrainingRun:
                 found[layer.name] = max(rates)
         return found
 
+    @property
+    def total_steps(self) -> float:
+        """Steps of the whole run, going by those that are done; ``inf`` where its length is not known, or none is done.
+
+        Example:
+            >>> from smartfrz_lightning.engine import TrainingRun
+            >>> from torch import nn
+            >>> TrainingRun(nn.Identity(), steps=50, progress=0.25).total_steps
+            200.0
+        """
+        return self.steps / self.progress if self.progress else math.inf
+
     def passed(self, batches: float) -> bool:
         """Whether the latest step came to or passed a multiple of so many batches.
 

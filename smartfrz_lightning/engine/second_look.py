@@ -16,6 +16,12 @@ Model = TypeVar("Model", bound=nn.Module)
 FROM, SHARE, MOST, LEAST = 0.1, 0.1, 50, 10
 """When it begins and how long it takes, as shares of the run, the most steps, and the least that tell anything."""
 
+FIRM, SOME = 1.5, 0.5
+"""Standard errors by which the loss with everything training is to be higher for all of a front to stay, or a part."""
+
+EVEN, LIKELY = 0.5, 0.8
+"""Likelihoods of no harm at which a front is held: if it is looked at again, and if it is not."""
+
 
 def look_length(steps: float) -> int:
     """Steps of a second look in a run: a tenth of it, but at most 50.
@@ -177,19 +183,42 @@ class SecondLook(Generic[Model]):
         self._differences = list(state["differences"])
 
 
-def to_release(gain: float, error: float) -> bool:
-    """Whether everything is to train: unless its loss was clearly the higher one.
+def how_much_stays(
+    sure: Sequence[float], gain: float, error: float, likely: float = LIKELY, firm: float = FIRM, some: float = SOME
+) -> int:
+    """How many layers of a held front go on being held.
+
+    All of them if the loss with everything training was clearly the higher one; those up to which holding was likely
+    harmless from the start, if it was somewhat higher; otherwise none.
 
     Args:
+        sure: How likely it does no harm to hold the first layer, the first two, and so on.
         gain: How much lower the loss was with everything training.
         error: The standard error of that.
+        likely: From which likelihood on a front counts as harmless.
+        firm: Standard errors that are clearly.
+        some: Standard errors that are somewhat.
 
     Example:
-        >>> from smartfrz_lightning.engine.second_look import to_release
-        >>> to_release(0.05, 0.01), to_release(-0.005, 0.01), to_release(-0.05, 0.01)
-        (True, True, False)
+        >>> from smartfrz_lightning.engine.second_look import how_much_stays
+        >>> sure = [0.9, 0.85, 0.6]
+        >>> [how_much_stays(sure, gain, error=0.01) for gain in (-0.02, -0.01, 0.0, 0.02)]
+        [3, 2, 0, 0]
     """
-    return gain + error > 0
+    if gain + firm * error <= 0:
+        return len(sure)
+    return likely_part(sure, likely) if gain + some * error <= 0 else 0
+
+
+def likely_part(sure: Sequence[float], likely: float = LIKELY) -> int:
+    """How many layers of a front make the longest one that is likely harmless.
+
+    Example:
+        >>> from smartfrz_lightning.engine.second_look import likely_part
+        >>> likely_part([0.9, 0.7, 0.85, 0.6]), likely_part([0.6])
+        (3, 0)
+    """
+    return max((number for number, share in enumerate(sure, 1) if share >= likely), default=0)
 
 
 def held_front(layers: Sequence[Layer], held: Collection[str], frozen: Collection[str]) -> list[Layer]:

@@ -9,9 +9,12 @@ Started again, it goes on with the cases that are missing. Needs the extra ``ben
 
 import copy
 import json
+import math
 import random
+import statistics
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,16 @@ from torch import Tensor
 from smartfrz_lightning.cost.flops import StepFlopCounter
 from smartfrz_lightning.cost.layer_flops import flops_when_frozen, layer_flops
 from smartfrz_lightning.engine.probed_start import LEAST, choose_front, probe_length
-from smartfrz_lightning.engine.second_look import FROM, SecondLook, look_length, to_release
+from smartfrz_lightning.engine.second_look import (
+    EVEN,
+    FIRM,
+    FROM,
+    LIKELY,
+    SOME,
+    SecondLook,
+    how_much_stays,
+    look_length,
+)
 from smartfrz_lightning.engine.stillness import Stillness
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.history.sampling import WeightSampler
@@ -51,8 +63,14 @@ from smartfrz_lightning.outcomes.training import (
 from smartfrz_lightning.predictor.start import SHIPPED_START, StartPredictor
 from smartfrz_lightning.predictor.start_inputs import start_inputs
 
-DEPTHS, SHORTENED, THRESHOLDS = (0.4, 0.6, 0.8), (0.5, 0.7), (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of the fronts, as shares of the layers before the head; of shortened runs; of the likelihood of no harm."""
+DEPTHS, SHORTENED = (0.4, 0.6, 0.8), (0.5, 0.7)
+"""Of the fronts, as shares of the layers before the head; of shortened runs."""
+
+RULES = [(EVEN, firm, some) for firm in (1.0, 1.5, 2.0, 3.0) for some in (0.0, 0.5, 1.0) if some <= firm]
+RULES += [(LIKELY, some, some) for some in (0.0, 0.5, 1.0)]
+"""Likelihood from which on a front is held, and the standard errors by which it stays."""
+
+EDGES = (-1, 0, 0.5, 1, 1.5, 2, 3)
 
 
 def look_at(case: Case, net: torch.nn.Module, front: list, data: Images, moment: Moment, steps: int) -> SecondLook:
@@ -138,7 +156,7 @@ def look_again(case: Case, data: str | Path, weights: str | Path) -> dict[str, A
         front = {"depth": depth, "cost": costs[depth - 1], "accuracy": finished(), "released": None}
         look = look_at(case, net, layers[:depth], train_set, moment, look_length(case.steps))
         front |= {"gain": look.gain, "error": look.error}
-        if to_release(look.gain, look.error):
+        if look.gain + look.error > 0:  # by far most of what any rule would release
             state = copy.deepcopy(look.model.state_dict()), look.optimizer.state_dict()
             train(case, net, train_set, moment=Moment(moment.step + look.steps, *state))
             front["released"] = finished()
@@ -166,29 +184,23 @@ def _probed(case: Case, net: torch.nn.Module, layers: list[Layer], data: Images)
 
 
 def judged(cases: list[dict[str, Any]]) -> Table:
-    """What the rule of the second look would have done with each front, by network.
+    """What became of the fronts, by how the copy's loss compared with that of the model, in standard errors.
 
     Example:
         >>> from smartfrz_lightning.outcomes.look_again import judged
         >>> fronts = [{"depth": 4, "accuracy": 76.0, "gain": 0.05, "error": 0.01}]
         >>> judged([{"case": {"network": "vgg8", "weights": "own"}, "full": 80.0, "fronts": fronts}]).row_count
-        2
+        1
     """
-    table = Table("network", "fronts", "harmful, of these released", "harmless, of these kept", "kept: vs full, points")
-    kinds = sorted({case["case"]["network"] for case in cases})
-    for kind in [*kinds, "all"]:
-        rows = [
-            (front["accuracy"] - case["full"], to_release(front["gain"], front["error"]))
-            for case in cases
-            for front in case["fronts"]
-            if kind in (case["case"]["network"], "all")
-        ]
-        harmful = [released for points, released in rows if points < -HARMLESS]
-        harmless = [not released for points, released in rows if points >= -HARMLESS]
-        kept = [points for points, released in rows if not released]
-        mean = f"{sum(kept) / len(kept):+.1f}, worst {min(kept):+.1f}" if kept else "–"
-        told = f"{sum(harmful)} of {len(harmful)}", f"{sum(harmless)} of {len(harmless)}"
-        table.add_row(kind, str(len(rows)), *told, mean)
+    table = Table("loss of the copy", "fronts", "harmless", "vs full, points, mean", "worst")
+    every = [(case, front) for case in cases for front in case["fronts"] if front["error"]]
+    rows = [(-front["gain"] / front["error"], front["accuracy"] - case["full"]) for case, front in every]
+    for low, high in pairwise((-math.inf, *EDGES, math.inf)):
+        points = [gained for higher, gained in rows if low <= higher < high]
+        if points:
+            harmless = statistics.fmean(one >= -HARMLESS for one in points)
+            cells = f"{low:+g} to {high:+g}", str(len(points)), f"{harmless:.0%}"
+            table.add_row(*cells, f"{statistics.fmean(points):+.1f}", f"{min(points):+.1f}")
     return table
 
 
@@ -198,31 +210,41 @@ class Ending:
 
     Attributes:
         held: Share of the layers that were held at the start.
-        released: Whether the second look let them go.
+        stays: Share of them that went on being held after the second look.
         points: Of accuracy above full training.
         flops: Relative to full training, without the probe, with the second look.
         above: Points above plain training that was shortened to the same FLOPs.
 
     Example:
         >>> from smartfrz_lightning.outcomes.look_again import Ending
-        >>> Ending(held=0.6, released=False, points=1.0, flops=0.65, above=4.0).released
-        False
+        >>> Ending(held=0.6, stays=0.6, points=1.0, flops=0.65, above=4.0).above
+        4.0
     """
 
     held: float
-    released: bool
+    stays: float
     points: float
     flops: float
     above: float
 
 
-def ending(case: dict[str, Any], predictor: StartPredictor, threshold: float) -> Ending:
+def ending(
+    case: dict[str, Any],
+    predictor: StartPredictor,
+    threshold: float = EVEN,
+    firm: float = FIRM,
+    some: float = SOME,
+) -> Ending:
     """What :class:`~smartfrz_lightning.SmartFreezeCallback` comes to, with the recorded fronts to choose from.
+
+    Where a part of a front stays, the end is taken from the run in which that part alone was held from the start.
 
     Args:
         case: As :func:`look_again` returns it.
         predictor: The start predictor.
         threshold: The least likelihood of no harm at which a front is held.
+        firm: See :func:`~smartfrz_lightning.engine.second_look.how_much_stays`.
+        some: The same.
 
     Example:
         >>> from smartfrz_lightning.outcomes.look_again import ending
@@ -230,53 +252,56 @@ def ending(case: dict[str, Any], predictor: StartPredictor, threshold: float) ->
         >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
         >>> case = {"case": {"steps": 200}, "full": 80.0, "shortened": {"0.5": 70.0, "0.7": 76.0}}
         >>> case |= {"inputs": [[0.0] * len(INPUTS)] * 2, "fronts": []}
-        >>> ending(case, StartPredictor.load(), threshold=1.0)
-        Ending(held=0.0, released=False, points=0.0, flops=1.0, above=0.0)
+        >>> ending(case, StartPredictor.load())
+        Ending(held=0.0, stays=0.0, points=0.0, flops=1.0, above=0.0)
     """
     sure = predictor(torch.tensor(case["inputs"])).sigmoid().tolist()
     fronts = case["fronts"]
-    held = choose_front([one["cost"] for one in fronts], [sure[one["depth"] - 1] for one in fronts], threshold)
+    likelihoods = [sure[one["depth"] - 1] for one in fronts]
+    held = choose_front([one["cost"] for one in fronts], likelihoods, threshold)
     if not held:
-        return Ending(0.0, False, 0.0, 1.0, 0.0)
+        return Ending(0.0, 0.0, 0.0, 1.0, 0.0)
     front, steps = fronts[held - 1], case["case"]["steps"]
     looking = look_length(steps) / steps
-    released = to_release(front["gain"], front["error"])
-    spent, accuracy = front["cost"] + looking, front["accuracy"]
-    if released:
-        spent, accuracy = (FROM + looking) * front["cost"] + 1 - FROM, front["released"]
+    stays = how_much_stays(likelihoods[:held], front["gain"], front["error"], firm=firm, some=some)
+    spent = FROM * front["cost"] + looking * (1 + front["cost"])
+    spent += (1 - FROM - looking) * (fronts[stays - 1]["cost"] if stays else 1.0)
+    released = front["released"] if front["released"] is not None else case["full"]
+    accuracy = fronts[stays - 1]["accuracy"] if stays else released
     plain = sorted([(float(share), one) for share, one in case["shortened"].items()] + [(1.0, case["full"])])
     at, curve = zip(*plain, strict=True)
     frontier = float(np.interp(spent, at, np.maximum.accumulate(curve)))
-    return Ending(front["depth"] / len(sure), released, accuracy - case["full"], spent, accuracy - frontier)
+    kept = fronts[stays - 1]["depth"] if stays else 0
+    return Ending(front["depth"] / len(sure), kept / len(sure), accuracy - case["full"], spent, accuracy - frontier)
 
 
-def thresholds(cases: list[dict[str, Any]], predictor: StartPredictor) -> Table:
-    """How the cases end at several thresholds.
+def endings(cases: list[dict[str, Any]], predictor: StartPredictor) -> Table:
+    """How the cases end by several rules.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.look_again import thresholds
+        >>> from smartfrz_lightning.outcomes.look_again import RULES, endings
         >>> from smartfrz_lightning.predictor.start import StartPredictor
         >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
         >>> case = {"case": {"steps": 200}, "full": 80.0, "shortened": {"0.5": 70.0, "0.7": 76.0}}
         >>> case |= {"inputs": [[0.0] * len(INPUTS)] * 2, "fronts": []}
-        >>> thresholds([case, case], StartPredictor.load()).row_count
-        5
+        >>> endings([case, case], StartPredictor.load()).row_count == len(RULES)
+        True
     """
-    table = Table(
-        "threshold", "held", "released", "vs full, points", "worst", "2 points lost", "FLOPs", "above the frontier"
-    )
-    for threshold in THRESHOLDS:
-        endings = [ending(case, predictor, threshold) for case in cases]
-        points = [one.points for one in endings]
+    columns = "held from", "firm", "some", "all stays", "a part", "none", "vs full, points", "worst", "lost 2 points"
+    table = Table(*columns, "FLOPs", "above the frontier")
+    for threshold, firm, some in RULES:
+        found = [ending(case, predictor, threshold, firm, some) for case in cases]
+        points, held = [one.points for one in found], [one for one in found if one.held]
         table.add_row(
-            f"{threshold:g}",
-            str(sum(one.held > 0 for one in endings)),
-            str(sum(one.released for one in endings)),
+            *(f"{value:g}" for value in (threshold, firm, some)),
+            str(sum(one.stays == one.held for one in held)),
+            str(sum(0 < one.stays < one.held for one in held)),
+            str(sum(not one.stays for one in held)),
             "{:+.1f} ± {:.1f}".format(*interval(points)),
             f"{min(points):+.1f}",
             str(sum(one < -HARMLESS for one in points)),
-            f"{sum(one.flops for one in endings) / len(endings):.2f}",
-            "{:+.1f} ± {:.1f}".format(*interval([one.above for one in endings])),
+            f"{sum(one.flops for one in found) / len(found):.2f}",
+            "{:+.1f} ± {:.1f}".format(*interval([one.above for one in found])),
         )
     return table
 
@@ -311,7 +336,7 @@ def main(
     if judge:
         recorded = [json.loads(line) for line in Path(judge).read_text().splitlines()]
         console.print(judged(recorded))
-        console.print(thresholds(recorded, StartPredictor.load(predictor or SHIPPED_START)))
+        console.print(endings(recorded, StartPredictor.load(predictor or SHIPPED_START)))
         return
     if cases is None:
         raise ValueError("cases=None: give a file of cases, such as configs/outcomes/images.yaml, or --judge")

@@ -117,12 +117,16 @@ def look_line(look: Look) -> str:
     Example:
         >>> from smartfrz_lightning.report.show import look_line
         >>> from smartfrz_lightning.report.timeline import Look
-        >>> look_line(Look(step=50, steps=25, gain=-0.02, error=0.01, released=False))
+        >>> look_line(Look(step=50, steps=25, gain=-0.02, error=0.01, stays=12, released=0))
         'second look, steps 50 to 75: a copy that trained everything had a loss 0.02 ± 0.01 higher: the front stays'
-        >>> look_line(Look(step=50, steps=25, gain=0.1, error=0.02, released=True))
+        >>> look_line(Look(step=50, steps=25, gain=-0.02, error=0.02, stays=8, released=4)).rpartition(": ")[2]
+        'the first 8 of 12 layers stay'
+        >>> look_line(Look(step=50, steps=25, gain=0.1, error=0.02, stays=0, released=12))
         'second look, steps 50 to 75: a copy that trained everything had a loss 0.1 ± 0.02 lower: it took over'
     """
-    side, so = "lower" if look.gain > 0 else "higher", "it took over" if look.released else "the front stays"
+    side, so = "lower" if look.gain > 0 else "higher", "the front stays"
+    if look.released:
+        so = f"the first {look.stays} of {look.stays + look.released} layers stay" if look.stays else "it took over"
     return (
         f"second look, steps {look.step} to {look.step + look.steps}: a copy that trained everything had a loss "
         f"{abs(look.gain):.2g} ± {look.error:.2g} {side}: {so}"
@@ -179,7 +183,7 @@ def nothing_saved(timeline: Timeline) -> str:
         return ""
     if not timeline.layers:
         return "no training step was completed, so no layer was found."
-    if timeline.look and timeline.look.released:
+    if timeline.look and timeline.look.released and not timeline.frozen:
         return (
             "the front that was held came back, and the second look cost more than it had saved. On this task train "
             "everything, without this callback."

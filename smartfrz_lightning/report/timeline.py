@@ -133,19 +133,21 @@ class Look:
         steps: Steps that it took.
         gain: How much lower the loss of the copy was, on average over the second half of these steps.
         error: The standard error of that.
-        released: Whether the model went on as the copy.
+        stays: How many layers of the front stayed held; if none did, the model went on as the copy.
+        released: How many train again.
 
     Example:
         >>> from smartfrz_lightning.report.timeline import Look
-        >>> Look(step=50, steps=25, gain=-0.02, error=0.01, released=False).released
-        False
+        >>> Look(step=50, steps=25, gain=-0.02, error=0.01, stays=12, released=0).stays
+        12
     """
 
     step: int
     steps: int
     gain: float
     error: float
-    released: bool
+    stays: int
+    released: int
 
 
 @dataclass

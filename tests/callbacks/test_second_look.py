@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from smartfrz_lightning import SmartFreezeCallback
 from smartfrz_lightning.callbacks import look_beside, smart
+from smartfrz_lightning.engine.second_look import SecondLook
 from smartfrz_lightning.report.show import timeline_table
 
 EPOCHS = 15  # of 8 batches: 120 steps, of which the look takes 12 to 24
@@ -26,8 +27,18 @@ def looking(monkeypatch, release=None, **how):
     """A callback that holds a front, looks again, and then does what it saw, or what it is told."""
     monkeypatch.setattr(smart.StartPredictor, "load", lambda path: Sure(gentle=True))
     if release is not None:
-        monkeypatch.setattr(look_beside, "to_release", lambda gain, error: release)
+        stays = (lambda sure, *_: 0) if release else (lambda sure, *_: len(sure))
+        monkeypatch.setattr(look_beside, "how_much_stays", stays)
     return SmartFreezeCallback(**how)
+
+
+def half_sure(monkeypatch, stays=None, **how):
+    """A callback whose predictor is sure of the first layer and gives the second a little more than even chances."""
+    freezer = looking(monkeypatch, **how)
+    freezer._start_predictor.forward = lambda inputs: torch.where(inputs[:, 0] < 0.4, 3.0, 5.5 - 7.5 * inputs[:, 0])
+    if stays is not None:
+        monkeypatch.setattr(look_beside, "how_much_stays", lambda sure, *_: stays)
+    return freezer
 
 
 def same(one, other):
@@ -90,7 +101,7 @@ def test_a_copy_that_is_dropped_leaves_no_trace(make_trainer, monkeypatch, train
     assert trained.callback_metrics["accuracy"] == without.callback_metrics["accuracy"]
     assert freezer.frozen == blind.frozen == HELD
     look = freezer.timeline.look
-    assert (look.step, look.steps, look.released) == (12, 12, False) and look.gain != 0 and look.error > 0
+    assert (look.step, look.steps, look.stays, look.released) == (12, 12, 2, 0) and look.gain != 0 and look.error > 0
     assert blind.timeline.look is None
     dearer = freezer.timeline.spent.total - blind.timeline.spent.total
     assert dearer == pytest.approx(0.1 * freezer.timeline.full.total, rel=0.03)  # batches of five and of eight
@@ -122,6 +133,53 @@ def test_a_copy_that_takes_over_is_the_model_released_before(make_trainer, monke
     batches = 24 * TRAINERS[trainer].get("accumulate_grad_batches", 1)
     assert model.losses[batches:] == other.losses[batches:] and model.losses != other.losses
     assert [event.step for event in freezer.timeline.events] == [2, 2, 24, 24]
+
+
+def test_a_part_of_the_front_stays_and_the_model_goes_on_without_the_copy(make_trainer, monkeypatch):
+    class ByHand(SmartFreezeCallback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            if self.timeline.steps == 24:
+                self._engine.change(thaw_now=["net.4"])
+
+    def fit(freezer):
+        torch.manual_seed(3)
+        model = Counting(mlp(), OPTIMIZERS["adamw"])
+        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+        return model, freezer
+
+    model, freezer = fit(half_sure(monkeypatch, stays=1))
+    other, by_hand = fit(ByHand(second_look=False, threshold=0.5))
+    assert by_hand.timeline.start.held == HELD and freezer.frozen == by_hand.frozen == ["net.0"]
+    assert same(model, other) and model.losses == other.losses
+    look = freezer.timeline.look
+    assert (look.stays, look.released) == (1, 1)
+    said = str(timeline_table(freezer.timeline).renderables[-1])
+    assert "the first 1 of 2 layers stay" in said and "without this callback" not in said
+
+
+def test_as_much_is_held_as_a_look_can_check(make_trainer, monkeypatch):
+    def held(**how):
+        freezer = half_sure(monkeypatch, **how)
+        make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(mlp()))
+        return freezer.timeline.start.held
+
+    assert held() == HELD
+    assert held(second_look=False) == held(threshold=0.8) == HELD[:1]
+    assert held(threshold=0.55, second_look=False) == HELD and held(threshold=0.97) == []
+
+
+def test_how_much_stays_goes_by_the_look_and_by_the_probe(make_trainer, monkeypatch):
+    for gain, left in ((-0.2, HELD), (-0.1, HELD[:1]), (0.0, [])):
+        monkeypatch.setattr(SecondLook, "gain", gain)
+        monkeypatch.setattr(SecondLook, "error", 0.1)
+        freezer = half_sure(monkeypatch)
+        make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(mlp()))
+        assert freezer.frozen == left
+    freezer = half_sure(monkeypatch, threshold=0.55)  # the user's own, for what nobody looks at too
+    monkeypatch.setattr(SecondLook, "gain", -0.1)
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(mlp()))
+    assert freezer.frozen == HELD
 
 
 def test_a_front_that_holds_the_network_back_is_released(make_trainer, monkeypatch):
@@ -162,13 +220,13 @@ def test_a_grad_scaler_of_its_own(make_trainer, monkeypatch):
     assert freezer.timeline.look and model.losses == other.losses and same(model, other)
 
 
-@pytest.mark.parametrize("release", [True, False])
-def test_resumed_in_the_middle_of_a_look(make_trainer, monkeypatch, tmp_path, release):
+@pytest.mark.parametrize("stays", [0, 1, 2])
+def test_resumed_in_the_middle_of_a_look(make_trainer, monkeypatch, tmp_path, stays):
     def fit(*callbacks, ckpt_path=None):
         torch.manual_seed(5)
         net = mlp()
         net[3].p = 0.0
-        model, freezer = InOrder(net, OPTIMIZERS["adamw"]), looking(monkeypatch, release=release)
+        model, freezer = InOrder(net, OPTIMIZERS["adamw"]), half_sure(monkeypatch, stays)
         made = make_trainer(freezer, *callbacks, max_epochs=EPOCHS, enable_checkpointing=True)
         made.fit(model, ckpt_path=ckpt_path)
         return model, freezer
@@ -249,10 +307,20 @@ def test_what_goes_wrong_with_a_copy_does_not_touch_the_model(make_trainer, monk
         make_trainer(freezer, max_epochs=EPOCHS * accumulate, accumulate_grad_batches=accumulate).fit(model)
         return model, freezer
 
-    with pytest.warns(UserWarning, match=f"no second look .*{MISHAPS[kind]}.*stays held"):
+    with pytest.warns(UserWarning, match=f"no second look .*{MISHAPS[kind]}.*by the probe"):
         model, freezer = fit()
     other, _ = fit(second_look=False)
     assert same(model, other) and freezer.timeline.look is None and freezer.frozen == HELD
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", [Holding, Failing, Growing])
+def test_what_no_look_has_checked_comes_back(make_trainer, monkeypatch, kind, accumulate):
+    freezer = half_sure(monkeypatch)
+    trainer = make_trainer(freezer, max_epochs=EPOCHS * accumulate, accumulate_grad_batches=accumulate)
+    with pytest.warns(UserWarning, match="no second look .* likelihood of 0.8, by the probe"):
+        trainer.fit(kind(mlp()))
+    assert freezer.timeline.start.held == HELD and freezer.frozen == HELD[:1] and freezer.timeline.look is None
 
 
 def test_a_copy_moves_no_schedule_and_hands_over_nothing_that_it_did_not_move(make_trainer, monkeypatch):
@@ -321,7 +389,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_where_no_copy_can_be_trained_the_front_stays(make_trainer, monkeypatch, kind):
+def test_where_no_copy_can_be_trained_what_is_likely_harmless_stays(make_trainer, monkeypatch, kind):
     class Odd(InOrder):
         def __init__(self):
             super().__init__(mlp())
@@ -342,10 +410,12 @@ def test_where_no_copy_can_be_trained_the_front_stays(make_trainer, monkeypatch,
         Odd.backward = lambda self, loss, *_, **__: loss.backward()
     if kind == "memory":
         monkeypatch.setattr(look_beside, "has_room", lambda module, optimizer, full_step: False)
-    freezer = looking(monkeypatch, release=True)
-    with pytest.warns(UserWarning, match=f"no second look .* {REFUSED[kind]}.*stays held"):
+    freezer = half_sure(monkeypatch, stays=0)
+    with pytest.warns(UserWarning, match=f"no second look .* {REFUSED[kind]}.*by the probe"):
         make_trainer(freezer, max_epochs=EPOCHS).fit(Odd())
-    assert freezer.frozen == HELD and freezer.timeline.look is None
+    assert freezer.frozen == HELD[:1] and freezer.timeline.look is None
+    known_before = kind in ("manual optimization", "backward")
+    assert freezer.timeline.start.held == (HELD[:1] if known_before else HELD)
 
 
 def test_none_where_a_share_is_to_be_saved_in_a_short_run_or_where_little_or_nothing_is_held(make_trainer, monkeypatch):

@@ -113,7 +113,7 @@ def test_second_looks_go_on_where_they_were_stopped_and_are_judged(images, tmp_p
     assert all((front in released) == (front["released"] is not None) for case in recorded for front in case["fronts"])
     assert len(recorded[0]["inputs"]) == 7 and set(recorded[0]["shortened"]) == {"0.5", "0.7"}
     look_again(judge=where["output"])
-    assert "0.7" in capsys.readouterr().out  # a threshold
+    assert "1.5" in capsys.readouterr().out  # standard errors
     with pytest.raises(ValueError, match="cases=None: give a file"):
         look_again(**where)
 
@@ -128,12 +128,17 @@ def test_how_a_case_ends_is_what_the_choice_and_the_second_look_make_of_it():
     with torch.no_grad():  # sure of the first front by 0.88, of the second by 0.62
         predictor.score.weight.zero_()[0, 0] = -1.5
         predictor.score.bias.fill_(2.0)
-    kept, let_go = (ending(case, predictor, threshold) for threshold in (0.8, 0.6))
-    assert (kept.held, kept.released, kept.points) == (0.5, False, -1.0)
-    assert kept.flops == pytest.approx(0.8 + 20 / 200)  # the copy's steps count
-    assert kept.above == pytest.approx(79.0 - (76.0 + 4.0 * 0.2 / 0.3))
-    assert (let_go.held, let_go.released, let_go.points) == (1.0, True, 0.5)
-    assert let_go.flops == pytest.approx(0.2 * 0.6 + 0.1 + 0.8)  # held, the copy beside, then all of it
+    likely, all_of_it = ending(case, predictor, 0.8), ending(case, predictor)
+    assert (likely.held, likely.stays, likely.points) == (0.5, 0.5, -1.0)
+    assert likely.flops == pytest.approx(0.8 + 20 / 200)  # the copy's steps count
+    assert likely.above == pytest.approx(79.0 - (76.0 + 4.0 * 0.2 / 0.3))
+    assert (all_of_it.held, all_of_it.stays, all_of_it.points) == (1.0, 0.0, 0.5)
+    assert all_of_it.flops == pytest.approx(0.2 * 0.6 + 0.1 + 0.8)  # held, the copy beside, then all of it
+    high["gain"] = -0.01  # one standard error
+    part = ending(case, predictor)
+    assert (part.held, part.stays, part.points) == (1.0, 0.5, -1.0)
+    assert part.flops == pytest.approx(0.2 * 0.6 + 0.1 + 0.8 * 0.8)
+    assert ending(case, predictor, firm=1.0).points == -10.0
 
 
 def test_what_is_held_out_is_in_no_case():
