@@ -14,7 +14,7 @@ from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.engine.method import Decision
 from smartfrz_lightning.engine.probed_start import LEAST, ProbedStart
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.engine.second_look import EVEN, LIKELY
+from smartfrz_lightning.engine.second_look import CHECKED, LIKELY
 from smartfrz_lightning.predictor.inference import FreezeConfidence
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import load_predictor
@@ -38,9 +38,10 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     then says of each front (the first layer, the first two, ...) how likely it does no harm to hold it. The one that
     saves most, of those likely enough, is held; the head is put back, and training begins. After a tenth of the run a
     *second look* shows whether that was right: a copy of the model of which everything trains goes on beside it for a
-    while, in the same batches, and takes over unless its loss is clearly the higher one. Where no front is likely
-    enough, nothing is held, and the run is one without this callback, but for the probe. New layers in front of the
-    last one (a head of two layers) belong in ``exclude``: they are fronts like any other here.
+    while, in the same batches. If its loss is clearly the higher one, the front stays; if somewhat, the part of it that
+    was likely enough without a look; otherwise the copy takes over. Where no front is likely enough, nothing is held,
+    and the run is one without this callback, but for the probe. New layers in front of the last one (a head of two
+    layers) belong in ``exclude``: they are fronts like any other here.
 
     ``start="none"`` is the paper's method (Li et al., ICLR 2023): small snapshots of every active layer's weights are
     kept while training goes on. At each check a pretrained attention predictor looks at every layer's window and gives
@@ -56,19 +57,21 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     Args:
         predictor: Safetensors file of a predictor of the kind that ``start`` wants; a shipped one by default.
         threshold: How sure the predictor must be, between 0 and 1. With ``start="probe"`` that holding the front does
-            no harm: such a run ends at most 2 points of accuracy below full training; by default 0.8. With
-            ``start="none"`` that a layer is ready; by default 0.9. The paper takes the more likely of two decisions.
-            The shipped predictor of windows was trained with both labels weighted alike, though 7.6 % of its windows
-            say "freeze", so 0.5 is far less than an even chance; that is at 0.92.
+            no harm: such a run ends at most 2 points of accuracy below full training; by default 0.8, or 0.6 until a
+            second look. With ``start="none"`` that a layer is ready; by default 0.9. The paper takes the more likely of
+            two decisions. The shipped predictor of windows was trained with both labels weighted alike, though 7.6 % of
+            its windows say "freeze", so 0.5 is far less than an even chance; that is at 0.92.
         save: Save this share of the training computation, where it costs least: hold the front that does most likely no
             harm among those that save as much. In place of ``threshold``; for ``start="probe"``.
         start: ``"probe"`` or ``"none"``.
         probe_steps: Steps of the probe; by default 2 % of the run, but at most 30. Runs of less than 100 steps are not
             probed, and nothing is held in them.
         second_look: Whether to look again, after a tenth of the run, at the front that ``threshold`` chose: for a tenth
-            of the run, at most 50 steps, a copy of the model trains beside it, all of it. Unless the copy's loss is
-            clearly the higher one, the model goes on as the copy, and everything trains. Where that would cost more
-            than the front can save, nobody looks. ``False`` holds the front whatever comes, as ``save`` does.
+            of the run, at most 50 steps, a copy of the model trains beside it, all of it. If the copy's loss is higher
+            by 1.5 standard errors, the front stays; by 0.5, as much of it as the default ``threshold`` without a look,
+            or the one that was given, allows; otherwise the model goes on as the copy, and everything trains. Where
+            that would cost more than the front can save, nobody looks. ``False`` holds the front whatever comes, as
+            ``save`` does.
         window: For ``start="none"``: snapshots kept a layer; by default as many as the predictor was trained on.
         sample_size: Sampled weights a layer; that of the predictor.
         kwargs: Arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: what to exclude, the cache of the
@@ -173,7 +176,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             state = self._look_state if trainer.global_step else None
             self._look = LookBeside(trainer, self._engine, likely, state)
             if self.threshold is None and not why_not(trainer, pl_module):
-                self._probe.threshold = EVEN
+                self._probe.threshold = CHECKED
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._look is not None:

@@ -32,7 +32,7 @@ from smartfrz_lightning.cost.flops import StepFlopCounter
 from smartfrz_lightning.cost.layer_flops import flops_when_frozen, layer_flops
 from smartfrz_lightning.engine.probed_start import LEAST, choose_front, probe_length
 from smartfrz_lightning.engine.second_look import (
-    EVEN,
+    CHECKED,
     FIRM,
     FROM,
     LIKELY,
@@ -63,10 +63,10 @@ from smartfrz_lightning.outcomes.training import (
 from smartfrz_lightning.predictor.start import SHIPPED_START, StartPredictor
 from smartfrz_lightning.predictor.start_inputs import start_inputs
 
-DEPTHS, SHORTENED = (0.4, 0.6, 0.8), (0.5, 0.7)
+DEPTHS, SHORTENED = (0.4, 0.6, 0.8, 0.9), (0.5, 0.7)
 """Of the fronts, as shares of the layers before the head; of shortened runs."""
 
-RULES = [(EVEN, firm, some) for firm in (1.0, 1.5, 2.0, 3.0) for some in (0.0, 0.5, 1.0) if some <= firm]
+RULES = [(CHECKED, firm, some) for firm in (1.0, 1.5, 2.0, 3.0) for some in (0.0, 0.5, 1.0) if some <= firm]
 RULES += [(LIKELY, some, some) for some in (0.0, 0.5, 1.0)]
 """Likelihood from which on a front is held, and the standard errors by which it stays."""
 
@@ -231,7 +231,7 @@ class Ending:
 def ending(
     case: dict[str, Any],
     predictor: StartPredictor,
-    threshold: float = EVEN,
+    threshold: float = CHECKED,
     firm: float = FIRM,
     some: float = SOME,
 ) -> Ending:
