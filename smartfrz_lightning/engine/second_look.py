@@ -19,7 +19,7 @@ FROM, SHARE, MOST, LEAST = 0.1, 0.1, 50, 10
 FIRM, SOME = 1.5, 0.5
 """Standard errors by which the loss with everything training is to be higher for all of a front to stay, or a part."""
 
-CHECKED, LIKELY = 0.6, 0.8
+CHECKED, LIKELY = 0.65, 0.8
 """Likelihoods of no harm at which a front is held: if it is looked at again, and if it is not."""
 
 

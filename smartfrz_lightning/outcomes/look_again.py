@@ -63,7 +63,7 @@ from smartfrz_lightning.outcomes.training import (
 from smartfrz_lightning.predictor.start import SHIPPED_START, StartPredictor
 from smartfrz_lightning.predictor.start_inputs import start_inputs
 
-DEPTHS, SHORTENED = (0.4, 0.6, 0.8, 0.9), (0.5, 0.7)
+DEPTHS, SHORTENED = (0.4, 0.6, 0.8, 0.85, 0.9), (0.5, 0.7)
 """Of the fronts, as shares of the layers before the head; of shortened runs."""
 
 RULES = [(CHECKED, firm, some) for firm in (1.0, 1.5, 2.0, 3.0) for some in (0.0, 0.5, 1.0) if some <= firm]

@@ -35,7 +35,7 @@ def looking(monkeypatch, release=None, **how):
 def half_sure(monkeypatch, stays=None, **how):
     """A callback whose predictor is sure of the first layer and finds the second more likely harmless than not."""
     freezer = looking(monkeypatch, **how)
-    freezer._start_predictor.forward = lambda inputs: torch.where(inputs[:, 0] < 0.4, 3.0, 5.8 - 7.5 * inputs[:, 0])
+    freezer._start_predictor.forward = lambda inputs: torch.where(inputs[:, 0] < 0.4, 3.0, 5.9 - 7.5 * inputs[:, 0])
     if stays is not None:
         monkeypatch.setattr(look_beside, "how_much_stays", lambda sure, *_: stays)
     return freezer
