@@ -66,7 +66,8 @@ from smartfrz_lightning.predictor.start_inputs import start_inputs
 DEPTHS, SHORTENED = (0.4, 0.6, 0.8, 0.85, 0.9), (0.5, 0.7)
 """Of the fronts, as shares of the layers before the head; of shortened runs."""
 
-RULES = [(CHECKED, firm, some) for firm in (1.0, 1.5, 2.0, 3.0) for some in (0.0, 0.5, 1.0) if some <= firm]
+RULES = [(threshold, FIRM, SOME) for threshold in (0.5, 0.6, CHECKED, 0.7)]
+RULES += [(CHECKED, firm, some) for firm, some in ((FIRM, 0.0), (FIRM, 1.0), (1.0, SOME), (2.0, SOME), (3.0, SOME))]
 RULES += [(LIKELY, some, some) for some in (0.0, 0.5, 1.0)]
 """Likelihood from which on a front is held, and the standard errors by which it stays."""
 
