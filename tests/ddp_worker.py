@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
 from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning.callbacks import look_beside
+from smartfrz_lightning.engine.second_look import how_much_stays
 
 
 def plain_net():
@@ -82,6 +84,7 @@ class Kill(Callback):
 
 
 def freezing(settings):
+    look_beside.how_much_stays = (lambda *_: settings["stays"]) if "stays" in settings else how_much_stays
     if "smart" in settings:
         return SmartFreezeCallback(**settings["smart"])
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))

@@ -32,6 +32,7 @@ from smartfrz_lightning.engine.second_look import (
     held_front,
     how_much_stays,
     likely_part,
+    look_begin,
     look_length,
 )
 from smartfrz_lightning.layers.layer import Layer
@@ -46,13 +47,15 @@ class LookBeside:
 
     If the copy's loss is clearly the higher one in the second half of that, the copy is dropped, and the run is, to the
     last bit, one in which nobody looked. If it is only somewhat higher, the part of the front that was likely harmless
-    from the start stays. Otherwise the module goes on as the copy, and everything trains. Of a module of which no copy
-    can be trained (manual optimization, sharded parameters, compiled code) the likely part stays.
+    from the start stays. Otherwise the module goes on as the copy, and everything trains. Where nobody looks (no copy
+    can be trained, as with manual optimization, sharded parameters or compiled code; too few steps; a front that saves
+    less than the look costs), the likely part stays, unless an earlier fit has looked.
 
     Args:
         trainer: Trains the module.
         engine: Holds its front.
         likely: The likelihood of no harm that a part of the front needs which nobody has looked at.
+        wanted: Whether to look at all; if not, the likely part stays.
         state: Of :meth:`state_dict`, in a run that goes on.
 
     Attributes:
@@ -71,9 +74,14 @@ class LookBeside:
     """
 
     def __init__(
-        self, trainer: Trainer, engine: Freezer, likely: float = LIKELY, state: dict[str, Any] | None = None
+        self,
+        trainer: Trainer,
+        engine: Freezer,
+        likely: float = LIKELY,
+        wanted: bool = True,
+        state: dict[str, Any] | None = None,
     ) -> None:
-        self._trainer, self._engine, self._likely = trainer, engine, likely
+        self._trainer, self._engine, self._likely, self._wanted = trainer, engine, likely, wanted
         self._unchecked = bool(state and state.get("unchecked"))
         self.over = bool(state and state["over"])
         self._state: dict[str, Any] | None = state["look"] if state else None
@@ -106,6 +114,8 @@ class LookBeside:
 
     def before_batch(self, module: LightningModule, batch: Any) -> None:
         """The module is about to see a batch; nothing in it is prepared for that yet."""
+        if not self._wanted and not self.over:
+            self._state, self.over, self._unchecked = None, True, True
         if self._state is not None:  # resumed
             state, self._state = self._state, None
             self._copy(module, state["steps"])
@@ -132,11 +142,15 @@ class LookBeside:
             self._decide(self._look, module)
         if self._unchecked and self._stepped:  # not while gradients accumulate
             self._unchecked = False
-            self._keep(likely_part(self._sure, self._likely))
+            if self._engine.timeline.look is None and (back := self._keep(likely_part(self._sure, self._likely))):
+                rank_zero_warn(
+                    f"{back} layers that were held train again: the probe says less than {self._likely:g} of holding "
+                    "them as well, and nobody has looked whether it does harm"
+                )
 
     def _begin(self, module: LightningModule) -> None:
         run, whole = self._engine.run, self._whole
-        if self._engine.timeline.start is None or run.steps < FROM * whole:
+        if self._engine.timeline.start is None or run.steps < look_begin(whole):
             return
         steps = look_length(whole)
         left = 1 - FROM - SHARE
@@ -182,10 +196,10 @@ class LookBeside:
 
     def _keep(self, layers: int) -> int:
         """So many layers of the front stay; how many train again."""
-        front = self._front[layers:]
-        if front:
-            self._engine.change(thaw_now=[layer.name for layer in front])
-        return len(front)
+        names = self._engine.processes.agree([layer.name for layer in self._front[layers:]])
+        if names:
+            self._engine.change(thaw_now=names)
+        return len(names)
 
     def _train(self, look: _Second, module: LightningModule, outputs: Any, batch_idx: int) -> bool:
         """The copy sees the batch; whether it could. Nothing that fails in it may fail the training."""

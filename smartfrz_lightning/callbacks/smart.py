@@ -14,7 +14,8 @@ from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.engine.method import Decision
 from smartfrz_lightning.engine.probed_start import LEAST, ProbedStart
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.engine.second_look import CHECKED, LIKELY
+from smartfrz_lightning.engine.second_look import CHECKED, LIKELY, look_length
+from smartfrz_lightning.engine.second_look import LEAST as LEAST_LOOK
 from smartfrz_lightning.predictor.inference import FreezeConfidence
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import load_predictor
@@ -136,6 +137,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         self._due = False  # a probe has just ended; what it says is to be done
         self._probe: ProbedStart | None = None
         self._look: LookBeside | None = None
+        self._can_look = False
         self._look_state: dict[str, Any] | None = None
         if self._start_predictor is not None:
             threshold = LIKELY if self.threshold is None else self.threshold
@@ -171,12 +173,13 @@ class SmartFreezeCallback(WindowedFreezingCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self._probe is not None and self.save is None and self.second_look:
+        if self._probe is None:
+            return
+        wanted, state = self.save is None and self.second_look, self._look_state if trainer.global_step else None
+        if wanted or (state and not state["over"]):
             likely = LIKELY if self.threshold is None else self.threshold
-            state = self._look_state if trainer.global_step else None
-            self._look = LookBeside(trainer, self._engine, likely, state)
-            if self.threshold is None and not why_not(trainer, pl_module):
-                self._probe.threshold = CHECKED
+            self._look = LookBeside(trainer, self._engine, likely, wanted, state)
+            self._can_look = wanted and not why_not(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._look is not None:
@@ -227,6 +230,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         if self._network is not None:
             super().step_done(run)
         elif self._probing:
+            if self.threshold is None and self._can_look and look_length(run.total_steps) >= LEAST_LOOK:
+                self._probing.threshold = CHECKED
             self._due = self._probing.step_done(run)
 
     def check_due(self, run: TrainingRun) -> bool:

@@ -120,7 +120,7 @@ class ProbedStart:
             return False
         shift = self._probe.shift()
         self._probe.put_back()
-        run.timeline.start = self._decide(run, self._probe, whole, shift)
+        run.timeline.start = run.agree(self._decide(run, self._probe, whole, shift))
         self._probe = None
         return True
 

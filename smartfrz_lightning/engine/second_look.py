@@ -1,6 +1,7 @@
 """SecondLook: a copy of a model trains everything beside it for a while, to see whether its held front costs it."""
 
 import copy
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -13,8 +14,11 @@ from smartfrz_lightning.layers.layer import Layer
 
 Model = TypeVar("Model", bound=nn.Module)
 
-FROM, SHARE, MOST, LEAST = 0.1, 0.1, 50, 10
-"""When it begins and how long it takes, as shares of the run, the most steps, and the least that tell anything."""
+FROM, LATEST = 0.1, 1000
+"""When it begins, as a share of the run, and at which step at the latest: many a long run is stopped early."""
+
+SHARE, MOST, LEAST = 0.1, 50, 10
+"""How long it takes, as a share of the run, the most steps, and the least that tell anything."""
 
 FIRM, SOME = 1.5, 0.5
 """Standard errors by which the loss with everything training is to be higher for all of a front to stay, or a part."""
@@ -32,6 +36,17 @@ def look_length(steps: float) -> int:
         (20, 50)
     """
     return int(min(MOST, SHARE * steps + 1e-6))
+
+
+def look_begin(steps: float) -> float:
+    """Steps of a run before its second look: a tenth, but at most 1,000.
+
+    Example:
+        >>> from smartfrz_lightning.engine.second_look import look_begin
+        >>> look_begin(200), look_begin(100_000)
+        (20.0, 1000)
+    """
+    return min(LATEST, FROM * steps)
 
 
 class SecondLook(Generic[Model]):
@@ -110,7 +125,11 @@ class SecondLook(Generic[Model]):
             stepped: Whether they moved in it.
         """
         if held is not None and released is not None:
-            self._differences.append((self.taken, float(held.detach()) - float(released.detach())))
+            own, copied = float(held.detach()), float(released.detach())
+            difference = own - copied
+            if math.isnan(difference):  # what breaks down is as bad as can be
+                difference = -math.inf if math.isfinite(own) else math.inf if math.isfinite(copied) else math.nan
+            self._differences.append((self.taken, difference))
         self.taken += stepped
 
     @property
@@ -187,8 +206,8 @@ def how_much_stays(
 ) -> int:
     """How many layers of a held front go on being held.
 
-    All of them if the loss with everything training was clearly the higher one; those up to which holding was likely
-    harmless from the start, if it was somewhat higher; otherwise none.
+    All of them if the loss with everything training was clearly the higher one, as where it grew without bounds; those
+    up to which holding was likely harmless from the start, if it was somewhat higher; otherwise none.
 
     Args:
         sure: How likely it does no harm to hold the first layer, the first two, and so on.
@@ -204,6 +223,10 @@ def how_much_stays(
         >>> [how_much_stays(sure, gain, error=0.01) for gain in (-0.02, -0.01, 0.0, 0.02)]
         [3, 2, 0, 0]
     """
+    if math.isnan(gain):  # both broke down
+        return likely_part(sure, likely)
+    if math.isinf(gain):  # one did, and there is no error
+        return len(sure) if gain < 0 else 0
     if gain + firm * error <= 0:
         return len(sure)
     return likely_part(sure, likely) if gain + some * error <= 0 else 0

@@ -10,7 +10,7 @@ from smartfrz_lightning.private.pytorch import tree_map_only
 from smartfrz_lightning.report.ledger import Ledger
 from smartfrz_lightning.report.timeline import Timeline
 
-VERSION = 2
+VERSION = 3
 
 
 def saved_state(
@@ -56,7 +56,7 @@ def check_version(state: dict[str, Any], method: str) -> None:
         >>> check_version({"version": 1}, "SmartFreezeCallback")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ValueError: the checkpoint holds a SmartFreezeCallback of state version 1, this package reads 2: ...
+        ValueError: the checkpoint holds a SmartFreezeCallback of state version 1, this package reads 3: ...
     """
     if state.get("version") != VERSION:
         raise ValueError(
@@ -75,7 +75,7 @@ def restore(state: dict[str, Any], model: nn.Module) -> Timeline:
         >>> from smartfrz_lightning.engine.state import restore
         >>> from smartfrz_lightning.report import Timeline
         >>> from torch import nn
-        >>> restore({"version": 2, "timeline": Timeline(steps=7).state_dict()}, nn.Linear(2, 2)).steps
+        >>> restore({"version": 3, "timeline": Timeline(steps=7).state_dict()}, nn.Linear(2, 2)).steps
         7
     """
     check_version(state, "freezing callback")

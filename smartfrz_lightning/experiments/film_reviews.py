@@ -24,7 +24,7 @@ SOURCE = "vaderSentiment==3.3.2"
 & Lee (2005), each rated by some twenty people from -4 (bad) to 4 (good)."""
 
 LEAST, VALIDATION = 0.5, 2000
-"""The mean rating, in either direction, from which on a sentence counts as good or bad; sentences kept to judge by."""
+"""A sentence counts if its mean rating is above this, in either direction; sentences kept to judge by."""
 
 _ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _RATED = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
@@ -114,9 +114,7 @@ def main(folder: str) -> None:
         subprocess.run(pip, check=True)
         [distribution] = Path(scratch).iterdir()
         write_reviews(rated_sentences(distribution), Path(folder) / "film_reviews")
-    encoder = Path(folder) / "all-MiniLM-L6-v2"
-    if not encoder.exists():
-        export_model(encoder)
+    export_model(Path(folder) / "all-MiniLM-L6-v2")
 
 
 if __name__ == "__main__":

