@@ -346,8 +346,7 @@ def test_what_goes_wrong_with_a_copy_does_not_touch_the_model(make_trainer, monk
     assert same(model, other) and freezer.timeline.look is None and freezer.frozen == HELD
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("kind", [Holding, Failing, Growing])
+@pytest.mark.parametrize(("kind", "accumulate"), [(Holding, 1), (Failing, 2), (Growing, 1)])
 def test_what_no_look_has_checked_comes_back(make_trainer, monkeypatch, kind, accumulate):
     freezer = half_sure(monkeypatch)
     trainer = make_trainer(freezer, max_epochs=EPOCHS * accumulate, accumulate_grad_batches=accumulate)
