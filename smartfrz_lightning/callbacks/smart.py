@@ -67,12 +67,12 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         start: ``"probe"`` or ``"none"``.
         probe_steps: Steps of the probe; by default 2 % of the run, but at most 30. Runs of less than 100 steps are not
             probed, and nothing is held in them.
-        second_look: Whether to look again, after a tenth of the run, at the front that ``threshold`` chose: for a tenth
-            of the run, at most 50 steps, a copy of the model trains beside it, all of it. If the copy's loss is higher
-            by 1.5 standard errors, the front stays; by 0.5, as much of it as the default ``threshold`` without a look,
-            or the one that was given, allows; otherwise the model goes on as the copy, and everything trains. Where
-            that would cost more than the front can save, nobody looks. ``False`` holds the front whatever comes, as
-            ``save`` does.
+        second_look: Whether to look again, after a tenth of the run or 1,000 steps, at the front that ``threshold``
+            chose: for a tenth of the run, at most 50 steps, a copy of the model trains beside it, all of it. If the
+            copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much of it as the ``threshold``
+            without a look allows; otherwise the model goes on as the copy, and everything trains. Where no copy can be
+            trained, or the look would cost more than the front can save, that much stays too. ``False`` holds the front
+            whatever comes, as ``save`` does.
         window: For ``start="none"``: snapshots kept a layer; by default as many as the predictor was trained on.
         sample_size: Sampled weights a layer; that of the predictor.
         kwargs: Arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: what to exclude, the cache of the
