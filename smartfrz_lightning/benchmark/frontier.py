@@ -52,7 +52,7 @@ class Frontier:
 def frontier_of(
     results: Sequence[Result], baseline: str, shortened: Sequence[str], seed: int, by: str
 ) -> Frontier | None:
-    """The frontier of a seed, ``None`` where its runs are not there or have no times.
+    """The frontier of a seed, ``None`` where its runs are not there, have no times, or cost no less than the whole run.
 
     Args:
         results: All results of a benchmark.
@@ -74,7 +74,8 @@ def frontier_of(
     if full is None or not shorter or any(math.isnan(cost(result, by)) for result in (full, *shorter)):
         return None
     points = {cost(result, by) / cost(full, by): float(result["value"]) for result in shorter}
-    return Frontier({**{at: value for at, value in points.items() if at < 1}, 1.0: float(full["value"])})
+    points = {at: value for at, value in points.items() if at < 1}  # a clock beside other work may say more
+    return Frontier({**points, 1.0: float(full["value"])}) if points else None
 
 
 def above_frontier(

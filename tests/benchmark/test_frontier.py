@@ -55,6 +55,12 @@ def test_what_is_cheaper_than_all_that_was_run_has_no_points():
     assert math.isnan(compare(found, ["full", "cheap"], "full", SHORTER)[1].above_flops[0])
 
 
+def test_shorter_runs_that_took_no_less_time_make_no_frontier():
+    found = [result("full", 1, 0.8, 100, 10), result("full_0.5", 1, 0.7, 50, 11), result("held", 1, 0.8, 50, 5)]
+    assert above_frontier(found, "held", "full", ["full_0.5"], "flops") == pytest.approx([0.1])
+    assert above_frontier(found, "held", "full", ["full_0.5"], "seconds") == []
+
+
 @pytest.mark.parametrize("cheapest", [0.25, 0.35])  # the second one is less in float32
 def test_the_picture_begins_at_the_cheapest_run(cheapest):
     results = [r for r in runs() if r["run"] != "full_0.25"]
