@@ -20,6 +20,9 @@ FROM, LATEST = 0.1, 1000
 SHARE, MOST, LEAST = 0.1, 50, 10
 """How long it takes, as a share of the run, the most steps, and the least that tell anything."""
 
+TELLING = 0.01
+"""Differences below this share of the loss tell nothing, however steady they are: hardly anything is learned yet."""
+
 FIRM, SOME = 1.5, 0.5
 """Standard errors by which the loss with everything training is to be higher for all of a front to stay, or a part."""
 
@@ -96,7 +99,7 @@ class SecondLook(Generic[Model]):
         fixed = (p for p in self.model.named_parameters() if not p[1].requires_grad)
         self._still = {name: tensor.detach().clone() for name, tensor in (*fixed, *self.model.named_buffers())}
         self.steps, self.taken = steps, 0
-        self._differences: list[tuple[int, float]] = []
+        self._differences: list[tuple[int, float, float]] = []  # steps before, difference, loss of the model
         self._settings: list[dict[str, Any]] = []
 
     def follow(self, optimizer: Optimizer) -> bool:
@@ -129,7 +132,7 @@ class SecondLook(Generic[Model]):
             difference = own - copied
             if math.isnan(difference):  # what breaks down is as bad as can be
                 difference = -math.inf if math.isfinite(own) else math.inf if math.isfinite(copied) else math.nan
-            self._differences.append((self.taken, difference))
+            self._differences.append((self.taken, difference, own))
         self.taken += stepped
 
     @property
@@ -144,19 +147,21 @@ class SecondLook(Generic[Model]):
     @property
     def _late(self) -> Tensor:
         """In the first half the copy's optimizer warms up to what was held."""
-        late = [difference for taken, difference in self._differences if taken >= self.steps // 2]
-        return torch.tensor(late or [0.0], dtype=torch.float64)
+        late = [(difference, loss) for taken, difference, loss in self._differences if taken >= self.steps // 2]
+        return torch.tensor(late or [(0.0, 0.0)], dtype=torch.float64).T
 
     @property
     def gain(self) -> float:
         """How much lower the loss of the copy was, on average over the batches of the second half of the steps."""
-        return float(self._late.mean())
+        return float(self._late[0].mean())
 
     @property
     def error(self) -> float:
-        """The standard error of that; infinite if there was but one batch."""
-        late = self._late
-        return float(late.std() / len(late) ** 0.5) if len(late) > 1 else float("inf")
+        """The standard error of that, at least a hundredth of the loss; infinite if there was but one batch."""
+        differences, losses = self._late
+        if len(differences) < 2:
+            return math.inf
+        return max(float(differences.std() / len(differences) ** 0.5), TELLING * abs(float(losses.mean())))
 
     @torch.no_grad()
     def hand_over(self, model: nn.Module, optimizer: Optimizer) -> None:

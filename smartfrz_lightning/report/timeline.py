@@ -132,7 +132,7 @@ class Look:
         step: Optimizer steps done before.
         steps: Steps that it took.
         gain: How much lower the loss of the copy was, on average over the second half of these steps.
-        error: The standard error of that.
+        error: The standard error of that, at least a hundredth of the loss.
         stays: How many layers of the front stayed held; if none did, the model went on as the copy.
         released: How many train again.
 
