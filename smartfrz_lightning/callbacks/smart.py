@@ -14,7 +14,7 @@ from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.engine.method import Decision
 from smartfrz_lightning.engine.probed_start import LEAST, ProbedStart
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.engine.second_look import CHECKED, LIKELY, look_length
+from smartfrz_lightning.engine.second_look import CHECKED, FORESEEN, LIKELY, look_length
 from smartfrz_lightning.engine.second_look import LEAST as LEAST_LOOK
 from smartfrz_lightning.predictor.inference import FreezeConfidence
 from smartfrz_lightning.predictor.start import StartPredictor
@@ -59,7 +59,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         predictor: Safetensors file of a predictor of the kind that ``start`` wants; a shipped one by default.
         threshold: How sure the predictor must be, between 0 and 1. With ``start="probe"`` that holding the front does
             no harm: such a run ends at most 2 points of accuracy below full training; by default 0.8, or 0.65 until a
-            second look. With ``start="none"`` that a layer is ready; by default 0.9. The paper takes the more likely of
+            second look in a run of at most 1,000 steps. With ``start="none"`` that a layer is ready; by default 0.9. The paper takes the more likely of
             two decisions. The shipped predictor of windows was trained with both labels weighted alike, though 7.6 % of
             its windows say "freeze", so 0.5 is far less than an even chance; that is at 0.92.
         save: Save this share of the training computation, where it costs least: hold the front that does most likely no
@@ -230,7 +230,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         if self._network is not None:
             super().step_done(run)
         elif self._probing:
-            if self.threshold is None and self._can_look and look_length(run.total_steps) >= LEAST_LOOK:
+            foreseen = run.total_steps <= FORESEEN and look_length(run.total_steps) >= LEAST_LOOK
+            if self.threshold is None and self._can_look and foreseen:
                 self._probing.threshold = CHECKED
             self._due = self._probing.step_done(run)
 

@@ -29,6 +29,9 @@ FIRM, SOME = 1.5, 0.5
 CHECKED, LIKELY = 0.65, 0.8
 """Likelihoods of no harm at which a front is held: if it is looked at again, and if it is not."""
 
+FORESEEN = 1000
+"""Steps of the run up to which a look in its beginning says enough about its end to hold from :data:`CHECKED` on."""
+
 
 def look_length(steps: float) -> int:
     """Steps of a second look in a run: a tenth of it, but at most 50.
