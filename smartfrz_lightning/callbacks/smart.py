@@ -59,9 +59,10 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         predictor: Safetensors file of a predictor of the kind that ``start`` wants; a shipped one by default.
         threshold: How sure the predictor must be, between 0 and 1. With ``start="probe"`` that holding the front does
             no harm: such a run ends at most 2 points of accuracy below full training; by default 0.8, or 0.65 until a
-            second look in a run of at most 1,000 steps. With ``start="none"`` that a layer is ready; by default 0.9. The paper takes the more likely of
-            two decisions. The shipped predictor of windows was trained with both labels weighted alike, though 7.6 % of
-            its windows say "freeze", so 0.5 is far less than an even chance; that is at 0.92.
+            second look in a run of at most 1,000 steps. With ``start="none"`` that a layer is ready; by default 0.9.
+            The paper takes the more likely of two decisions. The shipped predictor of windows was trained with both
+            labels weighted alike, though 7.6 % of its windows say "freeze", so 0.5 is far less than an even chance;
+            that is at 0.92.
         save: Save this share of the training computation, where it costs least: hold the front that does most likely no
             harm among those that save as much. In place of ``threshold``; for ``start="probe"``.
         start: ``"probe"`` or ``"none"``.

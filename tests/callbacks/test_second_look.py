@@ -168,6 +168,8 @@ def test_as_much_is_held_as_a_look_can_check(make_trainer, monkeypatch):
     assert held() == HELD
     assert held(second_look=False) == held(threshold=0.8) == HELD[:1]
     assert held(threshold=0.55, second_look=False) == HELD and held(threshold=0.97) == []
+    monkeypatch.setattr(smart, "FORESEEN", 100)  # of a long run a look in its beginning says too little
+    assert held() == HELD[:1] and held(threshold=0.55) == HELD
 
 
 def test_how_much_stays_goes_by_the_look_and_by_the_probe(make_trainer, monkeypatch):
