@@ -92,3 +92,20 @@ def flops_when_frozen(costs: Sequence[LayerFlops], full: StepFlops, frozen: Coll
     factor = (full.activation_gradient - sum(cost.own for cost in costs[1:])) / weightless if weightless else 0
     activation = sum(cost.own for cost in costs[first + 1 :]) + factor * sum(cost.following for cost in costs[first:])
     return StepFlops(full.forward, max(0, weight), min(full.activation_gradient, float(max(0, activation))))
+
+
+def front_costs(costs: Sequence[LayerFlops], full: StepFlops, names: Sequence[str]) -> list[float]:
+    """What a step costs with the first layer frozen, with the first two, and so on, relative to one that trains all.
+
+    Args:
+        costs: From :func:`layer_flops`, in forward order.
+        full: What a step costs with everything training, as measured.
+        names: Of the layers, in forward order.
+
+    Example:
+        >>> from smartfrz_lightning.cost.flops import StepFlops
+        >>> from smartfrz_lightning.cost.layer_flops import LayerFlops, front_costs
+        >>> front_costs([LayerFlops("a", 10), LayerFlops("b", 10)], StepFlops(20, 20, 10), ["a"])
+        [0.6]
+    """
+    return [flops_when_frozen(costs, full, names[: count + 1]).total / full.total for count in range(len(names))]

