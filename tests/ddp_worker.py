@@ -17,6 +17,7 @@ from two_processes import run_cases
 
 from smartfrz_lightning import SmartFreezeCallback
 from smartfrz_lightning.callbacks import look_beside
+from smartfrz_lightning.engine import probed_start
 from smartfrz_lightning.engine.second_look import how_much_stays
 
 
@@ -86,6 +87,7 @@ class Kill(Callback):
 def freezing(settings):
     look_beside.how_much_stays = (lambda *_: settings["stays"]) if "stays" in settings else how_much_stays
     if "smart" in settings:
+        probed_start.untrained_end = lambda *_: 0  # random weights count as trained ones
         return SmartFreezeCallback(**settings["smart"])
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
     return ScriptedFreeze(freeze, thaw, cache_front=settings.get("cache", False))

@@ -41,16 +41,16 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     *second look* shows whether that was right: a copy of the model of which everything trains goes on beside it for a
     while, in the same batches. If its loss is clearly the higher one, the front stays; if somewhat, the part of it that
     was likely enough without a look; otherwise the copy takes over. Where no front is likely enough, nothing is held,
-    and the run is one without this callback, but for the probe. New layers in front of the last one (a head of two
-    layers) belong in ``exclude``: they are fronts like any other here.
+    and the run is one without this callback, but for the probe. Layers that were never trained are not held: none of a
+    network that trains from scratch, and no new ones in front of the last one (a head of two layers).
 
     ``start="none"`` is the paper's method (Li et al., ICLR 2023): small snapshots of every active layer's weights are
     kept while training goes on. At each check a pretrained attention predictor looks at every layer's window and gives
     its confidence that the layer is ready; those above ``threshold`` freeze, each for itself or from the front on.
 
     - **When**: fine-tuning a pretrained network. Data without random crops or noise: with ``cache_front=True``.
-    - **When not**: a run far past its plateau is better shortened; where the front is released after all, nothing is
-      saved.
+    - **When not**: a run far past its plateau is better shortened; from scratch nothing is held, and where the front is
+      released after all, nothing is saved.
     - **Cost**: the probe's 2 % of the steps, which train nothing for good; where a front is held, a second look of a
       tenth of the run, at most 50 steps, with a copy of the model and its optimizer in memory meanwhile.
     - **Source**: this project; ``start="none"`` is Li et al. 2023, "SmartFRZ".
@@ -64,7 +64,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             labels weighted alike, though 7.6 % of its windows say "freeze", so 0.5 is far less than an even chance;
             that is at 0.92.
         save: Save this share of the training computation, where it costs least: hold the front that does most likely no
-            harm among those that save as much. In place of ``threshold``; for ``start="probe"``.
+            harm among those that save as much, of layers that were never trained too. In place of ``threshold``; for
+            ``start="probe"``.
         start: ``"probe"`` or ``"none"``.
         probe_steps: Steps of the probe; by default 2 % of the run, but at most 30. Runs of less than 100 steps are not
             probed, and nothing is held in them.

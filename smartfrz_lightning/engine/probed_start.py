@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from smartfrz_lightning.cost.layer_flops import front_costs
 from smartfrz_lightning.engine.probe import Probe
 from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.layers.untrained import untrained_end
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import relative_gradients, start_inputs
 from smartfrz_lightning.report.timeline import Start
@@ -155,7 +156,12 @@ class ProbedStart:
         sure = self._predictor(inputs).sigmoid().tolist()
         start.profile = dict(zip(names, relative_gradients(gradients, weights).tolist(), strict=True))
         start.sure = dict(zip(names, sure, strict=True))
-        start.held = names[: choose_front(costs, sure, self.threshold, self._save)]
+        silent = (gradients == 0).all(2).all(0).tolist()
+        end = untrained_end(run.model, [run.layers[number] for number in free], silent)
+        start.untrained = names[len(names) - end :]
+        # Random weights are not worth keeping. Who asks for a saving gets it from them, too.
+        able = len(names) - end if self._save is None else len(names)
+        start.held = names[: choose_front(costs[:able], sure[:able], self.threshold, self._save)]
         return start
 
     def state_dict(self) -> dict[str, Any]:

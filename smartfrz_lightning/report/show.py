@@ -97,17 +97,22 @@ def start_line(start: Start) -> str:
         'probe of 4 steps: 1 of 2 layers held from the start, which does no harm with a likelihood of 95 %'
         >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.5, "block": 0.3}, []))
         'probe of 4 steps: nothing held; the first layer alone would do no harm with a likelihood of 50 %'
+        >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.9, "block": 0.8}, [], ["stem", "block"]))
+        'probe of 4 steps: nothing held, as all layers train from scratch'
     """
     line = f"probe of {start.steps} step{'s' * (start.steps != 1)}: "
     if not start.sure:
         return f"{line}too short a run or too few layers to tell anything; nothing held"
+    if not start.held and len(start.untrained) == len(start.sure):
+        return f"{line}nothing held, as all layers train from scratch"
     if not start.held:
         first = next(iter(start.sure.values()))
         return f"{line}nothing held; the first layer alone would do no harm with a likelihood of {100 * first:.0f} %"
-    sure, layers = start.sure[start.held[-1]], len(start.sure)
+    sure, layers, rest = start.sure[start.held[-1]], len(start.sure), len(start.untrained)
+    new = f"; {rest} before the head are new, and train" if rest else ""
     return (
         f"{line}{len(start.held)} of {layers} layers held from the start, which does no harm with a likelihood of "
-        f"{100 * sure:.0f} %"
+        f"{100 * sure:.0f} %{new}"
     )
 
 

@@ -111,6 +111,7 @@ class Start:
             forward order.
         sure: How likely it does no harm to hold everything up to this layer, 0 to 1, by name.
         held: The layers that are held from the start.
+        untrained: The last ones before the head, if they still have the weights that they were made with.
 
     Example:
         >>> from smartfrz_lightning.report.timeline import Start
@@ -122,6 +123,7 @@ class Start:
     profile: dict[str, float]
     sure: dict[str, float]
     held: list[str]
+    untrained: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from smartfrz_lightning import Freezer, SmartFreezeCallback
 from smartfrz_lightning.callbacks import smart
-from smartfrz_lightning.engine import TrainingRun
+from smartfrz_lightning.engine import TrainingRun, probed_start
 from smartfrz_lightning.engine.probed_start import ProbedStart
 from smartfrz_lightning.report.show import timeline_table
 
@@ -57,8 +57,9 @@ class Sure(nn.Module):
 
 
 def probing(monkeypatch, gentle, **how):
-    """A callback whose predictor is sure of the front, or not."""
+    """A callback whose predictor is sure of the front, or not; random weights count as trained ones."""
     monkeypatch.setattr(smart.StartPredictor, "load", lambda path: Sure(gentle))
+    monkeypatch.setattr(probed_start, "untrained_end", lambda *_: 0)
     return SmartFreezeCallback(probe_steps=STEPS, **how)
 
 
