@@ -26,17 +26,17 @@ def test_benchmark_is_a_command_of_its_own(monkeypatch, capsys):
         assert end.value.code == 0 and expected in capsys.readouterr().out
 
 
-def test_the_quickstart_config(tmp_path, capsys):
-    main(
-        [
-            "fit",
-            "--config=configs/quickstart.yaml",
-            "--trainer.max_epochs=6",
-            f"--trainer.default_root_dir={tmp_path}",
-            "--trainer.enable_progress_bar=false",
-        ]
-    )
-    assert "of training FLOPs saved" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("config", "shorter", "said"),
+    [
+        ("quickstart", ["--data.size=32", "--trainer.limit_train_batches=50"], "probe of 2 steps"),
+        ("from_scratch", ["--trainer.max_epochs=6"], "of training FLOPs saved"),
+    ],
+)
+def test_configs_that_need_no_download(tmp_path, capsys, config, shorter, said):
+    quiet = [f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
+    main(["fit", f"--config=configs/{config}.yaml", "--trainer.accelerator=cpu", *quiet, *shorter])
+    assert said in " ".join(capsys.readouterr().out.split())
     assert list(tmp_path.rglob("freeze_timeline.png"))
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-COMMAND = ["-m", "smartfrz_lightning.cli", "fit", "--config", str(CONFIGS / "quickstart.yaml")]
+COMMAND = ["-m", "smartfrz_lightning.cli", "fit", "--config", str(CONFIGS / "from_scratch.yaml")]
 
 
 def free_port():
