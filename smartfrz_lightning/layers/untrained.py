@@ -79,8 +79,9 @@ def untrained_end(model: nn.Module, layers: Sequence[Layer], silent: Sequence[bo
     """
     parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
     for number, (layer, quiet) in enumerate(zip(reversed(layers), reversed(silent), strict=True)):
-        keeps = [modules[name] for name in layer.stateful if getattr(modules[name], "running_mean", None) is not None]
-        if any(bool(module.running_mean.any()) for module in keeps) or (quiet and not keeps):
+        kept = [getattr(modules[name], "running_mean", None) for name in layer.stateful]
+        means = [mean for mean in kept if isinstance(mean, Tensor)]
+        if any(bool(mean.any()) for mean in means) or (quiet and not means):
             return number
         if not all(looks_untrained(parameters[name]) for name in layer.weights):
             return number
