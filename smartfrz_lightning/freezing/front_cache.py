@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smartfrz_lightning.freezing.cache_use import ENDED, CacheUse
-from smartfrz_lightning.freezing.front_call import Call, Expression, Known, Leaf
+from smartfrz_lightning.freezing.front_call import Call, Expression, Known
 from smartfrz_lightning.freezing.front_units import Unit, dropouts, find_units
 from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
 from smartfrz_lightning.freezing.nests import NotPlain, described, filled
-from smartfrz_lightning.freezing.sample_keys import digest, joined, row_digests
+from smartfrz_lightning.freezing.sample_keys import digest
+from smartfrz_lightning.freezing.sample_rows import Leaf, SampleRows
 from smartfrz_lightning.freezing.sample_store import Budget, SampleStore
 from smartfrz_lightning.freezing.savings import Savings
 from smartfrz_lightning.freezing.side_effects import (
@@ -104,23 +105,14 @@ class FrontCache:
         self._numbers = 0
         self._open = False
         self._computing = 0
-        self._leaves: dict[int, Leaf] = {}
-        self._entered: list[Leaf] = []
-        self._keys: dict[tuple[Leaf, ...], list[bytes]] = {}
-        self._batch = 0
-        self._window = 0  # number of the batch
+        self.rows = SampleRows()
         self._made: list[weakref.ref[LazyTensor]] = []
-        self.seen: set[bytes] = set()
-        """Keys of samples that came before."""
         self.by_batch = False
         """Whether an output turned out not to be a function of the sample alone."""
         self._chance = False  # random numbers were drawn in the front of this batch
-        self.memo: dict[tuple[Call, tuple[int, ...]], list[Tensor]] = {}
-        """Rows that were computed since something was asked for from outside."""
         self._found = False
         self._quiet_parameters: set[int] = set()
         self._quiet: list[nn.Module] = []
-        self._in_batch: dict[tuple[int, int], tuple[int, int]] = {}  # known and all rows, by output
         self._epoch = (0, 0)  # hits and misses when it began
         self._epochs = self._same_front = 0  # ends of epochs: all, and since the front changed
 
@@ -130,11 +122,6 @@ class FrontCache:
     def on(self) -> bool:
         """Whether it has not been switched off."""
         return not self.use.stopped
-
-    @property
-    def window(self) -> int:
-        """The number of the batch."""
-        return self._window
 
     @property
     def units(self) -> list[str]:
@@ -161,10 +148,8 @@ class FrontCache:
             return
         with self.savings.spending():
             self._look_around()
-        self._leaves.clear()
-        self._keys.clear()
         self._open = True
-        self._window += 1
+        self.rows.open()
         for unit in self._units.values():
             unit.replace_forward(self._called)
 
@@ -195,23 +180,14 @@ class FrontCache:
             lazy = held()
             if lazy is not None and isinstance(lazy.source, Call) and self.on:
                 lazy.source, lazy.index = Known(lazy.source.part(lazy.index, None)), 0
-        self._open = False
-        for leaf in self._entered:
-            if leaf.by_sample and self._in_batch:
-                self.seen.update(leaf.keys)
+        self._open = self._chance = False
         self._made.clear()
-        self._entered.clear()
-        self._leaves.clear()
-        self._keys.clear()
-        self.memo.clear()
-        self._batch, self._chance = 0, False
-        if self._in_batch:
-            known, batch = min(self._in_batch.values())
-            share = known / batch
+        if looked_up := self.rows.close():
+            known, samples = looked_up
+            share = known / samples
             self.use.hits += known
-            self.use.misses += batch - known
-            self.savings.batch_done(known, batch)
-            self._in_batch.clear()
+            self.use.misses += samples - known
+            self.savings.batch_done(known, samples)
         else:
             self.savings.batch_unknown()
         for unit in self._units.values():
@@ -357,11 +333,11 @@ class FrontCache:
                 raise NotPlain
             name = self._name(func, unit)
             tensors = [t for t in args if isinstance(t, Tensor)] if takes_sizes(func) else []
-            size = self._batch_of(tensors) if tensors else 0
+            size = self.rows.samples_in(tensors) if tensors else 0
             arguments = described(args, inputs, size), described(kwargs, inputs)
             if not inputs or not all(map(self._noted, inputs)) or selects(func, inputs):
                 raise NotPlain
-            batch = self._batch_of(inputs)
+            batch = self.rows.samples_in(inputs)
             if not batch:
                 raise NotPlain
             key = (name, arguments, autocast_of(inputs), *(self._look(tensor, batch) for tensor in inputs))
@@ -403,7 +379,7 @@ class FrontCache:
     def _noted(self, tensor: Tensor) -> bool:
         """Whether a tensor is one whose values can be told: lazy and of this batch, or plain and without a gradient."""
         if isinstance(tensor, LazyTensor):
-            return isinstance(tensor.source, Call) and tensor.source.window == self._window
+            return isinstance(tensor.source, Call) and tensor.source.window == self.rows.batch
         return is_plain(tensor) and not tensor.requires_grad
 
     def _no_views(self, first: Tensor) -> None:
@@ -432,33 +408,17 @@ class FrontCache:
             first.source, first.index = Known(out if isinstance(out, Tensor) else first.value()), 0
         return out
 
-    def _batch_of(self, inputs: Sequence[Tensor]) -> int:
-        if not self._batch:
-            first = next((t for t in inputs if t.ndim and not isinstance(t, nn.Parameter)), None)
-            self._batch = len(first) if first is not None else 1
-        return self._batch
-
     def _look(self, tensor: Tensor, batch: int) -> tuple:
         """What of an input belongs to the expression: for a lazy tensor what it is, for others what they look like."""
         if isinstance(tensor, LazyTensor):
             return ("lazy", tensor.source.expression.number, tensor.index)  # type: ignore[attr-defined]
-        by_sample = self._by_sample(tensor, batch)
+        by_sample = self.rows.by_sample(tensor, batch)
         return (str(tensor.dtype), str(tensor.device), by_sample, tuple(tensor.shape[by_sample:]))
-
-    @staticmethod
-    def _by_sample(tensor: Tensor, batch: int) -> bool:
-        return tensor.ndim > 0 and len(tensor) == batch and not isinstance(tensor, nn.Parameter)
 
     def leaf(self, tensor: Tensor, batch: int) -> Leaf:
         """A tensor that enters the front, with the keys of its samples."""
-        with self.savings.spending():  # every time: what is written through ``.data`` does not show otherwise
-            by_sample = self._by_sample(tensor, batch)
-            keys = row_digests(tensor) if by_sample else [digest(tensor)]
-        known = self._leaves.get(id(tensor))
-        if known is None or known.tensor is not tensor or known.keys != keys:
-            known = self._leaves[id(tensor)] = Leaf(tensor, by_sample, keys)
-            self._entered.append(known)
-        return known
+        with self.savings.spending():
+            return self.rows.leaf(tensor, batch)
 
     def _try(self, note: Call, inputs: Sequence[Tensor], unit: Unit | None) -> bool:
         """Carry out an expression of which it is not known what comes out, and see whether it is pure."""
@@ -507,14 +467,6 @@ class FrontCache:
         finally:
             self._computing -= 1
 
-    def keys(self, leaves: Sequence[Leaf], batch: int) -> list[bytes]:
-        """One a sample, of all tensors that entered."""
-        which = tuple(leaves)
-        if which not in self._keys:
-            by_row = [leaf.keys if leaf.by_sample else leaf.keys * batch for leaf in leaves]
-            self._keys[which] = [joined(list(row)) for row in zip(*by_row, strict=True)]
-        return self._keys[which]
-
     def keep(self, expression: Expression, index: int, keys: Sequence[bytes], values: Tensor) -> None:
         """Keep rows of an output."""
         store = expression.stores.get(index)
@@ -532,13 +484,8 @@ class FrontCache:
         text = f"{self._text(expression)} {index} {dtype}" if self._folder else ""
         name = digest(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)).hex() if text else ""
         store = SampleStore(values.shape[1:], dtype, self._budget, self._folder, name)
-        self.seen.update(store.keys())  # of an earlier run
+        self.rows.seen.update(store.keys())  # of an earlier run
         return store
-
-    def note_rows(self, expression: Expression, index: int, known: int, rows: int) -> None:
-        """So many rows of an output were looked up, and so many of them were known."""
-        self._in_batch[expression.number, index] = (known, rows)
-        self.memo.clear()
 
     def alike(self, kept: Tensor, made: Tensor) -> bool:
         """Whether two tensors are the same but for rounding."""

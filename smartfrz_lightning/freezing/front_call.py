@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
 from smartfrz_lightning.freezing.nests import filled, tensors_of
+from smartfrz_lightning.freezing.sample_rows import Leaf
 from smartfrz_lightning.freezing.sample_store import SampleStore
 from smartfrz_lightning.freezing.side_effects import autocast_as, autocast_of, in_place, takes_sizes
 from smartfrz_lightning.private.pytorch import writes
@@ -60,29 +61,6 @@ class Expression:
     chance: bool = False
     by_sample: dict[tuple[int, int], bool] = field(default_factory=dict)
     batches: int = 0
-
-
-@dataclass(eq=False)
-class Leaf:
-    """A tensor that enters the front.
-
-    Attributes:
-        tensor: The tensor.
-        copy: Its values as they were when it entered, once they are needed later.
-        by_sample: Whether its rows are those of samples.
-        keys: One a row, or one.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.front_call import Leaf
-        >>> Leaf(torch.ones(1), True, [b"key"]).by_sample
-        True
-    """
-
-    tensor: Tensor
-    by_sample: bool
-    keys: list[bytes]
-    copy: Tensor | None = None
 
 
 class Known:
@@ -160,7 +138,7 @@ class Call:
             own = [entry] if isinstance(entry, Leaf) else getattr(entry[0], "leaves", [])
             leaves |= {id(leaf): leaf for leaf in own}
         self.leaves = list(leaves.values())
-        self.window = cache.window
+        self.window = cache.rows.batch
         first = self._inputs[0]
         self.origin = None if isinstance(first, Leaf) else first[0]
         """What its first input comes from."""
@@ -180,7 +158,7 @@ class Call:
     def familiar(self) -> bool:
         """Whether some of its samples have come before."""
         leaves = [leaf for leaf in self.leaves if leaf.by_sample]
-        seen = self._cache.seen
+        seen = self._cache.rows.seen
         return bool(leaves) and (
             any(all(leaf.keys[row] in seen for leaf in leaves) for row in range(self.batch))
             or any(key in seen for key in self.keys())
@@ -200,7 +178,7 @@ class Call:
                 keeps = self._keeps(index)
                 self.outputs[index] = self._looked_up(index) if keeps else self.part(index, None, kept=True)
             elif index not in self._given and self._keeps(index) and self._untouched(index):
-                self._cache.note_rows(self.expression, index, 0, self.batch)
+                self._cache.rows.note((self.expression.number, index), 0, self.batch)
                 self._keep(index, range(self.batch), self.outputs[index])
             self._given.add(index)
         return self.outputs[index]
@@ -218,7 +196,7 @@ class Call:
             keys = self.keys()
             if all(keys[row] in store for row in numbers):
                 return self._gather(store, index, [keys[row] for row in numbers])
-        memo = self._cache.memo
+        memo = self._cache.rows.memo
         key = None if rows is None else (self, tuple(rows))
         outputs = memo.get(key) if key else None
         if outputs is None:
@@ -272,7 +250,7 @@ class Call:
 
     def keys(self) -> list[bytes]:
         """One a sample: of all that enters the front and makes this output."""
-        return self._cache.keys(self.leaves, self.batch)
+        return self._cache.rows.keys(self.leaves, self.batch)
 
     def _keeps(self, index: int) -> bool:
         if not self._cache.on or not any(leaf.by_sample for leaf in self.leaves):
@@ -291,7 +269,7 @@ class Call:
         missing = sorted(set(range(self.batch)) - set(known))
         made = self._some(index, missing) if known and missing else None
         if store is None or not known or (missing and made is None):
-            cache.note_rows(expression, index, 0, self.batch)
+            cache.rows.note((expression.number, index), 0, self.batch)
             value = self._computed(index, None)
             self._keep(index, range(self.batch), value)
             return value
@@ -304,7 +282,7 @@ class Call:
                 value = torch.empty_strided(look.shape, stride, dtype=look.dtype, device=look.device)
                 value[torch.tensor(known)] = self._gather(store, index, [keys[row] for row in known])
                 value[torch.tensor(missing)] = made
-        cache.note_rows(expression, index, len(known), self.batch)
+        cache.rows.note((expression.number, index), len(known), self.batch)
         if made is not None:
             self._keep(index, missing, made)
         expression.batches += 1
@@ -314,7 +292,7 @@ class Call:
                 made = self._some(index, some, timed=False)
             if made is None or not cache.alike(value[torch.tensor(some)], made):
                 self._drop(index)
-                cache.note_rows(expression, index, 0, self.batch)
+                cache.rows.note((expression.number, index), 0, self.batch)
                 return self._computed(index, None)
         return value
 
@@ -331,7 +309,7 @@ class Call:
             alike = alike and made is not None and self._cache.alike(value[torch.tensor(some)], made)
         expression.by_sample[index, self.batch] = alike
         if expression.by_sample[index, self.batch]:
-            self._cache.note_rows(expression, index, 0, self.batch)
+            self._cache.rows.note((expression.number, index), 0, self.batch)
             self._keep(index, range(self.batch), value)
         else:
             self._drop(index)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smartfrz_lightning.freezing import front_cache, front_units, sample_keys
+from smartfrz_lightning.freezing import front_cache, front_units, sample_keys, sample_rows
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.freezing.front_cache import FrontCache
 from smartfrz_lightning.freezing.sample_keys import row_sums
@@ -583,8 +583,8 @@ def test_compiled_models_are_left_alone():
 
 def test_a_fit_with_keys_summed_by_a_gpu(monkeypatch):
     """On the CPU, where the same integers come out."""
-    monkeypatch.setattr(front_cache, "row_digests", lambda tensor: sample_keys._as_bytes(row_sums(tensor)))
-    for module in (front_cache, front_units):
+    monkeypatch.setattr(sample_rows, "row_digests", lambda tensor: sample_keys._as_bytes(row_sums(tensor)))
+    for module in (front_cache, front_units, sample_rows):
         monkeypatch.setattr(module, "digest", lambda tensor: sample_keys._as_bytes(row_sums(tensor.reshape(1, -1)))[0])
     torch.manual_seed(0)
     plain, data = Images(), images(20)
