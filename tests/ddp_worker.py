@@ -87,7 +87,8 @@ class Kill(Callback):
 def freezing(settings):
     look_beside.how_much_stays = (lambda *_: settings["stays"]) if "stays" in settings else how_much_stays
     if "smart" in settings:
-        probed_start.untrained_end = lambda *_: 0  # random weights count as trained ones
+        if "threshold" in settings["smart"]:  # random weights count as trained ones
+            probed_start.untrained_end = lambda *_: 0
         return SmartFreezeCallback(**settings["smart"])
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
     return ScriptedFreeze(freeze, thaw, cache_front=settings.get("cache", False))

@@ -59,6 +59,7 @@ def fit(settings, folder):
         "losses": model.losses,
         "saved": freezer.timeline.saved,
         "windows": history["ring"] if history else None,
+        "untrained": getattr(freezer.timeline.start, "untrained", None),
         "sure": freezer.timeline.start.sure if freezer.timeline.start else None,
         "cache": freezer.timeline.cache.stopped if freezer.timeline.cache else None,
     }

@@ -42,7 +42,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     while, in the same batches. If its loss is clearly the higher one, the front stays; if somewhat, the part of it that
     was likely enough without a look; otherwise the copy takes over. Where no front is likely enough, nothing is held,
     and the run is one without this callback, but for the probe. Layers that were never trained are not held: none of a
-    network that trains from scratch, and no new ones in front of the last one (a head of two layers).
+    network that trains from scratch, and no new ones in front of the last one (a head of two layers). New ones between
+    pretrained ones belong in ``exclude``.
 
     ``start="none"`` is the paper's method (Li et al., ICLR 2023): small snapshots of every active layer's weights are
     kept while training goes on. At each check a pretrained attention predictor looks at every layer's window and gives

@@ -79,8 +79,9 @@ def ending(
 ) -> Ending:
     """What :class:`~smartfrz_lightning.SmartFreezeCallback` comes to, with the recorded fronts to choose from.
 
-    Where a part of a front stays, the end is taken from the run in which that part alone was held from the start; where
-    all is released of a front whose end was not recorded for that, it is taken from full training.
+    From scratch nothing is held. Where a part of a front stays, the end is taken from the run in which that part alone
+    was held from the start; where all is released of a front whose end was not recorded for that, it is taken from full
+    training.
 
     Args:
         case: As :func:`look_again` returns it.
@@ -93,7 +94,7 @@ def ending(
         >>> from smartfrz_lightning.outcomes.look_endings import ending
         >>> from smartfrz_lightning.predictor.start import StartPredictor
         >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
-        >>> case = {"case": {"steps": 200}, "full": 80.0, "shortened": {"0.5": 70.0, "0.7": 76.0}}
+        >>> case = {"case": {"steps": 200, "weights": "own"}, "full": 80.0, "shortened": {"0.5": 70.0, "0.7": 76.0}}
         >>> case |= {"inputs": [[0.0] * len(INPUTS)] * 2, "fronts": []}
         >>> ending(case, StartPredictor.load())
         Ending(held=0.0, stays=0.0, points=0.0, flops=1.0, above=0.0)
@@ -102,7 +103,7 @@ def ending(
     fronts = case["fronts"]
     likelihoods = [sure[one["depth"] - 1] for one in fronts]
     held = choose_front([one["cost"] for one in fronts], likelihoods, threshold)
-    if not held:
+    if not held or not case["case"]["weights"]:
         return Ending(0.0, 0.0, 0.0, 1.0, 0.0)
     front, steps = fronts[held - 1], case["case"]["steps"]
     looking = look_length(steps) / steps
@@ -125,7 +126,7 @@ def endings(cases: list[dict[str, Any]], predictor: StartPredictor) -> Table:
         >>> from smartfrz_lightning.outcomes.look_endings import RULES, endings
         >>> from smartfrz_lightning.predictor.start import StartPredictor
         >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
-        >>> case = {"case": {"steps": 200}, "full": 80.0, "shortened": {"0.5": 70.0, "0.7": 76.0}}
+        >>> case = {"case": {"steps": 200, "weights": "own"}, "full": 80.0, "shortened": {"0.5": 70.0, "0.7": 76.0}}
         >>> case |= {"inputs": [[0.0] * len(INPUTS)] * 2, "fronts": []}
         >>> endings([case, case], StartPredictor.load()).row_count == len(RULES)
         True

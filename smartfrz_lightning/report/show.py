@@ -98,18 +98,20 @@ def start_line(start: Start) -> str:
         >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.5, "block": 0.3}, []))
         'probe of 4 steps: nothing held; the first layer alone would do no harm with a likelihood of 50 %'
         >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.9, "block": 0.8}, [], ["stem", "block"]))
-        'probe of 4 steps: nothing held, as all layers train from scratch'
+        'probe of 4 steps: nothing held, as no layer that trains has been trained before'
     """
     line = f"probe of {start.steps} step{'s' * (start.steps != 1)}: "
     if not start.sure:
         return f"{line}too short a run or too few layers to tell anything; nothing held"
     if not start.held and len(start.untrained) == len(start.sure):
-        return f"{line}nothing held, as all layers train from scratch"
+        return f"{line}nothing held, as no layer that trains has been trained before"
     if not start.held:
         first = next(iter(start.sure.values()))
         return f"{line}nothing held; the first layer alone would do no harm with a likelihood of {100 * first:.0f} %"
-    sure, layers, rest = start.sure[start.held[-1]], len(start.sure), len(start.untrained)
-    new = f"; {rest} before the head are new, and train" if rest else ""
+    sure, layers = start.sure[start.held[-1]], len(start.sure)
+    random, rest = len(set(start.untrained) & set(start.held)), len(set(start.untrained) - set(start.held))
+    new = f"; {random} of these are random, as they were made" if random else ""
+    new += f"; {rest} before the head are new, and train" if rest else ""
     return (
         f"{line}{len(start.held)} of {layers} layers held from the start, which does no harm with a likelihood of "
         f"{100 * sure:.0f} %{new}"
@@ -197,6 +199,8 @@ def nothing_saved(timeline: Timeline) -> str:
     free = [layer for layer in timeline.layers if not layer.pinned]
     if not free:
         return "every layer is excluded, unused or leads to the loss."
+    if not timeline.events and timeline.start:
+        return "the run was one without this callback, but for the probe."
     if not timeline.events:
         return (
             f"no check found one of the {len(free)} layers ready in {timeline.steps} steps. Train longer, check more "

@@ -80,6 +80,7 @@ def test_a_probe_sees_and_holds_what_it_does_in_one_process(make_trainer, outcom
     single, freezer = Sized(plain_net(), 64, 16), SmartFreezeCallback(**PROBE["smart"])
     make_trainer(freezer).fit(single)
     assert first["frozen"] == second["frozen"] == freezer.frozen == freezer.timeline.start.held != []
+    assert first["untrained"] == second["untrained"] == freezer.timeline.start.untrained == ["net.0", "net.3"]
     assert first["sure"] == second["sure"] == pytest.approx(freezer.timeline.start.sure, rel=1e-3)
     for name, tensor in single.state_dict().items():
         assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name

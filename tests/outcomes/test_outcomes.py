@@ -122,7 +122,12 @@ def test_how_a_case_ends_is_what_the_choice_and_the_second_look_make_of_it():
     low, high = ({"depth": depth, "cost": cost} for depth, cost in ((1, 0.8), (2, 0.6)))
     low |= {"accuracy": 79.0, "gain": -0.1, "error": 0.01, "released": None}
     high |= {"accuracy": 70.0, "gain": 0.1, "error": 0.01, "released": 80.5}
-    case = {"case": {"steps": 200}, "full": 80.0, "shortened": {"0.5": 60.0, "0.7": 76.0}, "fronts": [low, high]}
+    case = {
+        "case": {"steps": 200, "weights": "own"},
+        "full": 80.0,
+        "shortened": {"0.5": 60.0, "0.7": 76.0},
+        "fronts": [low, high],
+    }
     case["inputs"] = [[0.0] * len(INPUTS), [1.0] * len(INPUTS)]
     predictor = StartPredictor()
     with torch.no_grad():  # sure of the first front by 0.91, of the second by 0.69
