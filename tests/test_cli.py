@@ -29,7 +29,7 @@ def test_benchmark_is_a_command_of_its_own(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("config", "shorter", "said"),
     [
-        ("quickstart", ["--data.size=32", "--trainer.limit_train_batches=50"], "probe of 2 steps"),
+        ("quickstart", ["--data.size=32", "--trainer.limit_train_batches=5"], "too short a run"),
         ("from_scratch", ["--trainer.max_epochs=6"], "of training FLOPs saved"),
     ],
 )
