@@ -30,7 +30,7 @@ def test_benchmark_is_a_command_of_its_own(monkeypatch, capsys):
     ("config", "shorter", "said"),
     [
         ("quickstart", ["--data.size=32", "--trainer.limit_train_batches=5"], "too short a run"),
-        ("from_scratch", ["--trainer.max_epochs=6"], "of training FLOPs saved"),
+        ("from_scratch", ["--trainer.max_epochs=3"], "of training FLOPs saved"),
     ],
 )
 def test_configs_that_need_no_download(tmp_path, capsys, config, shorter, said):
