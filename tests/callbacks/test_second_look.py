@@ -1,7 +1,9 @@
 """The second look: a copy that trains everything beside the model, and what becomes of both."""
 
+import gc
 import pickle
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -44,6 +46,14 @@ def half_sure(monkeypatch, stays=None, **how):
 
 def same(one, other):
     return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+class StopAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.step
 
 
 class Counting(InOrder):
@@ -405,6 +415,25 @@ def test_a_front_that_somebody_thaws_meanwhile_is_looked_at_no_longer(make_train
     freezer = looking(monkeypatch, release=True)
     make_trainer(freezer, max_epochs=EPOCHS).fit(Thaws(mlp()))
     assert freezer.timeline.look is None and not freezer.frozen
+
+
+def test_a_fit_that_ends_within_the_look_lets_the_copy_go(make_trainer, monkeypatch):
+    made = []
+    original = look_beside.SecondLook.__init__
+
+    def noted(self, *args):
+        original(self, *args)
+        made.append(weakref.ref(self.model))
+
+    monkeypatch.setattr(look_beside.SecondLook, "__init__", noted)
+    freezer, model = looking(monkeypatch), Classifier(mlp())
+    trainer = make_trainer(freezer, StopAt(16), max_epochs=EPOCHS)
+    trainer.fit(model)
+    gc.collect()
+    assert trainer.global_step == 16 and len(made) == 1 and made[0]() is None
+    assert freezer.frozen == HELD and freezer.timeline.look is None
+    make_trainer(freezer, max_epochs=EPOCHS).fit(model)  # and another fit goes well
+    assert freezer.timeline.steps == 16 + 120
 
 
 def test_the_report_says_what_the_look_saw(make_trainer, monkeypatch):
