@@ -74,8 +74,8 @@ def untrained_end(model: nn.Module, layers: Sequence[Layer], silent: Sequence[bo
         >>> from torch import nn
         >>> from smartfrz_lightning.layers.tracer import find_layers
         >>> from smartfrz_lightning.layers.untrained import untrained_end
-        >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
-        >>> layers = find_layers(net, torch.rand(1, 8))
+        >>> net = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 2))
+        >>> layers = find_layers(net, torch.rand(1, 32))
         >>> untrained_end(net, layers, [False] * 3)
         3
         >>> _ = net[0].weight.data.add_(1.0)

@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from two_processes import two_processes
 
 from smartfrz_lightning.callbacks import look_beside
+from smartfrz_lightning.engine import probed_start
 
 LAYERS = {"net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.3": 8 * (16 * 16 + 16), "net.5": 8 * (16 * 3 + 3)}  # bytes
 
@@ -64,8 +65,9 @@ def check_ranks_equal(first, second):
 
 
 @pytest.fixture(autouse=True)
-def the_rule_comes_back(monkeypatch):
-    monkeypatch.setattr(look_beside, "how_much_stays", look_beside.how_much_stays)
+def the_rules_come_back(monkeypatch):
+    monkeypatch.setattr(look_beside, "how_much_stays", look_beside.how_much_stays)  # a worker's settings change them
+    monkeypatch.setattr(probed_start, "untrained_end", probed_start.untrained_end)
 
 
 @pytest.mark.parametrize("case", CASES)
