@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import Classifier, mlp
-from test_probe import STEPS, Sure
+from test_probe import STEPS, Lora, Sure
 from torch import nn
 
 from smartfrz_lightning import SmartFreezeCallback
@@ -24,17 +24,11 @@ def trained(linear):
     return linear
 
 
-class Adapted(nn.Module):
-    """A linear layer as LoRA leaves it: frozen, with a product beside it that is zero at first."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base = trained(base).requires_grad_(False)
-        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x))
+def adapted(base):
+    """A pretrained layer as LoRA leaves it: the product beside it is zero at first."""
+    layer = Lora(trained(base))
+    nn.init.zeros_(layer.up.weight)
+    return layer
 
 
 def test_from_scratch_nothing_is_held(make_trainer):
@@ -71,7 +65,7 @@ def test_new_layers_behind_pretrained_ones_train(make_trainer):
 def test_adapters_leave_a_pretrained_network_as_it_was(make_trainer):
     net = mlp(norm=False)
     for number in (0, 4, 7):
-        net[number] = Adapted(net[number])
+        net[number] = adapted(net[number])
     freezer = SmartFreezeCallback(probe_steps=STEPS, second_look=False)
     freezer._start_predictor.forward = lambda inputs: torch.full((len(inputs),), 3.0)  # sure of all
     make_trainer(freezer).fit(Classifier(net))
