@@ -187,7 +187,7 @@ def test_a_copy_that_is_dropped_draws_and_leaves_nothing(make_trainer, monkeypat
             return torch.where(inputs[:, 0] < 0.5, 3.0, -3.0)
 
     monkeypatch.setattr(smart.StartPredictor, "load", lambda path: Sure())
-    monkeypatch.setattr(probed_start, "untrained_end", lambda *_: 0)  # its weights are random, and are held all the same
+    monkeypatch.setattr(probed_start, "untrained_end", lambda *_: 0)  # of random weights
     monkeypatch.setattr(look_beside, "how_much_stays", lambda sure, *_: len(sure))
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 16), nn.ReLU())
     net.extend([nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)])

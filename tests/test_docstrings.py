@@ -14,6 +14,7 @@ EXEMPT |= {
 }
 EXEMPT |= {"smartfrz_lightning.experiments.film_reviews.main"}
 EXEMPT |= {f"smartfrz_lightning.outcomes.look_again.{name}" for name in ("look_again", "main")}
+EXEMPT |= {f"smartfrz_lightning.outcomes.let_go.{name}" for name in ("let_go", "main")}
 EXEMPT |= {"smartfrz_lightning.outcomes.setup.set_up"}
 EXEMPT |= {f"smartfrz_lightning.outcomes.record.{name}" for name in ("record_case", "record_to")}
 EXEMPT |= {

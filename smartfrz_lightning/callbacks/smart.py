@@ -1,5 +1,6 @@
 """SmartFreezeCallback: hold the front that need not move, or freeze layers as the attention predictor says."""
 
+import math
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -12,9 +13,9 @@ from smartfrz_lightning.callbacks.copied_step import why_not
 from smartfrz_lightning.callbacks.look_beside import LookBeside
 from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
 from smartfrz_lightning.engine.method import Decision
-from smartfrz_lightning.engine.probed_start import LEAST, ProbedStart
+from smartfrz_lightning.engine.probed_start import LEAST, LONGEST, ProbedStart
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.engine.second_look import CHECKED, FORESEEN, LIKELY, look_length
+from smartfrz_lightning.engine.second_look import CHECKED, FORESEEN, LIKELY, held_until, look_length
 from smartfrz_lightning.engine.second_look import LEAST as LEAST_LOOK
 from smartfrz_lightning.predictor.inference import FreezeConfidence
 from smartfrz_lightning.predictor.start import StartPredictor
@@ -40,9 +41,10 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     saves most, of those likely enough, is held; the head is put back, and training begins. After a tenth of the run a
     *second look* shows whether that was right: a copy of the model of which everything trains goes on beside it for a
     while, in the same batches. If its loss is clearly the higher one, the front stays; if somewhat, the part of it that
-    was likely enough without a look; otherwise the copy takes over. Where no front is likely enough, nothing is held,
-    and the run is one without this callback, but for the probe. Layers that were never trained are not held: none of a
-    network that trains from scratch, and no new ones in front of the last one (a head of two layers). New ones between
+    was likely enough without a look; otherwise the copy takes over. In a run of more than 1,000 steps what is still
+    held after two fifths of it trains from there on as well. Where no front is likely enough, nothing is held, and the
+    run is one without this callback, but for the probe. Layers that were never trained are not held: none of a network
+    that trains from scratch, and no new ones in front of the last one (a head of two layers). New ones between
     pretrained ones belong in ``exclude``.
 
     ``start="none"`` is the paper's method (Li et al., ICLR 2023): small snapshots of every active layer's weights are
@@ -50,8 +52,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     its confidence that the layer is ready; those above ``threshold`` freeze, each for itself or from the front on.
 
     - **When**: fine-tuning a pretrained network. Data without random crops or noise: with ``cache_front=True``.
-    - **When not**: a run far past its plateau is better shortened; from scratch nothing is held, and where the front is
-      released after all, nothing is saved.
+    - **When not**: a run far past its plateau is better shortened, and saves little; from scratch nothing is held, and
+      where the front is released after all, nothing is saved.
     - **Cost**: the probe's 2 % of the steps, which train nothing for good; where a front is held, a second look of a
       tenth of the run, at most 50 steps, with a copy of the model and its optimizer in memory meanwhile.
     - **Source**: this project; ``start="none"`` is Li et al. 2023, "SmartFRZ".
@@ -74,7 +76,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             chose: for a tenth of the run, at most 50 steps, a copy of the model trains beside it, all of it. If the
             copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much of it as the ``threshold``
             without a look allows; otherwise the model goes on as the copy, and everything trains. Where no copy can be
-            trained, or the look would cost more than the front can save, that much stays too. ``False`` holds the front
+            trained, or the look would cost more than the front can save, that much stays too. In a run of more than
+            1,000 steps what stayed trains as well once two fifths are over. ``False`` holds the front to the end,
             whatever comes, as ``save`` does.
         window: For ``start="none"``: snapshots kept a layer; by default as many as the predictor was trained on.
         sample_size: Sampled weights a layer; that of the predictor.
@@ -126,6 +129,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         super().__init__(window=window, sample_size=sample_size, **kwargs)
         if probes:
             self.every_n_epochs = None  # nothing is looked at again
+            self.thaws = True
         self.start_with, self.probe_steps, self.save = start, probe_steps, save
         self.second_look = second_look
         self.predictor = predictor
@@ -237,18 +241,30 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             if self.threshold is None and self._can_look and foreseen:
                 self._probing.threshold = CHECKED
             self._due = self._probing.step_done(run)
+            start = run.timeline.start
+            if start is not None and start.held and self.save is None and self.second_look:
+                start.until = held_until(LONGEST if run.total_steps == math.inf else run.total_steps)
 
     def check_due(self, run: TrainingRun) -> bool:
         if self._network is not None:
             return super().check_due(run)
         due, self._due = self._due, False
-        return due
+        return due or bool(self._held_long_enough(run))
 
     def select(self, run: TrainingRun) -> Decision | dict[str, float]:
         if self._network is not None:
             return super().select(run)
+        if names := self._held_long_enough(run):
+            return Decision(thaw=names)
         start = run.timeline.start
         return Decision({name: start.sure[name] for name in start.held}, held=True) if start else {}
+
+    def _held_long_enough(self, run: TrainingRun) -> list[str]:
+        """Layers that were held from the start and train from now on."""
+        start = run.timeline.start
+        if start is None or start.until is None or run.steps < start.until:
+            return []
+        return [name for name in run.frozen if name in start.held]
 
     def method_state(self) -> dict[str, Any]:
         if self._probe is None:

@@ -33,6 +33,10 @@ FORESEEN = 1000
 """Steps of the run up to which a look in its beginning says enough about its end to hold from :data:`CHECKED` on."""
 
 
+UNTIL = 0.4
+"""Share of a run that is longer than that, for which a front is held."""
+
+
 def look_length(steps: float) -> int:
     """Steps of a second look in a run: a tenth of it, but at most 50.
 
@@ -53,6 +57,19 @@ def look_begin(steps: float) -> float:
         (20.0, 1000)
     """
     return min(LATEST, FROM * steps)
+
+
+def held_until(steps: float) -> int | None:
+    """Steps of a run after which a front that was held from its start trains as well: two fifths, if it is long.
+
+    Holding gains in the beginning, and in a long run the rest has the time to gain as much. See ``outcomes.let_go``.
+
+    Example:
+        >>> from smartfrz_lightning.engine.second_look import held_until
+        >>> held_until(2000), held_until(400)  # in a short run, to its end
+        (800, None)
+    """
+    return int(UNTIL * steps) if steps > FORESEEN else None
 
 
 class SecondLook(Generic[Model]):

@@ -9,17 +9,13 @@ Started again, it goes on with the cases that are missing. Needs the extra ``ben
 
 import copy
 import json
-import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from jsonargparse import auto_cli
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from smartfrz_lightning.cost.flops import StepFlopCounter
@@ -30,8 +26,8 @@ from smartfrz_lightning.engine.stillness import Stillness
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.outcomes.case import Case, draw_cases
-from smartfrz_lightning.outcomes.examples import load_examples
+from smartfrz_lightning.outcomes.case import Case
+from smartfrz_lightning.outcomes.line_by_line import chosen_cases, record_lines
 from smartfrz_lightning.outcomes.look_endings import endings, judged
 from smartfrz_lightning.outcomes.probe import probe_gradients
 from smartfrz_lightning.outcomes.setup import set_up
@@ -119,7 +115,7 @@ def look_again(case: Case, data: str | Path, weights: str | Path) -> dict[str, A
     def finished() -> float:
         return evaluate(net, setup.validation)["accuracy"]
 
-    inputs, costs = _probed(case, net, layers, train_set)
+    inputs, costs = probed(case, net, layers, train_set)
     net.load_state_dict(start)
     train(case, net, train_set)
     found: dict[str, Any] = {"case": case.asdict(), "full": finished(), "shortened": {}, "fronts": []}
@@ -142,8 +138,31 @@ def look_again(case: Case, data: str | Path, weights: str | Path) -> dict[str, A
     return found
 
 
-def _probed(case: Case, net: torch.nn.Module, layers: list[Layer], data: Images) -> tuple[Tensor, list[float]]:
-    """What the start predictor sees of each front, and what a step costs with it held; the network is used up."""
+def probed(case: Case, net: torch.nn.Module, layers: list[Layer], data: Images) -> tuple[Tensor, list[float]]:
+    """What the start predictor sees of each front, and what a step costs with it held; the network is used up.
+
+    Args:
+        case: The case.
+        net: The network.
+        layers: Its layers, the head last.
+        data: Images and labels.
+
+    Returns:
+        ``[fronts, inputs]``, and as many costs, relative to a step in which everything trains.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.layers import find_layers
+        >>> from smartfrz_lightning.outcomes.case import Case
+        >>> from smartfrz_lightning.outcomes.look_again import probed
+        >>> from smartfrz_lightning.outcomes.networks import build
+        >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 100, 4, 1)
+        >>> net, data = build("vgg8", 2), (torch.rand(8, 3, 32, 32), torch.arange(8) % 2)
+        >>> layers = find_layers(net, data[0][:2])
+        >>> inputs, costs = probed(case, net, layers, data)
+        >>> len(inputs) == len(costs) == len(layers) - 1, max(costs) < 1
+        (True, True)
+    """
     with StepFlopCounter(net) as counter:
         x, y = batch_at(case, data, 0)
         F.cross_entropy(net(x), y).backward()
@@ -189,22 +208,8 @@ def main(
         console.print(judged(recorded))
         console.print(endings(recorded, StartPredictor.load(predictor or SHIPPED_START)))
         return
-    if cases is None:
-        raise ValueError("cases=None: give a file of cases, such as configs/outcomes/images.yaml, or --judge")
-    if Path(cases).suffix == ".jsonl":
-        drawn = [one.outcome.case for one in load_examples(cases)]
-    else:
-        named = yaml.safe_load(Path(cases).read_text())
-        drawn = list(draw_cases([group for name, group in named.items() if groups is None or name in groups]))
-        random.Random(0).shuffle(drawn)
-    drawn = [case for case in drawn if shortest <= case.steps <= longest][:most]
-    file = Path(output)
-    lines = file.read_text().splitlines() if file.is_file() else []
-    done = {json.dumps(json.loads(line)["case"]) for line in lines}
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress, file.open("a") as out:
-        for case in progress.track([case for case in drawn if json.dumps(case.asdict()) not in done]):
-            out.write(json.dumps(look_again(case, data, weights)) + "\n")
-            out.flush()
+    drawn = chosen_cases(cases, groups, shortest, longest, most)
+    record_lines(drawn, output, lambda case: look_again(case, data, weights))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,16 @@ import torch
 from rich.table import Table
 
 from smartfrz_lightning.engine.probed_start import choose_front
-from smartfrz_lightning.engine.second_look import CHECKED, FIRM, FROM, LIKELY, SOME, how_much_stays, look_length
+from smartfrz_lightning.engine.second_look import (
+    CHECKED,
+    FIRM,
+    FROM,
+    LIKELY,
+    SOME,
+    held_until,
+    how_much_stays,
+    look_length,
+)
 from smartfrz_lightning.outcomes.fitting import HARMLESS
 from smartfrz_lightning.outcomes.judge import interval
 from smartfrz_lightning.predictor.start import StartPredictor
@@ -70,6 +79,19 @@ class Ending:
     above: float
 
 
+def frontier(case: dict[str, Any], spent: float) -> float:
+    """What plain training reaches, shortened to so much of the FLOPs of full training.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.look_endings import frontier
+        >>> round(frontier({"full": 80.0, "shortened": {"0.5": 70.0, "0.7": 76.0}}, 0.85), 1)
+        78.0
+    """
+    plain = sorted([(float(share), one) for share, one in case["shortened"].items()] + [(1.0, case["full"])])
+    at, curve = zip(*plain, strict=True)
+    return float(np.interp(spent, at, np.maximum.accumulate(curve)))
+
+
 def ending(
     case: dict[str, Any],
     predictor: StartPredictor,
@@ -112,15 +134,13 @@ def ending(
     spent += (1 - FROM - looking) * (fronts[stays - 1]["cost"] if stays else 1.0)
     released = front["released"] if front["released"] is not None else case["full"]
     accuracy = fronts[stays - 1]["accuracy"] if stays else released
-    plain = sorted([(float(share), one) for share, one in case["shortened"].items()] + [(1.0, case["full"])])
-    at, curve = zip(*plain, strict=True)
-    frontier = float(np.interp(spent, at, np.maximum.accumulate(curve)))
     kept = fronts[stays - 1]["depth"] if stays else 0
-    return Ending(front["depth"] / len(sure), kept / len(sure), accuracy - case["full"], spent, accuracy - frontier)
+    above = accuracy - frontier(case, spent)
+    return Ending(front["depth"] / len(sure), kept / len(sure), accuracy - case["full"], spent, above)
 
 
 def endings(cases: list[dict[str, Any]], predictor: StartPredictor) -> Table:
-    """How the cases end by several rules.
+    """How the cases end by several rules; without runs in which the front trains again later (``outcomes.let_go``).
 
     Example:
         >>> from smartfrz_lightning.outcomes.look_endings import RULES, endings
@@ -133,6 +153,7 @@ def endings(cases: list[dict[str, Any]], predictor: StartPredictor) -> Table:
     """
     columns = "held from", "firm", "some", "all stays", "a part", "none", "vs full, points", "worst", "lost 2 points"
     table = Table(*columns, "FLOPs", "above the frontier")
+    cases = [case for case in cases if held_until(case["case"]["steps"]) is None]
     for threshold, firm, some in RULES:
         found = [ending(case, predictor, threshold, firm, some) for case in cases]
         points, held = [one.points for one in found], [one for one in found if one.held]

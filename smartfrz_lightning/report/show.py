@@ -99,6 +99,8 @@ def start_line(start: Start) -> str:
         'probe of 4 steps: nothing held; the first layer alone would do no harm with a likelihood of 50 %'
         >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.9, "block": 0.8}, [], ["stem", "block"]))
         'probe of 4 steps: nothing held, as no layer that trains has been trained before'
+        >>> start_line(Start(30, {"stem": 0.01}, {"stem": 0.95}, ["stem"], until=800)).partition(", which")[0]
+        'probe of 30 steps: 1 of 1 layers held from the start, in so long a run until step 800'
     """
     line = f"probe of {start.steps} step{'s' * (start.steps != 1)}: "
     if not start.sure:
@@ -110,11 +112,12 @@ def start_line(start: Start) -> str:
         return f"{line}nothing held; the first layer alone would do no harm with a likelihood of {100 * first:.0f} %"
     sure, layers = start.sure[start.held[-1]], len(start.sure)
     random, rest = len(set(start.untrained) & set(start.held)), len(set(start.untrained) - set(start.held))
+    until = f", in so long a run until step {start.until}" if start.until else ""
     new = f"; {random} of these are random, as they were made" if random else ""
     new += f"; {rest} before the head are new, and train" if rest else ""
     return (
-        f"{line}{len(start.held)} of {layers} layers held from the start, which does no harm with a likelihood of "
-        f"{100 * sure:.0f} %{new}"
+        f"{line}{len(start.held)} of {layers} layers held from the start{until}, which does no harm with a likelihood "
+        f"of {100 * sure:.0f} %{new}"
     )
 
 

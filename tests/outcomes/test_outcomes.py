@@ -22,6 +22,7 @@ from smartfrz_lightning.outcomes.case import Case, draw_cases
 from smartfrz_lightning.outcomes.condense import condense
 from smartfrz_lightning.outcomes.condense import main as condense_command
 from smartfrz_lightning.outcomes.examples import example, load_examples
+from smartfrz_lightning.outcomes.let_go import main as let_go
 from smartfrz_lightning.outcomes.look_again import main as look_again
 from smartfrz_lightning.outcomes.look_endings import ending
 from smartfrz_lightning.outcomes.networks import build
@@ -116,6 +117,32 @@ def test_second_looks_go_on_where_they_were_stopped_and_are_judged(images, tmp_p
     assert "1.5" in capsys.readouterr().out  # standard errors
     with pytest.raises(ValueError, match="cases=None: give a file"):
         look_again(**where)
+
+
+def test_what_letting_go_comes_to_is_recorded_and_judged(images, tmp_path, capsys):
+    group = CASE.asdict() | {"classes": {"from": [0, 2], "count": 2}, "draw": 2, "seed": 3, "steps": 20, "later": False}
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump({"noise": group}))
+    sure = StartPredictor()
+    torch.nn.init.zeros_(sure.score.weight)
+    for name, bias in (("sure", 3.0), ("unsure", -3.0)):
+        torch.nn.init.constant_(sure.score.bias, bias)
+        sure.save(tmp_path / f"{name}.safetensors")
+        let_go(
+            str(tmp_path / "cases.yaml"),
+            str(images),
+            str(tmp_path),
+            str(tmp_path / f"{name}.jsonl"),
+            shortest=20,
+            predictor=str(tmp_path / f"{name}.safetensors"),
+        )
+    sure, unsure = ([json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()] for name in ("sure", "unsure"))
+    assert [case["front"] for case in unsure] == [None, None] and len(sure) == 2
+    assert all(set(case["front"]["let_go"]) == {"0.4", "0.7"} and case["front"]["depth"] == 7 for case in sure)
+    let_go(judge=str(tmp_path / "sure.jsonl"))
+    shown = capsys.readouterr().out
+    assert all(share in shown for share in ("40%", "70%", "100%"))
+    with pytest.raises(ValueError, match=r"groups=\['nois'\]: .* has only \['noise'\]"):
+        let_go(str(tmp_path / "cases.yaml"), groups=["nois"])
 
 
 def test_how_a_case_ends_is_what_the_choice_and_the_second_look_make_of_it():

@@ -1,0 +1,103 @@
+"""In a long run the front that was held trains as well, after two fifths."""
+
+import pytest
+import torch
+from conftest import mlp
+from lightning.pytorch.callbacks import ModelCheckpoint
+from test_probe import InOrder
+from test_second_look import EPOCHS, HELD, OPTIMIZERS, Counting, looking, same
+from torch import nn
+
+from smartfrz_lightning import Freezer, SmartFreezeCallback
+from smartfrz_lightning.engine import second_look
+from smartfrz_lightning.report.show import timeline_table
+
+UNTIL = 48  # two fifths of 120 steps
+
+
+@pytest.fixture(autouse=True)
+def long_runs(monkeypatch):
+    monkeypatch.setattr(second_look, "FORESEEN", 110)
+
+
+class ByHand(SmartFreezeCallback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.timeline.steps == UNTIL:
+            self._engine.change(thaw_now=HELD)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_it_trains_as_if_thawed_by_hand(make_trainer, monkeypatch, optimizer):
+    def fit(freezer):
+        torch.manual_seed(3)
+        model = Counting(mlp(), OPTIMIZERS[optimizer])
+        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+        return model, freezer
+
+    model, freezer = fit(looking(monkeypatch, release=False))
+    other, by_hand = fit(ByHand(second_look=False))
+    assert model.losses == other.losses and same(model, other)
+    assert freezer.frozen == [] and freezer.timeline.start.until == UNTIL
+    assert [(event.layer, event.step) for event in freezer.timeline.events if event.kind == "thaw"] == [
+        (name, UNTIL) for name in HELD
+    ]
+    assert 0 < freezer.timeline.saved < by_hand.timeline.saved  # the look
+    assert "in so long a run until step 48" in str(timeline_table(freezer.timeline).renderables[-1])
+
+
+def test_a_resumed_run_is_the_same(make_trainer, monkeypatch, tmp_path):
+    def fit(*callbacks, ckpt_path=None):
+        torch.manual_seed(5)
+        net = mlp()
+        net[3].p = 0.0
+        model, freezer = InOrder(net, OPTIMIZERS["adamw"]), looking(monkeypatch, release=False)
+        made = make_trainer(freezer, *callbacks, max_epochs=EPOCHS, enable_checkpointing=True)
+        made.fit(model, ckpt_path=ckpt_path)
+        return model, freezer
+
+    whole, freezer = fit(ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1))
+    for step in (30, UNTIL - 1, UNTIL, 60):
+        again, resumed = fit(ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+        assert same(whole, again) and whole.losses[step:] == again.losses
+        assert resumed.timeline.events == freezer.timeline.events and resumed.timeline.start.until == UNTIL
+
+
+@pytest.mark.parametrize("how", [{"second_look": False}, {"save": 0.3}, {"max_epochs": 13}])
+def test_who_wants_it_held_holds_it_and_so_does_a_short_run(make_trainer, monkeypatch, how):
+    epochs = how.pop("max_epochs", EPOCHS)
+    freezer = looking(monkeypatch, release=False, **how)
+    make_trainer(freezer, max_epochs=epochs).fit(InOrder(mlp()))
+    assert freezer.frozen == freezer.timeline.start.held and freezer.frozen and freezer.timeline.start.until is None
+
+
+def test_what_the_look_left_trains_too_and_what_others_froze_does_not(make_trainer, monkeypatch):
+    freezer = looking(monkeypatch, release=False)
+    net = mlp()
+    net[4].requires_grad_(False)
+    weights = net[4].weight.clone()
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(net))
+    assert freezer.timeline.start.held == HELD[:1] and freezer.frozen == [] and net[4].weight.equal(weights)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_in_a_loop_of_your_own(monkeypatch, accumulate):
+    method = looking(monkeypatch)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    batches = [(torch.rand(8, 8), torch.randint(3, (8,))) for _ in range(120 * accumulate)]
+    freezer = Freezer(net, optimizer, method, batches_per_epoch=len(batches), total_batches=len(batches))
+    still = []
+    for number, (x, y) in enumerate(batches):
+        before = net[0].weight.clone()
+        with freezer.batch((x, y)):
+            nn.functional.cross_entropy(net(x), y).backward()
+            if (number + 1) % accumulate == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+        if (number + 1) % accumulate == 0:
+            still.append(net[0].weight.equal(before))
+    freezer.end_epoch(last=True)
+    freezer.end()
+    assert all(still[:UNTIL]) and not any(still[UNTIL:])
