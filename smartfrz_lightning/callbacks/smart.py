@@ -264,7 +264,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         start = run.timeline.start
         if start is None or start.until is None or run.steps < start.until:
             return []
-        return [name for name in run.frozen if name in start.held]
+        since = {name: run.timeline.event_of(name) for name in run.frozen if name in start.held}
+        return [name for name, event in since.items() if event is not None and event.step < start.until]
 
     def method_state(self) -> dict[str, Any]:
         if self._probe is None:

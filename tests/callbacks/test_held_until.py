@@ -80,6 +80,19 @@ def test_what_the_look_left_trains_too_and_what_others_froze_does_not(make_train
     assert freezer.timeline.start.held == HELD[:1] and freezer.frozen == [] and net[4].weight.equal(weights)
 
 
+def test_what_freezes_by_hand_after_that_stays(make_trainer, monkeypatch):
+    class Again(SmartFreezeCallback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            if self.timeline.steps == UNTIL + 2:
+                self._engine.change(freeze_now=HELD[:1])
+
+    looking(monkeypatch, release=False)
+    freezer = Again()
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(mlp()))
+    assert freezer.frozen == HELD[:1] and freezer.timeline.periods("net.4")[-1][1] == UNTIL
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_in_a_loop_of_your_own(monkeypatch, accumulate):
     method = looking(monkeypatch)
