@@ -17,8 +17,8 @@ from two_processes import run_cases
 
 from smartfrz_lightning import SmartFreezeCallback
 from smartfrz_lightning.callbacks import look_beside
-from smartfrz_lightning.engine import probed_start
-from smartfrz_lightning.engine.second_look import how_much_stays
+from smartfrz_lightning.engine import probed_start, second_look
+from smartfrz_lightning.engine.second_look import FORESEEN, how_much_stays
 
 
 def plain_net():
@@ -86,6 +86,7 @@ class Kill(Callback):
 
 def freezing(settings):
     look_beside.how_much_stays = (lambda *_: settings["stays"]) if "stays" in settings else how_much_stays
+    second_look.FORESEEN = settings.get("foreseen", FORESEEN)
     if "smart" in settings:
         if "threshold" in settings["smart"]:  # random weights count as trained ones
             probed_start.untrained_end = lambda *_: 0

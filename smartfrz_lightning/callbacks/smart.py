@@ -142,6 +142,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     def reset(self) -> None:
         super().reset()
         self._due = False  # a probe has just ended; what it says is to be done
+        self._decided = False  # that is asked for now
         self._probe: ProbedStart | None = None
         self._look: LookBeside | None = None
         self._can_look = False
@@ -168,6 +169,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
         super().changed(run, frozen, thawed)
+        self._decided = False
         free, done = sum(not layer.pinned for layer in run.layers), run.progress or 0.0
         if self._network is not None and len(frozen) > free / 2 and 0 < done < 0.5:
             rank_zero_warn(
@@ -241,31 +243,30 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             if self.threshold is None and self._can_look and foreseen:
                 self._probing.threshold = CHECKED
             self._due = self._probing.step_done(run)
-            start = run.timeline.start
-            if start is not None and start.held and self.save is None and self.second_look:
-                start.until = held_until(LONGEST if run.total_steps == math.inf else run.total_steps)
 
     def check_due(self, run: TrainingRun) -> bool:
         if self._network is not None:
             return super().check_due(run)
-        due, self._due = self._due, False
-        return due or bool(self._held_long_enough(run))
+        if self._due:
+            self._due, self._decided = False, True
+            return True
+        return bool(self._held_long_enough(run))
 
     def select(self, run: TrainingRun) -> Decision | dict[str, float]:
         if self._network is not None:
             return super().select(run)
-        if names := self._held_long_enough(run):
-            return Decision(thaw=names)
         start = run.timeline.start
-        return Decision({name: start.sure[name] for name in start.held}, held=True) if start else {}
+        if self._decided and start is not None:
+            return Decision({name: start.sure[name] for name in start.held}, held=True)
+        return Decision(thaw=self._held_long_enough(run))
 
     def _held_long_enough(self, run: TrainingRun) -> list[str]:
-        """Layers that were held from the start and train from now on."""
-        start = run.timeline.start
-        if start is None or start.until is None or run.steps < start.until:
+        """Layers that have been held from the start and are to train from now on."""
+        start, whole = run.timeline.start, LONGEST if run.total_steps == math.inf else run.total_steps
+        if start is None or not self.second_look or self.save is not None or run.steps < held_until(whole):
             return []
-        since = {name: run.timeline.event_of(name) for name in run.frozen if name in start.held}
-        return [name for name, event in since.items() if event is not None and event.step < start.until]
+        thawed = {event.layer for event in run.timeline.events if event.kind == "thaw"}
+        return [name for name in run.frozen if name in start.held and name not in thawed]
 
     def method_state(self) -> dict[str, Any]:
         if self._probe is None:

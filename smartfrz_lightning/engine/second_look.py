@@ -30,11 +30,12 @@ CHECKED, LIKELY = 0.65, 0.8
 """Likelihoods of no harm at which a front is held: if it is looked at again, and if it is not."""
 
 FORESEEN = 1000
-"""Steps of the run up to which a look in its beginning says enough about its end to hold from :data:`CHECKED` on."""
+"""Steps of the run up to which a look in its beginning says enough about its end to hold from :data:`CHECKED` on, and
+to hold to the end."""
 
 
 UNTIL = 0.4
-"""Share of a run that is longer than that, for which a front is held."""
+"""Share of a run of more than :data:`FORESEEN` steps for which a front is held."""
 
 
 def look_length(steps: float) -> int:
@@ -59,17 +60,21 @@ def look_begin(steps: float) -> float:
     return min(LATEST, FROM * steps)
 
 
-def held_until(steps: float) -> int | None:
-    """Steps of a run after which a front that was held from its start trains as well: two fifths, if it is long.
+def held_until(steps: float) -> float:
+    """Steps of a run after which a front that was held from its start trains as well: two fifths, at most 1,000.
 
     Holding gains in the beginning, and in a long run the rest has the time to gain as much. See ``outcomes.let_go``.
 
+    Args:
+        steps: Of the run, as far as is known.
+
     Example:
         >>> from smartfrz_lightning.engine.second_look import held_until
-        >>> held_until(2000), held_until(400)  # in a short run, to its end
-        (800, None)
+        >>> held_until(2000), held_until(1000), held_until(50_000)  # a short run holds it to its end
+        (800, inf, 1000)
     """
-    return int(UNTIL * steps) if steps > FORESEEN else None
+    whole = round(steps)
+    return min(LATEST, int(UNTIL * whole + 1e-6)) if whole > FORESEEN else math.inf
 
 
 class SecondLook(Generic[Model]):

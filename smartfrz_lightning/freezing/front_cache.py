@@ -112,7 +112,7 @@ class FrontCache:
         self._chance = False  # random numbers were drawn in the front of this batch
         self._found = False
         self._quiet_parameters: set[int] = set()
-        self._quiet: list[nn.Module] = []
+        self._quiet: list[tuple[nn.Module, nn.Module]] = []  # what drops out, and the unit that it is a part of
         self._epoch = (0, 0)  # hits and misses when it began
         self._epochs = self._same_front = 0  # ends of epochs: all, and since the front changed
 
@@ -136,13 +136,19 @@ class FrontCache:
                 on. Elsewhere dropout ends the front that can be kept.
         """
         self._quiet_parameters = {id(self._model.get_parameter(name)) for name in quiet}
+        still = [(module, unit) for module, unit in self._quiet if self._in_front(unit)]
+        self._restore_dropout()
+        self._quiet = still
+        if self._units and not quiet:
+            self._units.clear()
+            self._forget()
         self._found = False
         self._same_front = 0
         self.savings.front_grew()
 
     def open(self) -> None:
         """A training batch begins."""
-        for module in self._quiet:  # also when it is off: what the layers behind see is to stay the same
+        for module, _ in self._quiet:  # also when it is off: what the layers behind see is to stay the same
             module.training = False
         if self._open or not self.on or has_global_hooks():
             return
@@ -277,14 +283,17 @@ class FrontCache:
         self._units = {unit.name: unit for unit in find_units(self._model, self.refused, kept, self._units)}
         self._restore_dropout()
         for unit in self._units.values():
-            if all(id(parameter) in self._quiet_parameters for parameter in unit.module.parameters()):
-                self._quiet += [part for part in dropouts(unit.module) if part.training]
-        for module in self._quiet:
+            if self._in_front(unit.module):
+                self._quiet += [(part, unit.module) for part in dropouts(unit.module) if part.training]
+        for module, _ in self._quiet:
             module.training = False
         self._found = True
 
+    def _in_front(self, module: nn.Module) -> bool:
+        return all(id(parameter) in self._quiet_parameters for parameter in module.parameters())
+
     def _restore_dropout(self) -> None:
-        for module in self._quiet:
+        for module, _ in self._quiet:
             module.training = self._model.training
         self._quiet.clear()
 

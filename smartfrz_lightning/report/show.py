@@ -54,6 +54,8 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         lines.append(start_line(timeline.start))
     if timeline.look:
         lines.append(look_line(timeline.look))
+    if let_go := let_go_line(timeline):
+        lines.append(let_go)
     if timeline.cache:
         lines.append(cache_line(timeline.cache))
     elif (share := held_forward(timeline)) > 0.05:
@@ -99,8 +101,6 @@ def start_line(start: Start) -> str:
         'probe of 4 steps: nothing held; the first layer alone would do no harm with a likelihood of 50 %'
         >>> start_line(Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.9, "block": 0.8}, [], ["stem", "block"]))
         'probe of 4 steps: nothing held, as no layer that trains has been trained before'
-        >>> start_line(Start(30, {"stem": 0.01}, {"stem": 0.95}, ["stem"], until=800)).partition(", which")[0]
-        'probe of 30 steps: 1 of 1 layers held from the start, in so long a run until step 800'
     """
     line = f"probe of {start.steps} step{'s' * (start.steps != 1)}: "
     if not start.sure:
@@ -112,11 +112,10 @@ def start_line(start: Start) -> str:
         return f"{line}nothing held; the first layer alone would do no harm with a likelihood of {100 * first:.0f} %"
     sure, layers = start.sure[start.held[-1]], len(start.sure)
     random, rest = len(set(start.untrained) & set(start.held)), len(set(start.untrained) - set(start.held))
-    until = f", in so long a run until step {start.until}" if start.until else ""
     new = f"; {random} of these are random, as they were made" if random else ""
     new += f"; {rest} before the head are new, and train" if rest else ""
     return (
-        f"{line}{len(start.held)} of {layers} layers held from the start{until}, which does no harm with a likelihood "
+        f"{line}{len(start.held)} of {layers} layers held from the start, which does no harm with a likelihood "
         f"of {100 * sure:.0f} %{new}"
     )
 
@@ -141,6 +140,27 @@ def look_line(look: Look) -> str:
         f"second look, steps {look.step} to {look.step + look.steps}: a copy that trained everything had a loss "
         f"{abs(look.gain):.2g} ± {look.error:.2g} {side}: {so}"
     )
+
+
+def let_go_line(timeline: Timeline) -> str:
+    """When a front that was held from the start began to train, other than by what a second look saw.
+
+    Example:
+        >>> from smartfrz_lightning.report.show import let_go_line
+        >>> from smartfrz_lightning.report.timeline import FreezeEvent, Start, Timeline
+        >>> start = Start(30, {"stem": 0.01}, {"stem": 0.95}, ["stem"])
+        >>> events = [FreezeEvent("stem", 30, 0.1, 0.95), FreezeEvent("stem", 600, 2.0, None, "thaw")]
+        >>> let_go_line(Timeline(start=start, events=events))
+        'the front was held for 600 steps, and trained after that'
+        >>> let_go_line(Timeline(start=start, events=events[:1]))
+        ''
+    """
+    held = timeline.start.held if timeline.start else ()
+    looked = timeline.look.step + timeline.look.steps if timeline.look else None
+    steps = [event.step for event in timeline.events if event.kind == "thaw" and event.layer in held]
+    let_go = [step for step in steps if step != looked]
+    trains = bool(let_go) and not set(held) & set(timeline.frozen)
+    return f"the front was held for {max(let_go)} steps, and trained after that" if trains else ""
 
 
 def held_forward(timeline: Timeline) -> float:

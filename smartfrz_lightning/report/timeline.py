@@ -112,7 +112,6 @@ class Start:
         sure: How likely it does no harm to hold everything up to this layer, 0 to 1, by name.
         held: The layers that are held from the start.
         untrained: The last ones before the head, if they still have the weights that they were made with.
-        until: After how many steps they train as well; ``None`` if they are held to the end.
 
     Example:
         >>> from smartfrz_lightning.report.timeline import Start
@@ -125,7 +124,6 @@ class Start:
     sure: dict[str, float]
     held: list[str]
     untrained: list[str] = field(default_factory=list)
-    until: int | None = None
 
 
 @dataclass

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from two_processes import two_processes
 
 from smartfrz_lightning.callbacks import look_beside
-from smartfrz_lightning.engine import probed_start
+from smartfrz_lightning.engine import probed_start, second_look
 
 LAYERS = {"net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.3": 8 * (16 * 16 + 16), "net.5": 8 * (16 * 3 + 3)}  # bytes
 
@@ -28,6 +28,7 @@ CASES = {
     "probe": {"smart": {"probe_steps": 4, "save": 0.1}},
     "second look": {"smart": {"threshold": 0.01}, "trainer": {"max_epochs": 30}},  # 120 steps, of which 12 to 24
     "second look, a part stays": {"smart": {"threshold": 0.01}, "stays": 1, "trainer": {"max_epochs": 30}},
+    "held for two fifths": {"smart": {"threshold": 0.01}, "stays": 2, "trainer": {"max_epochs": 30}, "foreseen": 100},
     "second look, accumulation": {
         "smart": {"threshold": 0.01},
         "trainer": {"max_epochs": 60, "accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
@@ -66,7 +67,9 @@ def check_ranks_equal(first, second):
 
 @pytest.fixture(autouse=True)
 def the_rules_come_back(monkeypatch):
-    monkeypatch.setattr(look_beside, "how_much_stays", look_beside.how_much_stays)  # a worker's settings change them
+    # A worker's settings change them.
+    monkeypatch.setattr(look_beside, "how_much_stays", look_beside.how_much_stays)
+    monkeypatch.setattr(second_look, "FORESEEN", second_look.FORESEEN)
     monkeypatch.setattr(probed_start, "untrained_end", probed_start.untrained_end)
 
 
@@ -78,7 +81,9 @@ def test_as_one_process(make_trainer, outcomes, case):
     assert freezer.frozen == first["frozen"]
     if freezer.timeline.start:
         assert first["sure"] == second["sure"] == pytest.approx(freezer.timeline.start.sure, rel=1e-4)
-    assert first["look"] == second["look"] and ("look" in case) == (freezer.timeline.look is not None)
+    assert first["look"] == second["look"] and ("look" in case or "fifths" in case) == (
+        freezer.timeline.look is not None
+    )
     if freezer.timeline.look:
         assert first["look"]["gain"] == pytest.approx(freezer.timeline.look.gain, rel=1e-6)
         assert first["look"]["released"] == freezer.timeline.look.released

@@ -27,23 +27,22 @@ class ByHand(SmartFreezeCallback):
             self._engine.change(thaw_now=HELD)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_it_trains_as_if_thawed_by_hand(make_trainer, monkeypatch, optimizer):
+def test_it_trains_as_if_thawed_by_hand(make_trainer, monkeypatch):
     def fit(freezer):
         torch.manual_seed(3)
-        model = Counting(mlp(), OPTIMIZERS[optimizer])
+        model = Counting(mlp(), OPTIMIZERS["adamw"])
         make_trainer(freezer, max_epochs=EPOCHS).fit(model)
         return model, freezer
 
     model, freezer = fit(looking(monkeypatch, release=False))
     other, by_hand = fit(ByHand(second_look=False))
     assert model.losses == other.losses and same(model, other)
-    assert freezer.frozen == [] and freezer.timeline.start.until == UNTIL
+    assert freezer.frozen == []
     assert [(event.layer, event.step) for event in freezer.timeline.events if event.kind == "thaw"] == [
         (name, UNTIL) for name in HELD
     ]
     assert 0 < freezer.timeline.saved < by_hand.timeline.saved  # the look
-    assert "in so long a run until step 48" in str(timeline_table(freezer.timeline).renderables[-1])
+    assert "held for 48 steps, and trained after that" in str(timeline_table(freezer.timeline).renderables[-1])
 
 
 def test_a_resumed_run_is_the_same(make_trainer, monkeypatch, tmp_path):
@@ -60,7 +59,33 @@ def test_a_resumed_run_is_the_same(make_trainer, monkeypatch, tmp_path):
     for step in (30, UNTIL - 1, UNTIL, 60):
         again, resumed = fit(ckpt_path=str(tmp_path / f"step={step}.ckpt"))
         assert same(whole, again) and whole.losses[step:] == again.losses
-        assert resumed.timeline.events == freezer.timeline.events and resumed.timeline.start.until == UNTIL
+        assert resumed.timeline.events == freezer.timeline.events
+
+
+def test_the_run_that_goes_on_counts(make_trainer, monkeypatch, tmp_path):
+    """Longer than it was, or with another mind."""
+
+    def fit(epochs, ckpt_path=None, **how):
+        freezer = looking(monkeypatch, release=False, **how)
+        saved = ModelCheckpoint(tmp_path / str(epochs), "last", save_last=True)
+        torch.manual_seed(5)
+        model = InOrder(mlp())
+        make_trainer(freezer, saved, max_epochs=epochs, enable_checkpointing=True).fit(model, ckpt_path=ckpt_path)
+        return freezer, str(saved.last_model_path)
+
+    short, path = fit(13)  # 104 steps
+    assert short.frozen == HELD
+    longer, _ = fit(20, path)  # 160, of which 64 are over
+    assert longer.frozen == [] and longer.timeline.periods("net.0")[-1][1] == 105
+    assert fit(20, path, second_look=False)[0].frozen == HELD
+
+
+def test_in_a_second_fit_of_a_long_run_too(make_trainer, monkeypatch):
+    freezer, model = looking(monkeypatch, release=False), InOrder(mlp())
+    make_trainer(freezer, max_epochs=13).fit(model)
+    assert freezer.frozen == HELD
+    make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+    assert freezer.frozen == []
 
 
 @pytest.mark.parametrize("how", [{"second_look": False}, {"save": 0.3}, {"max_epochs": 13}])
@@ -68,7 +93,7 @@ def test_who_wants_it_held_holds_it_and_so_does_a_short_run(make_trainer, monkey
     epochs = how.pop("max_epochs", EPOCHS)
     freezer = looking(monkeypatch, release=False, **how)
     make_trainer(freezer, max_epochs=epochs).fit(InOrder(mlp()))
-    assert freezer.frozen == freezer.timeline.start.held and freezer.frozen and freezer.timeline.start.until is None
+    assert freezer.frozen == freezer.timeline.start.held and freezer.frozen
 
 
 def test_what_the_look_left_trains_too_and_what_others_froze_does_not(make_trainer, monkeypatch):
@@ -78,6 +103,23 @@ def test_what_the_look_left_trains_too_and_what_others_froze_does_not(make_train
     weights = net[4].weight.clone()
     make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(net))
     assert freezer.timeline.start.held == HELD[:1] and freezer.frozen == [] and net[4].weight.equal(weights)
+
+
+def test_its_dropout_drops_again_and_its_cache_is_given_back(make_trainer, monkeypatch):
+    seen = []
+
+    class Watch(SmartFreezeCallback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            seen.append((pl_module.net[0][2].training, bool(self._engine._front.cache.units)))
+
+    looking(monkeypatch, release=False)
+    front = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 16), nn.ReLU())
+    freezer = Watch(cache_front=True)
+    net = nn.Sequential(front, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(net))
+    assert freezer.frozen == []
+    assert (False, True) in seen[:UNTIL] and set(seen[UNTIL:]) == {(True, False)}
 
 
 def test_what_freezes_by_hand_after_that_stays(make_trainer, monkeypatch):
