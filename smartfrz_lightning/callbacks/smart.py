@@ -42,7 +42,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     *second look* shows whether that was right: a copy of the model of which everything trains goes on beside it for a
     while, in the same batches. If its loss is clearly the higher one, the front stays; if somewhat, the part of it that
     was likely enough without a look; otherwise the copy takes over. In a run of more than 1,000 steps what is still
-    held after two fifths of it trains from there on as well. Where no front is likely enough, nothing is held, and the
+    held after two fifths of it, or 1,000 steps, trains from there on as well. Where no front is likely enough, nothing is held, and the
     run is one without this callback, but for the probe. Layers that were never trained are not held: none of a network
     that trains from scratch, and no new ones in front of the last one (a head of two layers). New ones between
     pretrained ones belong in ``exclude``.
@@ -77,7 +77,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much of it as the ``threshold``
             without a look allows; otherwise the model goes on as the copy, and everything trains. Where no copy can be
             trained, or the look would cost more than the front can save, that much stays too. In a run of more than
-            1,000 steps what stayed trains as well once two fifths are over. ``False`` holds the front to the end,
+            1,000 steps what stayed trains as well once two fifths are over, or 1,000 steps; a run of unknown length
+            counts as one of 1,500. ``False`` holds the front to the end,
             whatever comes, as ``save`` does.
         window: For ``start="none"``: snapshots kept a layer; by default as many as the predictor was trained on.
         sample_size: Sampled weights a layer; that of the predictor.
