@@ -14,8 +14,8 @@ from smartfrz_lightning.layers.layer import Layer
 
 Model = TypeVar("Model", bound=nn.Module)
 
-FROM, LATEST = 0.1, 1000
-"""When it begins, as a share of the run, and at which step at the latest: many a long run is stopped early."""
+FROM, EARLY = 0.1, 70
+"""When it begins: as a share of the run, and at which step of a run of more than :data:`FORESEEN`."""
 
 SHARE, MOST, LEAST = 0.1, 50, 10
 """How long it takes, as a share of the run, the most steps, and the least that tell anything."""
@@ -34,8 +34,9 @@ FORESEEN = 1000
 to hold to the end."""
 
 
-UNTIL = 0.4
-"""Share of a run of more than :data:`FORESEEN` steps for which a front is held."""
+UNTIL, LATEST = 0.4, 1000
+"""Share of a run of more than :data:`FORESEEN` steps for which a front is held, and the most steps: many a long run is
+stopped early."""
 
 
 def look_length(steps: float) -> int:
@@ -50,14 +51,17 @@ def look_length(steps: float) -> int:
 
 
 def look_begin(steps: float) -> float:
-    """Steps of a run before its second look: a tenth, but at most 1,000.
+    """Steps of a run before its second look: a tenth, and in a run of more than 1,000 steps 70.
+
+    What a look tells is known from short runs, where it comes as early as that: a front that is held for longer has found
+    what it can do, and whatever begins to train disturbs that.
 
     Example:
         >>> from smartfrz_lightning.engine.second_look import look_begin
         >>> look_begin(200), look_begin(100_000)
-        (20.0, 1000)
+        (20.0, 70)
     """
-    return min(LATEST, FROM * steps)
+    return FROM * steps if round(steps) <= FORESEEN else EARLY
 
 
 def held_until(steps: float) -> float:
