@@ -53,8 +53,8 @@ def look_length(steps: float) -> int:
 def look_begin(steps: float) -> float:
     """Steps of a run before its second look: a tenth, and in a run of more than 1,000 steps 70.
 
-    What a look tells is known from short runs, where it comes as early as that: a front that is held for longer has found
-    what it can do, and whatever begins to train disturbs that.
+    What a look tells is known from short runs, where it comes as early as that. What stands behind a front that is held
+    for longer has settled, and whatever begins to train disturbs that.
 
     Example:
         >>> from smartfrz_lightning.engine.second_look import look_begin
