@@ -43,7 +43,9 @@ _Second = SecondLook[LightningModule]
 
 
 class LookBeside:
-    """After a tenth of the run, train a copy of the module with its front released, beside it, for a tenth of the run.
+    """After a tenth of the run train a copy of the module with its front released, beside it, for a tenth of the run.
+
+    (When exactly, and for how long, :func:`~smartfrz_lightning.engine.second_look.look_begin` and ``look_length`` say.)
 
     If the copy's loss is clearly the higher one in the second half of that, the copy is dropped, and the run is, to the
     last bit, one in which nobody looked. If it is only somewhat higher, the part of the front that was likely harmless
