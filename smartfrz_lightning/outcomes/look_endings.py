@@ -153,7 +153,7 @@ def endings(cases: list[dict[str, Any]], predictor: StartPredictor) -> Table:
     """
     columns = "held from", "firm", "some", "all stays", "a part", "none", "vs full, points", "worst", "lost 2 points"
     table = Table(*columns, "FLOPs", "above the frontier")
-    cases = [case for case in cases if held_until(case["case"]["steps"]) is None]
+    cases = [case for case in cases if held_until(case["case"]["steps"]) == math.inf]
     for threshold, firm, some in RULES:
         found = [ending(case, predictor, threshold, firm, some) for case in cases]
         points, held = [one.points for one in found], [one for one in found if one.held]

@@ -18,6 +18,7 @@ UNTIL = 48  # two fifths of 120 steps
 @pytest.fixture(autouse=True)
 def long_runs(monkeypatch):
     monkeypatch.setattr(second_look, "FORESEEN", 110)
+    monkeypatch.setattr(second_look, "EARLY", 12)
 
 
 class ByHand(SmartFreezeCallback):
