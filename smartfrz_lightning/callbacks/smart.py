@@ -143,7 +143,6 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     def reset(self) -> None:
         super().reset()
         self._due = False  # a probe has just ended; what it says is to be done
-        self._decided = False  # that is asked for now
         self._probe: ProbedStart | None = None
         self._look: LookBeside | None = None
         self._can_look = False
@@ -170,7 +169,6 @@ class SmartFreezeCallback(WindowedFreezingCallback):
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
         super().changed(run, frozen, thawed)
-        self._decided = False
         free, done = sum(not layer.pinned for layer in run.layers), run.progress or 0.0
         if self._network is not None and len(frozen) > free / 2 and 0 < done < 0.5:
             rank_zero_warn(
@@ -248,16 +246,14 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     def check_due(self, run: TrainingRun) -> bool:
         if self._network is not None:
             return super().check_due(run)
-        if self._due:
-            self._due, self._decided = False, True
-            return True
-        return bool(self._held_long_enough(run))
+        due, self._due = self._due, False
+        return due or bool(self._held_long_enough(run))
 
     def select(self, run: TrainingRun) -> Decision | dict[str, float]:
         if self._network is not None:
             return super().select(run)
         start = run.timeline.start
-        if self._decided and start is not None:
+        if start is not None and not {event.layer for event in run.timeline.events} & set(start.held):
             return Decision({name: start.sure[name] for name in start.held}, held=True)
         return Decision(thaw=self._held_long_enough(run))
 

@@ -33,7 +33,6 @@ FORESEEN = 1000
 """Steps of the run up to which a look in its beginning says enough about its end to hold from :data:`CHECKED` on, and
 to hold to the end."""
 
-
 UNTIL, LATEST = 0.4, 1000
 """Share of a run of more than :data:`FORESEEN` steps for which a front is held, and the most steps: many a long run is
 stopped early."""

@@ -115,8 +115,8 @@ def start_line(start: Start) -> str:
     new = f"; {random} of these are random, as they were made" if random else ""
     new += f"; {rest} before the head are new, and train" if rest else ""
     return (
-        f"{line}{len(start.held)} of {layers} layers held from the start, which does no harm with a likelihood "
-        f"of {100 * sure:.0f} %{new}"
+        f"{line}{len(start.held)} of {layers} layers held from the start, which does no harm with a likelihood of "
+        f"{100 * sure:.0f} %{new}"
     )
 
 
