@@ -15,11 +15,11 @@ EXEMPT |= {
 EXEMPT |= {"smartfrz_lightning.experiments.film_reviews.main"}
 EXEMPT |= {f"smartfrz_lightning.outcomes.look_again.{name}" for name in ("look_again", "main")}
 EXEMPT |= {f"smartfrz_lightning.outcomes.let_go.{name}" for name in ("let_go", "main")}
-EXEMPT |= {"smartfrz_lightning.outcomes.setup.set_up"}
+EXEMPT |= {"smartfrz_lightning.outcomes.setup.set_up", "smartfrz_lightning.outcomes.probe_again.probe_again"}
 EXEMPT |= {f"smartfrz_lightning.outcomes.record.{name}" for name in ("record_case", "record_to")}
 EXEMPT |= {
     f"smartfrz_lightning.outcomes.{name}.main"
-    for name in ("__main__", "pretrain", "condense", "judge", "learn", "extend")
+    for name in ("__main__", "pretrain", "condense", "judge", "learn", "extend", "ablation", "probe_again")
 }
 
 

@@ -241,6 +241,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             foreseen = run.total_steps <= FORESEEN and look_length(run.total_steps) >= LEAST_LOOK
             if self.threshold is None and self._can_look and foreseen:
                 self._probing.threshold = CHECKED
+            self._probing.checked = self._can_look or not self.second_look  # who wants no look answers for it
             self._due = self._probing.step_done(run)
 
     def check_due(self, run: TrainingRun) -> bool:

@@ -47,6 +47,10 @@ class ProbedStart:
         sample_size: Watched weights a layer.
         seed: Fixes which.
 
+    Attributes:
+        checked: Whether what is held is looked at again. If not, inputs whose statistics are far from those that the
+            network was trained on make a front less likely: most such fronts do harm, and nobody finds the others out.
+
     Example:
         >>> from smartfrz_lightning.engine.probed_start import ProbedStart
         >>> from smartfrz_lightning.predictor.start import StartPredictor
@@ -66,6 +70,7 @@ class ProbedStart:
         self._predictor, self.threshold, self._save, self._steps = predictor, threshold, save, steps
         self._sample_size, self._seed = sample_size, seed
         self._probe: Probe | None = None
+        self.checked = False
 
     @property
     def running(self) -> bool:
@@ -119,7 +124,7 @@ class ProbedStart:
             steps += _OVERFLOWS
         if run.steps < steps:
             return False
-        shift = self._probe.shift()
+        shift = 0.0 if self.checked else self._probe.shift()
         self._probe.put_back()
         run.timeline.start = run.agree(self._decide(run, self._probe, whole, shift))
         self._probe = None

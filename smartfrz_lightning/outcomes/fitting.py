@@ -78,20 +78,13 @@ def fit(
     """
     torch.manual_seed(seed)
     predictor = StartPredictor(inputs, hidden)
-    columns = [INPUTS.index(name) for name in predictor.inputs]
-    rows = torch.cat([example.inputs[recorded(example)][:, columns] for example in examples])
+    rows = torch.cat([example.inputs[recorded(example)] for example in examples])
     labels = torch.cat([harmless(example, tolerance) for example in examples])
     if labels.min() == labels.max():
         raise ValueError(f"all {len(labels)} fronts of the examples have one label: record more cases")
-    predictor.mean.copy_(rows.mean(0))
-    spread = rows.std(0)
-    predictor.scale.copy_(torch.where(spread < 1e-6, 1.0, spread))  # an input that is the same everywhere says nothing
     if not hidden:
-        standard = (rows - predictor.mean) / predictor.scale
-        logistic = LogisticRegression(C=strength).fit(standard.numpy(), labels.numpy())
-        predictor.score.weight.data.copy_(torch.from_numpy(logistic.coef_))
-        predictor.score.bias.data.copy_(torch.from_numpy(logistic.intercept_))
-        return predictor.eval().requires_grad_(False)
+        return fit_rows(predictor, rows, labels, strength)
+    _standardise(predictor, rows[:, [INPUTS.index(name) for name in predictor.inputs]])
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=2e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
@@ -105,53 +98,41 @@ def fit(
     return predictor.eval().requires_grad_(False)
 
 
-def extend(
-    predictor: StartPredictor, examples: Sequence[Example], name: str, zero: float, strength: float = 1.0
-) -> StartPredictor:
-    """A predictor that looks at one more input, of which it learns the weight; all else stays as it is.
-
-    So what is known of some input in few cases can be learned without forgetting what many others taught.
+def fit_rows(predictor: StartPredictor, rows: Tensor, labels: Tensor, strength: float = 0.3) -> StartPredictor:
+    """Fit a logistic regression.
 
     Args:
-        predictor: A logistic regression.
-        examples: What the weight is learned from.
-        name: The input.
-        zero: Its value at which it says nothing.
+        predictor: Has no attention.
+        rows: ``[fronts, inputs]``, all of the inputs.
+        labels: ``[fronts]``: 1 where holding the front did no harm.
         strength: Inverse of the regularisation.
 
-    Raises:
-        ValueError: The predictor looks at it already, or is no logistic regression.
+    Returns:
+        The predictor.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.fitting import extend, fit
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
-        >>> extend(fit(cases, inputs=["depth", "front_to_all"]), cases, "shift", zero=-3.5).inputs
-        ['depth', 'front_to_all', 'shift']
+        >>> import torch
+        >>> from smartfrz_lightning.outcomes.fitting import fit_rows
+        >>> from smartfrz_lightning.predictor.start import StartPredictor
+        >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
+        >>> rows = torch.linspace(0, 1, 8)[:, None].expand(8, len(INPUTS))
+        >>> predictor = fit_rows(StartPredictor(["depth"]), rows, labels=(rows[:, 0] < 0.5).float())
+        >>> [bool(odds > 0) for odds in predictor(rows)[[0, -1]]]
+        [True, False]
     """
-    if name in predictor.inputs or predictor.hidden:
-        raise ValueError(f"name={name!r}: the predictor looks at it already, or is no logistic regression")
-    column = INPUTS.index(name)
-    odds = torch.cat([predictor(one.inputs)[recorded(one)] for one in examples])
-    values = torch.cat([one.inputs[recorded(one), column] for one in examples]) - zero
-    labels = torch.cat([harmless(one) for one in examples])
-    weight = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=100)
+    seen = rows[:, [INPUTS.index(name) for name in predictor.inputs]]
+    _standardise(predictor, seen)
+    standard = (seen - predictor.mean) / predictor.scale
+    logistic = LogisticRegression(C=strength).fit(standard.numpy(), labels.numpy())
+    predictor.score.weight.data.copy_(torch.from_numpy(logistic.coef_))
+    predictor.score.bias.data.copy_(torch.from_numpy(logistic.intercept_))
+    return predictor.eval().requires_grad_(False)
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        own = F.binary_cross_entropy_with_logits(odds + weight * values, labels, reduction="sum")
-        total = own + weight.square() / (2 * strength)
-        total.backward()
-        return total
 
-    optimizer.step(loss)
-    longer = StartPredictor([*predictor.inputs, name])
-    longer.mean.copy_(torch.cat([predictor.mean, torch.tensor([zero])]))
-    longer.scale.copy_(torch.cat([predictor.scale, torch.ones(1)]))
-    longer.score.weight.data.copy_(torch.cat([predictor.score.weight, weight.detach()[None, None]], 1))
-    longer.score.bias.data.copy_(predictor.score.bias)
-    return longer.eval().requires_grad_(False)
+def _standardise(predictor: StartPredictor, rows: Tensor) -> None:
+    predictor.mean.copy_(rows.mean(0))
+    spread = rows.std(0)
+    predictor.scale.copy_(torch.where(spread < 1e-6, 1.0, spread))  # an input that is the same everywhere says nothing
 
 
 def out_of_family(examples: Sequence[Example], **how: object) -> list[Tensor]:

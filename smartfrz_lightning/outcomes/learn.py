@@ -19,7 +19,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from smartfrz_lightning.outcomes.examples import Example, load_examples
-from smartfrz_lightning.outcomes.fitting import fit, harmless, out_of_family, recorded
+from smartfrz_lightning.outcomes.fitting import HARMLESS, fit, harmless, out_of_family, recorded
 from smartfrz_lightning.outcomes.judge import verdict
 from smartfrz_lightning.outcomes.rules import choose
 from smartfrz_lightning.predictor.start_inputs import INPUTS
@@ -40,23 +40,23 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def log_loss(examples: Sequence[Example], likelihoods: Sequence[Tensor]) -> tuple[float, float]:
-    """Mean negative log-likelihood of what became of the recorded fronts, and the AUROC.
+def log_loss(likelihoods: Sequence[Tensor], gains: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean negative log-likelihood of what became of fronts, and the AUROC.
+
+    Args:
+        likelihoods: ``[fronts]`` of each case: how likely it was said to be that holding them does no harm.
+        gains: ``[fronts]`` of each case: points of accuracy above full training.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.predictor.start import StartPredictor
+        >>> import torch
         >>> from smartfrz_lightning.outcomes.learn import log_loss
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
-        >>> predictor = StartPredictor.load()
-        >>> loss, auroc = log_loss(cases, [predictor(case.inputs).sigmoid() for case in cases])
-        >>> loss > 0, 0 <= auroc <= 1
-        (True, True)
+        >>> loss, auroc = log_loss([torch.tensor([0.9, 0.2])], [torch.tensor([1.0, -4.0])])
+        >>> round(loss, 3), auroc
+        (0.164, 1.0)
     """
-    said = torch.cat([p[recorded(one)] for one, p in zip(examples, likelihoods, strict=True)]).clamp(1e-4, 1 - 1e-4)
-    was = torch.cat([harmless(one) for one in examples])
-    loss = torch.nn.functional.binary_cross_entropy(said, was)
-    return float(loss), float(binary_auroc(said, was.int()))
+    said = torch.cat(list(likelihoods)).clamp(1e-4, 1 - 1e-4)
+    was = torch.cat([one >= -HARMLESS for one in gains]).float()
+    return float(torch.nn.functional.binary_cross_entropy(said, was)), float(binary_auroc(said, was.int()))
 
 
 def reliability(examples: Sequence[Example], likelihoods: Sequence[Tensor], path: str | Path, bins: int = 8) -> None:
@@ -111,7 +111,11 @@ def main(outcomes: str, output: str, compare: bool = True, seeds: int = 5, thres
                 likelihoods = out_of_family(examples, seed=seed, **how)
                 number = {id(one): p for one, p in zip(examples, likelihoods, strict=True)}
                 one = verdict(lambda case, known=number: choose(case, known[id(case)], threshold), examples)
-                scores = [f"{score:.3f}" for score in log_loss(examples, likelihoods)]
+                of_held = [p[recorded(case)] for case, p in zip(examples, likelihoods, strict=True)]
+                gains = [
+                    torch.tensor([case.gain(case.held[depth]) for depth in sorted(case.held)]) for case in examples
+                ]
+                scores = [f"{score:.3f}" for score in log_loss(of_held, gains)]
                 points = [f"{mean:+.1f} ± {half:.1f}" for mean, half in (one.gain, one.above, one.above_cached)]
                 shares = [f"{one.harmless:.0%}", f"{one.flops:.2f}"]
                 table.add_row(f"{name}, seed {seed}" if seed else name, *scores, points[0], *shares, *points[1:])

@@ -27,6 +27,7 @@ from smartfrz_lightning.outcomes.look_endings import frontier
 from smartfrz_lightning.outcomes.setup import set_up
 from smartfrz_lightning.outcomes.training import evaluate, train
 from smartfrz_lightning.predictor.start import SHIPPED_START, StartPredictor
+from smartfrz_lightning.predictor.start_inputs import unshifted
 
 MOMENTS, SHORTENED = (0.4, 0.7), (0.5, 0.7)
 """From which on the front trains, and of shortened runs, as shares of the steps."""
@@ -53,7 +54,7 @@ def let_go(case: Case, data: str | Path, weights: str | Path, predictor: StartPr
     net, layers, train_set = setup.net, setup.layers, setup.data
     start = copy.deepcopy(net.state_dict())
     inputs, costs = probed(case, net, layers, train_set)
-    sure = predictor(inputs).sigmoid().tolist()
+    sure = predictor(unshifted(inputs)).sigmoid().tolist()
     depth = choose_front(costs, sure, CHECKED if case.steps <= FORESEEN else LIKELY)
     found: dict[str, Any] = {"case": case.asdict(), "front": None}
     if not depth:

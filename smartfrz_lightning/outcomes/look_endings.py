@@ -24,6 +24,7 @@ from smartfrz_lightning.engine.second_look import (
 from smartfrz_lightning.outcomes.fitting import HARMLESS
 from smartfrz_lightning.outcomes.judge import interval
 from smartfrz_lightning.predictor.start import StartPredictor
+from smartfrz_lightning.predictor.start_inputs import unshifted
 
 RULES = [(threshold, FIRM, SOME) for threshold in (0.5, 0.6, CHECKED, 0.7)]
 RULES += [(CHECKED, firm, some) for firm, some in ((FIRM, 0.0), (FIRM, 1.0), (1.0, SOME), (2.0, SOME), (3.0, SOME))]
@@ -121,7 +122,7 @@ def ending(
         >>> ending(case, StartPredictor.load())
         Ending(held=0.0, stays=0.0, points=0.0, flops=1.0, above=0.0)
     """
-    sure = predictor(torch.tensor(case["inputs"])).sigmoid().tolist()
+    sure = predictor(unshifted(torch.tensor(case["inputs"]))).sigmoid().tolist()  # as what is held is looked at again
     fronts = case["fronts"]
     likelihoods = [sure[one["depth"] - 1] for one in fronts]
     held = choose_front([one["cost"] for one in fronts], likelihoods, threshold)

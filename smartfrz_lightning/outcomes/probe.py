@@ -12,7 +12,13 @@ from smartfrz_lightning.outcomes.training import Images, batch_at, learning_rate
 
 
 def probe_gradients(
-    case: Case, net: nn.Module, layers: list[Layer], data: Images, steps: int, train_statistics: bool
+    case: Case,
+    net: nn.Module,
+    layers: list[Layer],
+    data: Images,
+    steps: int,
+    train_statistics: bool,
+    sample_size: int = 1024,
 ) -> dict[str, Tensor]:
     """Run a probe on a network, which is not to be used afterwards.
 
@@ -23,11 +29,12 @@ def probe_gradients(
         data: Images and labels.
         steps: Length of the probe.
         train_statistics: Whether BatchNorms are in training mode.
+        sample_size: Sampled weights a layer.
 
     Returns:
-        ``gradients`` ``[steps, layers, 1024]`` of the sampled weights, ``norms`` ``[steps, layers]`` of the gradients
-        of all weights of a layer, ``loss`` ``[steps]``, and ``shift`` ``[steps]``, how far the statistics of the
-        batches until then lie from those of the network.
+        ``gradients`` ``[steps, layers, sample_size]`` of the sampled weights, ``norms`` ``[steps, layers]`` of the
+        gradients of all weights of a layer, ``loss`` ``[steps]``, and ``shift`` ``[steps]``, how far the statistics of
+        the batches until then lie from those of the network.
 
     Example:
         >>> import torch
@@ -42,7 +49,7 @@ def probe_gradients(
         torch.Size([3, 8, 1024])
     """
     net.train(train_statistics).requires_grad_(True)
-    sampler = WeightSampler(net, layers)
+    sampler = WeightSampler(net, layers, sample_size)
     optimizer = make_optimizer(case, [net.get_parameter(name) for name in layers[-1].parameters])
     gradients, norms, losses, shifts = [], [], [], []
     before = {name: tensor.clone() for name, tensor in net.named_buffers()}

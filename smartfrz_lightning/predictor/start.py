@@ -1,6 +1,7 @@
 """The start predictor: how likely it does no harm to hold a front from the first step on."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class StartPredictor(nn.Module):
         inputs: Which of :data:`~smartfrz_lightning.predictor.start_inputs.INPUTS` it looks at.
         hidden: Size of the attention over all fronts of a network; 0 for a logistic regression on each by itself.
         heads: Of the attention.
+        floors: Values up to which some of the inputs say nothing.
 
     Raises:
         ValueError: An input is unknown.
@@ -37,12 +39,24 @@ class StartPredictor(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    _floor: Tensor
 
-    def __init__(self, inputs: Sequence[str] = INPUTS, hidden: int = 0, heads: int = 4) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[str] = INPUTS,
+        hidden: int = 0,
+        heads: int = 4,
+        floors: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         if unknown := set(inputs) - set(INPUTS):
             raise ValueError(f"inputs={sorted(unknown)}: not among {', '.join(INPUTS)}")
+        self.floors = dict(floors or {})
+        if unknown := set(self.floors) - set(inputs):
+            raise ValueError(f"floors of {sorted(unknown)}: not among the inputs {', '.join(inputs)}")
         self.inputs, self.hidden, self.heads = list(inputs), hidden, heads
+        lowest = torch.tensor([self.floors.get(name, -math.inf) for name in inputs])
+        self.register_buffer("_floor", lowest, persistent=False)  # it is in the header
         self.register_buffer("mean", torch.zeros(len(inputs)))
         self.register_buffer("scale", torch.ones(len(inputs)))
         self.attention: nn.Module | None = None
@@ -63,7 +77,8 @@ class StartPredictor(nn.Module):
         Returns:
             ``[fronts]``.
         """
-        seen = (inputs[:, [INPUTS.index(name) for name in self.inputs]] - self.mean) / self.scale
+        seen = inputs[:, [INPUTS.index(name) for name in self.inputs]].maximum(self._floor)
+        seen = (seen - self.mean) / self.scale
         if self.attention is not None:
             seen = self.attention(seen[None])[0]
         return self.score(seen)[:, 0]
@@ -79,7 +94,7 @@ class StartPredictor(nn.Module):
             ...     StartPredictor.load(f"{folder}/mine.safetensors").inputs
             ['depth']
         """
-        arguments = {"inputs": self.inputs, "hidden": self.hidden, "heads": self.heads}
+        arguments = {"inputs": self.inputs, "hidden": self.hidden, "heads": self.heads, "floors": self.floors}
         header = {"format": FORMAT, "version": VERSION, "arguments": arguments, "about": about}
         write_tensors(path, self.state_dict(), header)
 

@@ -1,5 +1,7 @@
 """What the start predictor sees of each front: gradients of a probe in numbers that mean the same in every network."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -110,3 +112,20 @@ def start_inputs(
         "shift": torch.full((layers,), max(float(shift), SHIFT_FLOOR)).log(),
     }
     return torch.stack([columns[name].double() for name in INPUTS], dim=1).float()
+
+
+def unshifted(inputs: Tensor) -> Tensor:
+    """The same fronts of images that are of the kind which the network has seen.
+
+    Args:
+        inputs: ``[fronts, inputs]`` of :func:`start_inputs`.
+
+    Example:
+        >>> import torch
+        >>> from smartfrz_lightning.predictor.start_inputs import INPUTS, unshifted
+        >>> round(float(unshifted(torch.zeros(3, len(INPUTS)))[0, INPUTS.index("shift")].exp()), 2)
+        0.03
+    """
+    same = inputs.clone()
+    same[:, INPUTS.index("shift")] = math.log(SHIFT_FLOOR)
+    return same

@@ -1,17 +1,20 @@
 """How much is held until the second look, and how much stays after it."""
 
+import math
+
 import pytest
 import torch
-from conftest import mlp
+from conftest import Vectors, mlp
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_probe import InOrder
-from test_second_look import EPOCHS, HELD, OPTIMIZERS, Counting, half_sure, same
+from test_second_look import EPOCHS, HELD, OPTIMIZERS, Counting, half_sure, looking, same
 from torch import nn
 
 from smartfrz_lightning import SmartFreezeCallback
 from smartfrz_lightning.callbacks import smart
 from smartfrz_lightning.engine.second_look import SecondLook, how_much_stays
 from smartfrz_lightning.layers import find_layers
+from smartfrz_lightning.predictor.start_inputs import INPUTS
 from smartfrz_lightning.report.show import timeline_table
 
 
@@ -104,3 +107,31 @@ def test_resumed_without_a_look_what_is_not_that_likely_trains_again(make_traine
     for step, left in ((8, HELD[:1]), (16, HELD[:1]), (24, HELD)):  # before the look, in its middle, after it
         resumed = fit(ckpt_path=str(tmp_path / f"step={step}.ckpt"), second_look=False)
         assert resumed.frozen == left, step
+
+
+@pytest.mark.parametrize("manual", [True, False])
+def test_where_nobody_looks_inputs_of_another_kind_count(make_trainer, monkeypatch, manual):
+    def held(far, **how):
+        class Model(InOrder):
+            def training_step(self, batch, batch_idx):
+                loss = super().training_step(batch, batch_idx)
+                if manual:
+                    optimizer = self.optimizers()
+                    self.manual_backward(loss)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                return loss
+
+        model, freezer = Model(mlp()), looking(monkeypatch, **how)
+        freezer._start_predictor.forward = lambda inputs: 3 - 6 * (inputs[:, INPUTS.index("shift")] > math.log(0.15))
+        model.automatic_optimization = not manual
+        with torch.no_grad():  # the statistics of the inputs themselves
+            x = torch.stack([x for x, _ in Vectors()])
+            y = model.net[0](x)
+            model.net[1].running_mean.copy_(y.mean(0) + 3 * far)
+            model.net[1].running_var.copy_(y.var(0))
+        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+        return len(freezer.timeline.start.held)
+
+    assert held(far=False) == held(far=True, second_look=False) == held(far=True, save=0.9) == 3
+    assert held(far=True) == (0 if manual else 3)

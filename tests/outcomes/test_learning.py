@@ -13,8 +13,9 @@ from smartfrz_lightning.cost import LayerFlops, StepFlops
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.condense import condense
 from smartfrz_lightning.outcomes.examples import example, frontier, load_examples
-from smartfrz_lightning.outcomes.extend import SILENT, left_out
-from smartfrz_lightning.outcomes.fitting import extend, fit, harmless, out_of_family, recorded
+from smartfrz_lightning.outcomes.extend import SILENT, extend, left_out
+from smartfrz_lightning.outcomes.fitting import fit, harmless, out_of_family, recorded
+from smartfrz_lightning.outcomes.fronts import fronts_of
 from smartfrz_lightning.outcomes.judge import grouped, interval, verdict
 from smartfrz_lightning.outcomes.learn import log_loss
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
@@ -109,22 +110,27 @@ def shifted(seed, shift):
     return example(outcome)
 
 
-def test_one_more_input_is_learned_and_nothing_forgotten(cases):
+def test_one_more_input_is_learned_and_nothing_forgotten(cases, tmp_path):
     inputs = ["depth", "depth_squared", "body", "front_to_all"]
     before = fit(cases, inputs)
-    seen = [shifted(seed, 0.5 if seed % 2 else 0.01) for seed in range(40, 52)]
+    seen = [fronts_of(shifted(seed, 0.5 if seed % 2 else 0.01)) for seed in range(40, 52)]
     after = extend(before, seen, "shift", SILENT["shift"])
     assert after.inputs == [*inputs, "shift"] and float(after.score.weight[0, -1]) < -0.5
-    for one in cases:  # none of them shifted
-        assert torch.allclose(after(one.inputs), before(one.inputs), atol=1e-5)
+    after.save(tmp_path / "after.safetensors")
+    again = StartPredictor.load(tmp_path / "after.safetensors")
+    for one in [*cases, shifted(62, 0.14)]:  # none of them shifted so far that it says anything
+        assert torch.allclose(again(one.inputs), before(one.inputs), atol=1e-5)
     for seed, shift in ((60, 0.01), (61, 0.5)):
         one = shifted(seed, shift)
         assert choose(one, before(one.inputs).sigmoid(), 0.8) > 0
-        assert (choose(one, after(one.inputs).sigmoid(), 0.8) > 0) == (shift < 0.1)
-    said = [before(one.inputs).sigmoid() for one in seen], left_out(before, seen, "shift")
-    assert log_loss(seen, said[1])[0] < log_loss(seen, said[0])[0]
+        assert (choose(one, again(one.inputs).sigmoid(), 0.8) > 0) == (shift < 0.1)
+    said = [before(one.inputs).sigmoid() for one in seen], left_out(before, seen, "shift", SILENT["shift"])
+    gains = [one.gains for one in seen]
+    assert log_loss(said[1], gains)[0] < log_loss(said[0], gains)[0]
     with pytest.raises(ValueError, match="name='shift': the predictor looks at it already"):
         extend(after, seen, "shift", 0.0)
+    with pytest.raises(ValueError, match=r"floors of \['shift'\]: not among the inputs depth"):
+        StartPredictor(["depth"], floors={"shift": 0.0})
 
 
 def test_condensed_cases_say_the_same(cases, tmp_path):
