@@ -10,6 +10,9 @@ from torch.distributed.fsdp import fully_shard
 from two_processes import run_cases
 
 from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning.engine import probed_start, second_look
+from smartfrz_lightning.engine.probed_start import untrained_end
+from smartfrz_lightning.engine.second_look import FORESEEN
 
 
 class Sharded(Sized):
@@ -21,6 +24,8 @@ class Sharded(Sized):
 
 
 def fit(settings, folder):
+    second_look.FORESEEN = settings.get("foreseen", FORESEEN)
+    probed_start.untrained_end = (lambda *_: 0) if "foreseen" in settings else untrained_end
     model = Sharded(plain_net(), 64, 8)
     script, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
     later = {"start": "none", "threshold": settings.get("threshold", 0.01), "snapshot_every_n_steps": 1}

@@ -7,6 +7,7 @@ from scripted import ScriptedFreeze
 from two_processes import two_processes
 
 from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning.engine import probed_start, second_look
 
 SCRIPT = {"script": {"3": [0], "8": [1]}}
 # Resumed after eight steps, with one layer frozen or none; the last one with the shipped predictor, after four.
@@ -22,6 +23,7 @@ THAWS = {
     "has just thawed, one file": {"script": {"3": [0], "10": [0]}, "thaw": {"8": [0]}, "sharded": False},
 }
 PROBE = {"script": {}, "smart": {"probe_steps": 4, "save": 0.1}}
+LONG = {"script": {}, "smart": {"probe_steps": 2, "threshold": 0.01}, "foreseen": 10}  # of its 12 steps
 HISTORY = {"script": {}, "sharded": True, "threshold": 0.999}
 
 
@@ -37,6 +39,7 @@ def outcomes(folder):
         "cached": {**SCRIPT, "cache": True},
         "predictor": {"script": {}},
         "probe": PROBE,
+        "long": LONG,
         **RESUMED,
         **THAWS,
         "history": HISTORY,
@@ -83,6 +86,20 @@ def test_a_probe_sees_and_holds_what_it_does_in_one_process(make_trainer, outcom
     assert first["untrained"] == second["untrained"] == freezer.timeline.start.untrained == ["net.0", "net.3"]
     assert first["sure"] == second["sure"] == pytest.approx(freezer.timeline.start.sure, rel=1e-3)
     for name, tensor in single.state_dict().items():
+        assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_in_a_long_run_what_is_held_trains_after_two_fifths(make_trainer, outcomes, monkeypatch):
+    first, second = outcomes["long"]
+    monkeypatch.setattr(second_look, "FORESEEN", LONG["foreseen"])
+    monkeypatch.setattr(probed_start, "untrained_end", lambda *_: 0)
+    single, freezer = Sized(plain_net(), 64, 16), SmartFreezeCallback(**LONG["smart"])
+    make_trainer(freezer).fit(single)
+    assert [(event.kind, event.step) for event in freezer.timeline.events] == [("freeze", 2)] * 2 + [("thaw", 4)] * 2
+    events = [(event.layer, event.kind, event.step) for event in freezer.timeline.events]
+    assert first["events"] == second["events"] == events and first["frozen"] == []
+    for name, tensor in single.state_dict().items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
         assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
 
 

@@ -1,14 +1,18 @@
 """In a long run the front that was held trains as well, after two fifths."""
 
+from itertools import cycle
+
 import pytest
 import torch
-from conftest import mlp
+from conftest import Vectors, mlp
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_probe import InOrder
-from test_second_look import EPOCHS, HELD, OPTIMIZERS, Counting, looking, same
+from test_second_look import EPOCHS, HELD, OPTIMIZERS, Counting, StopAt, looking, same
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from smartfrz_lightning import Freezer, SmartFreezeCallback
+from smartfrz_lightning.callbacks import look_beside, smart
 from smartfrz_lightning.engine import second_look
 from smartfrz_lightning.report.show import timeline_table
 
@@ -157,3 +161,20 @@ def test_in_a_loop_of_your_own(monkeypatch, accumulate):
     freezer.end_epoch(last=True)
     freezer.end()
     assert all(still[:UNTIL]) and not any(still[UNTIL:])
+
+
+def test_in_a_stream_of_unknown_length(make_trainer, monkeypatch):
+    class Stream(InOrder):
+        def train_dataloader(self):
+            return DataLoader(Endless(), 8)
+
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return cycle(Vectors())
+
+    for module in (smart, look_beside):  # it counts as a run of so many steps
+        monkeypatch.setattr(module, "LONGEST", 120)
+    freezer = looking(monkeypatch, release=False)
+    make_trainer(freezer, StopAt(UNTIL + 5), max_epochs=-1).fit(Stream(mlp()))
+    assert {event.step for event in freezer.timeline.events if event.kind == "thaw"} == {UNTIL}
+    assert freezer.timeline.steps == UNTIL + 5 and freezer.frozen == []
