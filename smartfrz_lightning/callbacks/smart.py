@@ -76,7 +76,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             ``threshold`` chose: for a tenth of the run, at most 50 steps, a copy of the model trains beside it, all of
             it. If the copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much of it as the
             ``threshold`` without a look allows; otherwise the model goes on as the copy, and everything trains. Where
-            no copy can be trained, or the look would cost more than the front can save, that much stays too. In a run
+            no copy can be trained, or the look would cost more than the front can save, that much stays too; where none
+            can, less is likely harmless if inputs are far from those that the network was trained on. In a run
             of more than 1,000 steps what stayed trains as well once two fifths are over, or 1,000 steps; a run of
             unknown length counts as one of 1,500. ``False`` holds the front to the end, whatever comes, as ``save``
             does.
