@@ -95,6 +95,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), float(spread)
 
 
+def shown(mean: float, half: float) -> str:
+    """Points and half the width of their interval, if there is one.
+
+    Example:
+        >>> from smartfrz_lightning.outcomes.judge import interval, shown
+        >>> shown(*interval([1.0, 2.0, 3.0])), shown(*interval([1.0]))
+        ('+2.0 ± 2.5', '+1.0')
+    """
+    return f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
 def verdict_table(examples: Sequence[Example], rules: Mapping[str, Rule], title: str) -> Table:
     """All rules on the same cases.
 
@@ -113,7 +124,7 @@ def verdict_table(examples: Sequence[Example], rules: Mapping[str, Rule], title:
         table.add_column(column, justify="right", no_wrap=True)
     for name, rule in rules.items():
         one = verdict(rule, examples)
-        points = [f"{mean:+.1f} ± {half:.1f}" for mean, half in (one.gain, one.above, one.above_cached)]
+        points = [shown(*one.gain), shown(*one.above), shown(*one.above_cached)]
         shares = f"{one.harmless:.0%}", f"{one.flops:.2f}", f"{one.cached:.2f}"
         table.add_row(name, points[0], *shares, *points[1:])
     return table

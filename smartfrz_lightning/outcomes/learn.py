@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from smartfrz_lightning.outcomes.examples import Example, load_examples
 from smartfrz_lightning.outcomes.fitting import HARMLESS, fit, harmless, out_of_family, recorded
-from smartfrz_lightning.outcomes.judge import verdict
+from smartfrz_lightning.outcomes.judge import shown, verdict
 from smartfrz_lightning.outcomes.rules import choose
 from smartfrz_lightning.predictor.start_inputs import INPUTS
 
@@ -116,7 +116,7 @@ def main(outcomes: str, output: str, compare: bool = True, seeds: int = 5, thres
                     torch.tensor([case.gain(case.held[depth]) for depth in sorted(case.held)]) for case in examples
                 ]
                 scores = [f"{score:.3f}" for score in log_loss(of_held, gains)]
-                points = [f"{mean:+.1f} ± {half:.1f}" for mean, half in (one.gain, one.above, one.above_cached)]
+                points = [shown(*one.gain), shown(*one.above), shown(*one.above_cached)]
                 shares = [f"{one.harmless:.0%}", f"{one.flops:.2f}"]
                 table.add_row(f"{name}, seed {seed}" if seed else name, *scores, points[0], *shares, *points[1:])
         Console(width=140).print(table)

@@ -20,7 +20,7 @@ from smartfrz_lightning.engine.probed_start import choose_front
 from smartfrz_lightning.engine.second_look import CHECKED, FORESEEN, LIKELY
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.fitting import HARMLESS
-from smartfrz_lightning.outcomes.judge import interval
+from smartfrz_lightning.outcomes.judge import interval, shown
 from smartfrz_lightning.outcomes.line_by_line import chosen_cases, record_lines
 from smartfrz_lightning.outcomes.look_again import probed
 from smartfrz_lightning.outcomes.look_endings import frontier
@@ -106,11 +106,11 @@ def judged(cases: list[dict[str, Any]]) -> Table:
                     f"{min(case['case']['steps'] for case in some)} to {max(case['case']['steps'] for case in some)}",
                     f"{float(share):.0%}",
                     str(len(rows)),
-                    "{:+.1f} ± {:.1f}".format(*interval(list(points))),
+                    shown(*interval(list(points))),
                     f"{min(points):+.1f}",
                     str(sum(one < -HARMLESS for one in points)),
                     f"{sum(spent) / len(spent):.2f}",
-                    "{:+.1f} ± {:.1f}".format(*interval(list(above))),
+                    shown(*interval(list(above))),
                 )
     return table
 

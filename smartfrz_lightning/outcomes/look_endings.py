@@ -22,7 +22,7 @@ from smartfrz_lightning.engine.second_look import (
     look_length,
 )
 from smartfrz_lightning.outcomes.fitting import HARMLESS
-from smartfrz_lightning.outcomes.judge import interval
+from smartfrz_lightning.outcomes.judge import interval, shown
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import unshifted
 
@@ -163,10 +163,10 @@ def endings(cases: list[dict[str, Any]], predictor: StartPredictor) -> Table:
             str(sum(one.stays == one.held for one in held)),
             str(sum(0 < one.stays < one.held for one in held)),
             str(sum(not one.stays for one in held)),
-            "{:+.1f} ± {:.1f}".format(*interval(points)),
+            shown(*interval(points)),
             f"{min(points):+.1f}",
             str(sum(one < -HARMLESS for one in points)),
             f"{sum(one.flops for one in found) / len(found):.2f}",
-            "{:+.1f} ± {:.1f}".format(*interval([one.above for one in found])),
+            shown(*interval([one.above for one in found])),
         )
     return table
