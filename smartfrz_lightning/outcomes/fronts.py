@@ -29,8 +29,8 @@ class Fronts:
     Example:
         >>> from smartfrz_lightning.outcomes.fronts import load_fronts
         >>> one = load_fronts("configs/outcomes/results/held_out.jsonl")[0]
-        >>> one.depths, one.inputs.shape
-        ([20, 31, 39, 44, 48], torch.Size([5, 12]))
+        >>> len(one.depths), one.inputs.shape
+        (5, torch.Size([5, 12]))
     """
 
     case: Case
