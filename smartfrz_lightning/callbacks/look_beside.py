@@ -21,6 +21,7 @@ from smartfrz_lightning.callbacks.copied_step import (
     step,
     why_not,
 )
+from smartfrz_lightning.cost.layer_flops import front_costs
 from smartfrz_lightning.engine.freezer import Freezer
 from smartfrz_lightning.engine.probed_start import LONGEST
 from smartfrz_lightning.engine.second_look import (
@@ -45,7 +46,8 @@ _Second = SecondLook[LightningModule]
 class LookBeside:
     """After a tenth of the run train a copy of the module with its front released, beside it, for a tenth of the run.
 
-    (When exactly, and for how long, :func:`~smartfrz_lightning.engine.second_look.look_begin` and ``look_length`` say.)
+    (When exactly, and for how long, :func:`~smartfrz_lightning.engine.second_look.look_begin` and ``look_length`` say:
+    in a long run, from the moment on at which the front is held.)
 
     If the copy's loss is clearly the higher one in the second half of that, the copy is dropped, and the run is, to the
     last bit, one in which nobody looked. If it is only somewhat higher, the part of the front that was likely harmless
@@ -110,9 +112,9 @@ class LookBeside:
 
     @property
     def _saves(self) -> float:
-        """Share of a step's FLOPs."""
-        costs = [state.flops.total / state.size for state in self._engine.timeline.states]
-        return 1 - costs[-1] / costs[0] if costs[0] else 0.0
+        """Share of a step's FLOPs; no step with the front held may have been measured yet."""
+        timeline, names = self._engine.timeline, [layer.name for layer in self._front]
+        return 1 - front_costs(timeline.costs, timeline.states[0].flops, names)[-1] if names else 0.0
 
     def before_batch(self, module: LightningModule, batch: Any) -> None:
         """The module is about to see a batch; nothing in it is prepared for that yet."""
@@ -152,7 +154,8 @@ class LookBeside:
 
     def _begin(self, module: LightningModule) -> None:
         run, whole = self._engine.run, self._whole
-        if self._engine.timeline.start is None or run.steps < look_begin(whole):
+        start = self._engine.timeline.start
+        if start is None or run.steps < look_begin(whole) or (start.held and not self._engine.timeline.events):
             return
         steps = look_length(whole)
         left = 1 - FROM - SHARE

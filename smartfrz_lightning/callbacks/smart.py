@@ -41,11 +41,12 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     saves most, of those likely enough, is held; the head is put back, and training begins. After a tenth of the run a
     *second look* shows whether that was right: a copy of the model of which everything trains goes on beside it for a
     while, in the same batches. If its loss is clearly the higher one, the front stays; if somewhat, the part of it that
-    was likely enough without a look; otherwise the copy takes over. In a run of more than 1,000 steps the look comes at
-    step 70, and what is still held after two fifths of it, or 1,000 steps, trains from there on as well. Where no front
-    is likely enough, nothing is held, and the run is one without this callback, but for the probe. Layers that were
-    never trained are not held: none of a network that trains from scratch, and no new ones in front of the last one (a
-    head of two layers). New ones between pretrained ones belong in ``exclude``.
+    was likely enough without a look; otherwise the copy takes over. In a run of more than 1,000 steps the look takes
+    the first 100 of them, so that a copy which takes over has missed nothing, and what is still held after two fifths
+    of the run, or 1,000 steps, trains from there on as well. Where no front is likely enough, nothing is held, and the
+    run is one without this callback, but for the probe. Layers that were never trained are not held: none of a network
+    that trains from scratch, and no new ones in front of the last one (a head of two layers). New ones between
+    pretrained ones belong in ``exclude``.
 
     ``start="none"`` is the paper's method (Li et al., ICLR 2023): small snapshots of every active layer's weights are
     kept while training goes on. At each check a pretrained attention predictor looks at every layer's window and gives
@@ -55,7 +56,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     - **When not**: a run far past its plateau is better shortened, and saves little; from scratch nothing is held, and
       where the front is released after all, nothing is saved.
     - **Cost**: the probe's 2 % of the steps, which train nothing for good; where a front is held, a second look of a
-      tenth of the run, at most 50 steps, with a copy of the model and its optimizer in memory meanwhile.
+      tenth of the run, at most 50 steps (100 in one of more than 1,000), with a copy of the model and its optimizer in
+      memory meanwhile.
     - **Source**: this project; ``start="none"`` is Li et al. 2023, "SmartFRZ".
 
     Args:
@@ -72,14 +74,14 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         start: ``"probe"`` or ``"none"``.
         probe_steps: Steps of the probe; by default 2 % of the run, but at most 30. Runs of less than 100 steps are not
             probed, and nothing is held in them.
-        second_look: Whether to look again, after a tenth of the run (70 steps of more than 1,000), at the front that
-            ``threshold`` chose: for a tenth of the run, at most 50 steps, a copy of the model trains beside it, all of
-            it. If the copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much of it as the
-            ``threshold`` without a look allows; otherwise the model goes on as the copy, and everything trains. Where
-            no copy can be trained, or the look would cost more than the front can save, that much stays too; where none
-            can, less is likely harmless if inputs are far from those that the network was trained on. In a run
-            of more than 1,000 steps what stayed trains as well once two fifths are over, or 1,000 steps; a run of
-            unknown length counts as one of 1,500. ``False`` holds the front to the end, whatever comes, as ``save``
+        second_look: Whether to look again, after a tenth of the run (at once in one of more than 1,000 steps), at the
+            front that ``threshold`` chose: for a tenth of the run, at most 50 steps (100), a copy of the model trains
+            beside it, all of it. If the copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much
+            of it as the ``threshold`` without a look allows; otherwise the model goes on as the copy, and everything
+            trains. Where no copy can be trained, or the look would cost more than the front can save, that much stays
+            too; where none can, less is likely harmless if inputs are far from those that the network was trained on.
+            In a run of more than 1,000 steps what stayed trains as well once two fifths are over, or 1,000 steps; a run
+            of unknown length counts as one of 1,500. ``False`` holds the front to the end, whatever comes, as ``save``
             does.
         window: For ``start="none"``: snapshots kept a layer; by default as many as the predictor was trained on.
         sample_size: Sampled weights a layer; that of the predictor.

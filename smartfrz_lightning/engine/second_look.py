@@ -14,11 +14,12 @@ from smartfrz_lightning.layers.layer import Layer
 
 Model = TypeVar("Model", bound=nn.Module)
 
-FROM, EARLY = 0.1, 70
-"""When it begins: as a share of the run, and at which step of a run of more than :data:`FORESEEN`."""
+FROM = 0.1
+"""When it begins, as a share of a run of up to :data:`FORESEEN` steps; in longer ones as soon as a front is held."""
 
-SHARE, MOST, LEAST = 0.1, 50, 10
-"""How long it takes, as a share of the run, the most steps, and the least that tell anything."""
+SHARE, MOST, MOST_OF_LONG, LEAST = 0.1, 50, 100, 10
+"""How long it takes, as a share of the run, the most steps, those of a run of more than :data:`FORESEEN`, and the least
+that tell anything."""
 
 TELLING = 0.01
 """Differences below this share of the loss tell nothing, however steady they are: hardly anything is learned yet."""
@@ -39,28 +40,28 @@ stopped early."""
 
 
 def look_length(steps: float) -> int:
-    """Steps of a second look in a run: a tenth of it, but at most 50.
+    """Steps of a second look in a run: a tenth of it, but at most 50; 100 in a run of more than 1,000 steps.
 
     Example:
         >>> from smartfrz_lightning.engine.second_look import look_length
-        >>> look_length(200), look_length(2000)
-        (20, 50)
+        >>> look_length(200), look_length(1000), look_length(2000)
+        (20, 50, 100)
     """
-    return int(min(MOST, SHARE * steps + 1e-6))
+    return int(min(MOST if round(steps) <= FORESEEN else MOST_OF_LONG, SHARE * steps + 1e-6))
 
 
 def look_begin(steps: float) -> float:
-    """Steps of a run before its second look: a tenth, and in a run of more than 1,000 steps 70.
+    """Steps of a run before its second look: a tenth, and in a run of more than 1,000 steps none but the probe.
 
-    What a look tells is known from short runs, where it comes as early as that. What stands behind a front that is held
-    for longer has settled, and whatever begins to train disturbs that.
+    There the copy that takes over is full training itself, which has missed nothing but the probe. A short run cannot
+    afford that: the copy would take its share of all of it before it tells as much.
 
     Example:
         >>> from smartfrz_lightning.engine.second_look import look_begin
         >>> look_begin(200), look_begin(100_000)
-        (20.0, 70)
+        (20.0, 0)
     """
-    return FROM * steps if round(steps) <= FORESEEN else EARLY
+    return FROM * steps if round(steps) <= FORESEEN else 0
 
 
 def held_until(steps: float) -> float:

@@ -22,7 +22,6 @@ UNTIL = 48  # two fifths of 120 steps
 @pytest.fixture(autouse=True)
 def long_runs(monkeypatch):
     monkeypatch.setattr(second_look, "FORESEEN", 110)
-    monkeypatch.setattr(second_look, "EARLY", 12)
 
 
 class ByHand(SmartFreezeCallback):
@@ -50,6 +49,25 @@ def test_it_trains_as_if_thawed_by_hand(make_trainer, monkeypatch):
     assert "held for 48 steps, and trained after that" in str(timeline_table(freezer.timeline).renderables[-1])
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_the_look_lets_go_has_missed_nothing_but_the_probe(make_trainer, monkeypatch, optimizer):
+    def fit(freezer):
+        torch.manual_seed(3)
+        net = mlp()
+        net[3].p = 0.0  # one that is held draws nothing
+        model = InOrder(net, OPTIMIZERS[optimizer])
+        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+        return model, freezer
+
+    model, freezer = fit(looking(monkeypatch, release=True))
+    nothing = looking(monkeypatch)
+    nothing._start_predictor.forward = lambda inputs: torch.full((len(inputs),), -3.0)
+    other, plain = fit(nothing)
+    look = freezer.timeline.look
+    assert (look.step, look.steps, look.stays, look.released) == (2, 12, 0, 2) and plain.timeline.start.held == []
+    assert same(model, other) and model.losses[14:] == other.losses[14:]
+
+
 def test_a_resumed_run_is_the_same(make_trainer, monkeypatch, tmp_path):
     def fit(*callbacks, ckpt_path=None):
         torch.manual_seed(5)
@@ -61,7 +79,7 @@ def test_a_resumed_run_is_the_same(make_trainer, monkeypatch, tmp_path):
         return model, freezer
 
     whole, freezer = fit(ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1))
-    for step in (30, UNTIL - 1, UNTIL, 60):
+    for step in (2, 8, UNTIL - 1, UNTIL, 60):
         again, resumed = fit(ckpt_path=str(tmp_path / f"step={step}.ckpt"))
         assert same(whole, again) and whole.losses[step:] == again.losses
         assert resumed.timeline.events == freezer.timeline.events
