@@ -166,7 +166,7 @@ def main(train: list[str], held_out: str, probes: str | None = None, draws: int 
     known = {one.case: one.losses for file in train for one in load_fronts(file) if one.losses is not None}
     cases = list({one.case: replace(one, losses=known.get(one.case)) for one in cases}.values())
     judges = load_fronts(held_out)
-    kinds: dict[str, tuple[list[Fronts], list[Fronts], dict]] = {"as shipped": (cases, judges, {})}
+    kinds: dict[str, tuple[list[Fronts], list[Fronts], dict]] = {"its four inputs": (cases, judges, {})}
     kinds["depth alone"] = (cases, judges, {"inputs": DEPTH})
     for name in CHOSEN[2:]:
         kinds[f"without {name}"] = (cases, judges, {"inputs": [other for other in CHOSEN if other != name]})
@@ -188,7 +188,7 @@ def main(train: list[str], held_out: str, probes: str | None = None, draws: int 
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     shipped = score(StartPredictor.load(), judges)
-    table.add_row("the shipped one", *(_shown([value], digits) for value, digits in _digits(shipped)))
+    table.add_row("the shipped one, of 178 cases", *(_shown([value], digits) for value, digits in _digits(shipped)))
     for name, (some, others, how) in kinds.items():
         scores = []
         for draw in range(draws):
