@@ -70,6 +70,7 @@ def has_room(module: LightningModule, optimizer: Optimizer, full_step: float) ->
     free += torch.cuda.memory_reserved(module.device) - used
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     weights = list(module.parameters())
+    states = states or 4 * weights  # nothing has stepped yet: two for each weight, in the copy and in the module
     copied = sum(tensor.nbytes for tensor in (*weights, *weights, *module.buffers(), *states))  # with their gradients
     return 1.1 * (copied + max(0.0, full_step - used)) < free
 

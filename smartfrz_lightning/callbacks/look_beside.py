@@ -25,16 +25,14 @@ from smartfrz_lightning.cost.layer_flops import front_costs
 from smartfrz_lightning.engine.freezer import Freezer
 from smartfrz_lightning.engine.probed_start import LONGEST
 from smartfrz_lightning.engine.second_look import (
-    FROM,
-    LEAST,
     LIKELY,
-    SHARE,
     SecondLook,
     held_front,
     how_much_stays,
     likely_part,
     look_begin,
     look_length,
+    worth_looking,
 )
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.trainer import drawing_again, one_step_earlier, random_states
@@ -155,12 +153,12 @@ class LookBeside:
     def _begin(self, module: LightningModule) -> None:
         run, whole = self._engine.run, self._whole
         start = self._engine.timeline.start
-        if start is None or run.steps < look_begin(whole) or (start.held and not self._engine.timeline.events):
+        if start is None or not run.steps or run.steps < look_begin(whole):
+            return  # how long a run is, is known from its first step on
+        if start.held and not self._engine.timeline.events:
             return
-        steps = look_length(whole)
-        left = 1 - FROM - SHARE
         saves = self._engine.processes.agree(self._saves)  # by the first batch of each process
-        if not self._front or steps < LEAST or (run.progress or 0.0) > left or saves * left < steps / whole:
+        if not self._front or not worth_looking(whole, run.steps, saves):
             # There is nothing to see, or no time for it, or it would cost more than the front saves.
             self.over = self._unchecked = True
         elif why := why_not(self._trainer, module):
@@ -168,7 +166,7 @@ class LookBeside:
         elif not self._room(module):
             self._give_up("it does not fit into the memory of the device")
         else:
-            self._copy(module, steps)
+            self._copy(module, look_length(whole))
 
     def _room(self, module: LightningModule) -> bool:
         engine = self._engine

@@ -79,7 +79,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             beside it, all of it. If the copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much
             of it as the ``threshold`` without a look allows; otherwise the model goes on as the copy, and everything
             trains. Where no copy can be trained, or the look would cost more than the front can save, that much stays
-            too; where none can, less is likely harmless if inputs are far from those that the network was trained on.
+            too; where none can, as is known beforehand, inputs far from those of the network make a front less likely.
             In a run of more than 1,000 steps what stayed trains as well once two fifths are over, or 1,000 steps; a run
             of unknown length counts as one of 1,500. ``False`` holds the front to the end, whatever comes, as ``save``
             does.
@@ -241,10 +241,11 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         if self._network is not None:
             super().step_done(run)
         elif self._probing:
-            foreseen = run.total_steps <= FORESEEN and look_length(run.total_steps) >= LEAST_LOOK
-            if self.threshold is None and self._can_look and foreseen:
+            looks = self._can_look and look_length(run.total_steps) >= LEAST_LOOK
+            if self.threshold is None and looks and run.total_steps <= FORESEEN:
                 self._probing.threshold = CHECKED
-            self._probing.checked = self._can_look or not self.second_look  # who wants no look answers for it
+            # Who wants no look answers for it.
+            self._probing.checked = looks or not self.second_look or self.save is not None
             self._due = self._probing.step_done(run)
 
     def check_due(self, run: TrainingRun) -> bool:

@@ -44,10 +44,10 @@ def look_length(steps: float) -> int:
 
     Example:
         >>> from smartfrz_lightning.engine.second_look import look_length
-        >>> look_length(200), look_length(1000), look_length(2000)
+        >>> look_length(200), look_length(1000), look_length(float("inf"))
         (20, 50, 100)
     """
-    return int(min(MOST if round(steps) <= FORESEEN else MOST_OF_LONG, SHARE * steps + 1e-6))
+    return int(min(MOST_OF_LONG if _is_long(steps) else MOST, SHARE * steps + 1e-6))
 
 
 def look_begin(steps: float) -> float:
@@ -61,7 +61,7 @@ def look_begin(steps: float) -> float:
         >>> look_begin(200), look_begin(100_000)
         (20.0, 0)
     """
-    return FROM * steps if round(steps) <= FORESEEN else 0
+    return 0 if _is_long(steps) else FROM * steps
 
 
 def held_until(steps: float) -> float:
@@ -77,8 +77,34 @@ def held_until(steps: float) -> float:
         >>> held_until(2000), held_until(1000), held_until(50_000)  # a short run holds it to its end
         (800, inf, 1000)
     """
-    whole = round(steps)
-    return min(LATEST, int(UNTIL * whole + 1e-6)) if whole > FORESEEN else math.inf
+    return int(min(LATEST, UNTIL * round(steps) + 1e-6)) if _is_long(steps) else math.inf
+
+
+def worth_looking(steps: float, done: float, saves: float) -> bool:
+    """Whether a front saves more until it trains again than a second look costs that begins now.
+
+    Args:
+        steps: Of the run, as far as is known.
+        done: How many of them are over.
+        saves: What holding the front saves of a step.
+
+    Example:
+        >>> from smartfrz_lightning.engine.second_look import worth_looking
+        >>> worth_looking(200, done=20, saves=0.3), worth_looking(200, done=20, saves=0.1)
+        (True, False)
+        >>> worth_looking(1500, done=30, saves=0.3), worth_looking(1500, done=30, saves=0.1)
+        (True, False)
+    """
+    looks = look_length(steps)
+    if _is_long(steps):
+        held = held_until(steps) - done
+        return looks >= LEAST and held > looks and saves * held >= looks
+    left = 1 - FROM - SHARE
+    return looks >= LEAST and done <= left * steps and saves * left >= looks / steps
+
+
+def _is_long(steps: float) -> bool:
+    return steps >= FORESEEN + 0.5  # steps that are told by the progress are no whole number
 
 
 class SecondLook(Generic[Model]):

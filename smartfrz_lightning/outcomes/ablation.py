@@ -1,7 +1,8 @@
 r"""What a start predictor is worth with other inputs, labels, probes and samples, and how much that varies.
 
-    python -m smartfrz_lightning.outcomes.ablation '[configs/outcomes/results/second_look.jsonl]' \
-        configs/outcomes/results/held_out.jsonl --probes configs/outcomes/results/probes.jsonl
+    results=configs/outcomes/results
+    python -m smartfrz_lightning.outcomes.ablation "[$results/second_look.jsonl, $results/training.jsonl]" \
+        $results/held_out.jsonl --probes $results/probes.jsonl
 
 Logistic regressions have no seed. So every kind of predictor is fitted to many draws of the training cases, with
 replacement, the same draws for all kinds; each is judged on all held-out cases. Needs the extra ``benchmark``.
@@ -29,22 +30,25 @@ from smartfrz_lightning.outcomes.fronts import Fronts, load_fronts
 from smartfrz_lightning.outcomes.learn import CHOSEN, DEPTH, log_loss
 from smartfrz_lightning.outcomes.probe_again import LENGTHS, SAMPLES, SEEN
 from smartfrz_lightning.predictor.start import StartPredictor
-from smartfrz_lightning.predictor.start_inputs import INPUTS
+from smartfrz_lightning.predictor.start_inputs import INPUTS, unshifted
 
-Label = Callable[[Fronts], Tensor | None]
+Label = Callable[[Fronts], Tensor]
 
 LABELS: dict[str, Label] = {
     "at most 1 point lost": lambda one: one.gains >= -1,
     "at most 4 points lost": lambda one: one.gains >= -4,
     "not below the frontier": lambda one: one.above >= 0,
-    "loss at most 2 % higher": lambda one: None if one.losses is None else one.losses <= 1.02,
-    "at most 2 points lost, of the same cases": lambda one: None if one.losses is None else _harmless(one),
 }
-"""What holding a front has to come to, to count as no harm; of fronts without a recorded loss ``None``."""
+"""What holding a front has to come to, to count as no harm."""
 
 
 def _harmless(one: Fronts) -> Tensor:
     return one.gains >= -HARMLESS
+
+
+def _loss_hardly_higher(one: Fronts) -> Tensor:
+    assert one.losses is not None
+    return one.losses <= 1.02
 
 
 @dataclass
@@ -119,8 +123,7 @@ def fitted(cases: Sequence[Fronts], inputs: Sequence[str] = CHOSEN, label: Label
         >>> fitted(load_fronts("configs/outcomes/results/second_look.jsonl"), ["depth"]).inputs
         ['depth']
     """
-    labelled = [(one.inputs, labels) for one in cases if (labels := label(one)) is not None]
-    rows, labels = (torch.cat(column) for column in zip(*labelled, strict=True))
+    rows, labels = torch.cat([one.inputs for one in cases]), torch.cat([label(one) for one in cases])
     if labels.all() or not labels.any():
         return None
     return fit_rows(StartPredictor(inputs), rows, labels.float())
@@ -128,6 +131,9 @@ def fitted(cases: Sequence[Fronts], inputs: Sequence[str] = CHOSEN, label: Label
 
 def seen_again(cases: Sequence[Fronts], probes: dict[str, dict], kind: str, number: int) -> list[Fronts]:
     """Cases with the inputs of another probe.
+
+    Raises:
+        ValueError: It was of other fronts of a case, or of none.
 
     Args:
         cases: The cases.
@@ -140,14 +146,20 @@ def seen_again(cases: Sequence[Fronts], probes: dict[str, dict], kind: str, numb
         >>> from smartfrz_lightning.outcomes.ablation import seen_again
         >>> from smartfrz_lightning.outcomes.fronts import load_fronts
         >>> case = load_fronts("configs/outcomes/results/held_out.jsonl")[0]
-        >>> probes = {json.dumps(case.case.asdict()): {"samples": {"16": [[0.0] * 5] * 5}}}
+        >>> probe = {"depths": case.depths, "samples": {"16": [[0.0] * 5] * 5}}
+        >>> probes = {json.dumps(case.case.asdict()): probe}
         >>> seen_again([case], probes, "samples", 16)[0].inputs[0, 3].item()
         0.0
     """
     columns, found = [INPUTS.index(name) for name in SEEN], []
     for one in cases:
+        probe = probes.get(json.dumps(one.case.asdict()))
+        if probe is None or probe["depths"] != one.depths:
+            raise ValueError(
+                f"no probe of the fronts {one.depths} of {one.case.name}: record it by outcomes.probe_again"
+            )
         inputs = one.inputs.clone()
-        inputs[:, columns] = torch.tensor(probes[json.dumps(one.case.asdict())][kind][str(number)])
+        inputs[:, columns] = torch.tensor(probe[kind][str(number)])
         found.append(replace(one, inputs=inputs))
     return found
 
@@ -157,15 +169,16 @@ def main(train: list[str], held_out: str, probes: str | None = None, draws: int 
 
     Args:
         train: Files of cases to learn from, of second looks or condensed; only those that begin with trained weights.
+            Of a case that is in several, the fronts of the first count; labels by the loss are learned from those files
+            that have losses.
         held_out: File of the cases to judge by.
         probes: File of other probes of all these cases (``outcomes.probe_again``).
         draws: Of the training cases, with replacement.
     """
     torch.set_num_threads(1)
-    cases = [one for file in train for one in load_fronts(file) if one.case.weights]
-    known = {one.case: one.losses for file in train for one in load_fronts(file) if one.losses is not None}
-    cases = list({one.case: replace(one, losses=known.get(one.case)) for one in cases}.values())
-    judges = load_fronts(held_out)
+    every = [one for file in train for one in load_fronts(file) if one.case.weights]
+    cases = list({one.case: one for one in reversed(every)}.values())
+    with_loss, judges = [one for one in every if one.losses is not None], load_fronts(held_out)
     kinds: dict[str, tuple[list[Fronts], list[Fronts], dict]] = {"its four inputs": (cases, judges, {})}
     kinds["depth alone"] = (cases, judges, {"inputs": DEPTH})
     for name in CHOSEN[2:]:
@@ -174,6 +187,9 @@ def main(train: list[str], held_out: str, probes: str | None = None, draws: int 
         if name not in (*CHOSEN, "body"):
             kinds[f"and {name}"] = (cases, judges, {"inputs": [*CHOSEN, name]})
     kinds |= {f"label: {name}": (cases, judges, {"label": label}) for name, label in LABELS.items()}
+    if with_loss:
+        kinds["label: loss at most 2 % higher"] = (with_loss, judges, {"label": _loss_hardly_higher})
+        kinds["its label, of the same cases"] = (with_loss, judges, {})
     if probes:
         lines = [json.loads(line) for line in Path(probes).read_text().splitlines()]
         by_case = {json.dumps(line["case"]): line for line in lines}
@@ -187,8 +203,10 @@ def main(train: list[str], held_out: str, probes: str | None = None, draws: int 
     columns = "log loss", "AUROC", "within a case", "calibration", "harmless of 0.8", "points", "FLOPs", "above"
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
-    shipped = score(StartPredictor.load(), judges)
-    table.add_row("the shipped one, of 178 cases", *(_shown([value], digits) for value, digits in _digits(shipped)))
+    silent = [replace(one, inputs=unshifted(one.inputs)) for one in judges]
+    for name, others in (("the shipped one", judges), ("the same, its shift silent", silent)):
+        shipped = score(StartPredictor.load(), others)
+        table.add_row(name, *(_shown([value], digits) for value, digits in _digits(shipped)))
     for name, (some, others, how) in kinds.items():
         scores = []
         for draw in range(draws):

@@ -8,6 +8,7 @@ What the predictor knew stays as it is. Needs the extra ``benchmark``.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from torch import Tensor
 
+from smartfrz_lightning.history.tensor_file import read_tensors
 from smartfrz_lightning.outcomes.fitting import HARMLESS
 from smartfrz_lightning.outcomes.fronts import Fronts, load_fronts
 from smartfrz_lightning.outcomes.learn import log_loss
@@ -115,7 +117,8 @@ def main(cases: list[str], old: str, new: str, name: str = "shift", zero: float 
         console.print(f"{text}: log loss {loss:.3f}, AUROC {auroc:.3f}, {len(every)} cases")
     longer = extend(predictor, every, name, zero)
     console.print(f"weight of {name}: {float(longer.score.weight[0, -1]):.3f}")
-    longer.save(new, extended_by=name, cases=len(every))
+    about = read_tensors(Path(old))[1]["about"]
+    longer.save(new, **{**about, "extended_by": name, "extended_from": len(every)})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import Tensor
 from smartfrz_lightning.cost.flops import StepFlopCounter
 from smartfrz_lightning.cost.layer_flops import front_costs, layer_flops
 from smartfrz_lightning.engine.probed_start import LEAST, probe_length
-from smartfrz_lightning.engine.second_look import FROM, SecondLook, look_length
+from smartfrz_lightning.engine.second_look import SecondLook, look_begin, look_length
 from smartfrz_lightning.engine.stillness import Stillness
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.history.sampling import WeightSampler
@@ -124,9 +124,10 @@ def look_again(case: Case, data: str | Path, weights: str | Path) -> dict[str, A
         net.load_state_dict(start)
         train(case, net, train_set, round(share * case.steps))
         found["shortened"][str(share)] = finished()
+    begin = round(max(look_begin(case.steps), probe_length(case.steps)))
     for depth in sorted({max(1, round(share * (len(layers) - 1))) for share in DEPTHS}):
         net.load_state_dict(start)
-        [moment] = train(case, net, train_set, front=layers[:depth], keep=[round(FROM * case.steps)])
+        [moment] = train(case, net, train_set, front=layers[:depth], keep=[begin])
         front = {"depth": depth, "cost": costs[depth - 1], "accuracy": finished(), "released": None}
         look = look_at(case, net, layers[:depth], train_set, moment, look_length(case.steps))
         front |= {"gain": look.gain, "error": look.error}

@@ -38,12 +38,12 @@ def probe_again(fronts: Fronts, data: str | Path, weights: str | Path) -> dict[s
         weights: Folder of the weights.
 
     Returns:
-        The case; and ``samples`` and ``lengths``, by their number, with the inputs ``[fronts, 5]`` that :data:`SEEN`
-        names.
+        The case; ``depths`` of the fronts; and ``samples`` and ``lengths``, by their number, with the inputs
+        ``[fronts, 5]`` that :data:`SEEN` names.
     """
     case, rows = fronts.case, [depth - 1 for depth in fronts.depths]
     usual = max(LEAST, probe_length(case.steps))
-    found: dict[str, Any] = {"case": case.asdict(), "samples": {}, "lengths": {}}
+    found: dict[str, Any] = {"case": case.asdict(), "depths": fronts.depths, "samples": {}, "lengths": {}}
     for size in SAMPLES:
         setup = set_up(case, data, weights)  # anew, as a probe moves the head
         body = slice(len(setup.layers) - 1)
@@ -68,12 +68,12 @@ def main(cases: list[str], data: str = "data", weights: str = "data/weights", ou
     """Record probes.
 
     Args:
-        cases: Condensed files, or files of second looks.
+        cases: Condensed files, or files of second looks; of a case that is in several of them, the fronts of the first.
         data: Folder with a folder for each of the cases' ``data``.
         weights: Folder of the networks' weights.
         output: File of the probes, a line each.
     """
-    known = {one.case: one for file in cases for one in load_fronts(file)}
+    known = {one.case: one for file in reversed(cases) for one in load_fronts(file)}
     record_lines(list(known), output, lambda case: probe_again(known[case], data, weights))
 
 
