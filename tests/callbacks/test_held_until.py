@@ -49,14 +49,15 @@ def test_it_trains_as_if_thawed_by_hand(make_trainer, monkeypatch):
     assert "held for 48 steps, and trained after that" in str(timeline_table(freezer.timeline).renderables[-1])
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_what_the_look_lets_go_has_missed_nothing_but_the_probe(make_trainer, monkeypatch, optimizer):
+def test_what_the_look_lets_go_has_missed_nothing_but_the_probe(make_trainer, monkeypatch, optimizer, accumulate):
     def fit(freezer):
         torch.manual_seed(3)
         net = mlp()
         net[3].p = 0.0  # one that is held draws nothing
         model = InOrder(net, OPTIMIZERS[optimizer])
-        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+        make_trainer(freezer, max_epochs=EPOCHS * accumulate, accumulate_grad_batches=accumulate).fit(model)
         return model, freezer
 
     model, freezer = fit(looking(monkeypatch, release=True))
@@ -65,24 +66,25 @@ def test_what_the_look_lets_go_has_missed_nothing_but_the_probe(make_trainer, mo
     other, plain = fit(nothing)
     look = freezer.timeline.look
     assert (look.step, look.steps, look.stays, look.released) == (2, 12, 0, 2) and plain.timeline.start.held == []
-    assert same(model, other) and model.losses[14:] == other.losses[14:]
+    assert same(model, other) and model.losses[14 * accumulate :] == other.losses[14 * accumulate :]
 
 
-def test_a_resumed_run_is_the_same(make_trainer, monkeypatch, tmp_path):
+@pytest.mark.parametrize("release", [False, True])
+def test_a_resumed_run_is_the_same(make_trainer, monkeypatch, tmp_path, release):
     def fit(*callbacks, ckpt_path=None):
         torch.manual_seed(5)
         net = mlp()
         net[3].p = 0.0
-        model, freezer = InOrder(net, OPTIMIZERS["adamw"]), looking(monkeypatch, release=False)
+        model, freezer = InOrder(net, OPTIMIZERS["adamw"]), looking(monkeypatch, release=release)
         made = make_trainer(freezer, *callbacks, max_epochs=EPOCHS, enable_checkpointing=True)
         made.fit(model, ckpt_path=ckpt_path)
         return model, freezer
 
     whole, freezer = fit(ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1))
-    for step in (2, 8, UNTIL - 1, UNTIL, 60):
+    for step in (2, 8) if release else (2, 8, UNTIL - 1, UNTIL, 60):
         again, resumed = fit(ckpt_path=str(tmp_path / f"step={step}.ckpt"))
         assert same(whole, again) and whole.losses[step:] == again.losses
-        assert resumed.timeline.events == freezer.timeline.events
+        assert resumed.timeline.events == freezer.timeline.events and resumed.timeline.look == freezer.timeline.look
 
 
 def test_the_run_that_goes_on_counts(make_trainer, monkeypatch, tmp_path):
@@ -108,6 +110,25 @@ def test_in_a_second_fit_of_a_long_run_too(make_trainer, monkeypatch):
     make_trainer(freezer, max_epochs=13).fit(model)
     assert freezer.frozen == HELD
     make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+    assert freezer.frozen == [] and freezer.timeline.look.steps == 12
+
+
+def test_a_second_fit_that_is_short_is_looked_at_like_a_short_one(make_trainer, monkeypatch):
+    freezer, model = looking(monkeypatch, release=False), InOrder(mlp())
+    make_trainer(freezer, StopAt(8), max_epochs=13).fit(model)
+    assert freezer.timeline.look is None
+    make_trainer(freezer, max_epochs=13).fit(model)
+    assert (freezer.timeline.look.step, freezer.timeline.look.steps) == (8 + 11, 10)
+
+
+@pytest.mark.parametrize(("probe_steps", "saves"), [(2, 0.3), (2, 0.2), (40, 0.9)])
+def test_nobody_looks_where_the_front_trains_again_before_it_has_saved_as_much(
+    make_trainer, monkeypatch, probe_steps, saves
+):
+    monkeypatch.setattr(look_beside.LookBeside, "_saves", saves)
+    freezer = looking(monkeypatch, release=False, probe_steps=probe_steps)
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(mlp()))
+    assert (freezer.timeline.look is not None) == (saves == 0.3)  # 12 steps, of 46 in which it is held
     assert freezer.frozen == []
 
 

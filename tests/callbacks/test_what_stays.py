@@ -111,7 +111,7 @@ def test_resumed_without_a_look_what_is_not_that_likely_trains_again(make_traine
 
 @pytest.mark.parametrize("manual", [True, False])
 def test_where_nobody_looks_inputs_of_another_kind_count(make_trainer, monkeypatch, manual):
-    def held(far, **how):
+    def held(far, max_epochs=EPOCHS, **how):
         class Model(InOrder):
             def training_step(self, batch, batch_idx):
                 loss = super().training_step(batch, batch_idx)
@@ -130,8 +130,9 @@ def test_where_nobody_looks_inputs_of_another_kind_count(make_trainer, monkeypat
             y = model.net[0](x)
             model.net[1].running_mean.copy_(y.mean(0) + 3 * far)
             model.net[1].running_var.copy_(y.var(0))
-        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+        make_trainer(freezer, max_epochs=max_epochs).fit(model)
         return len(freezer.timeline.start.held)
 
-    assert held(far=False) == held(far=True, second_look=False) == held(far=True, save=0.9) == 3
+    assert held(far=False) == held(far=True, second_look=False) == 3
     assert held(far=True) == (0 if manual else 3)
+    assert held(far=True, max_epochs=12, probe_steps=2) == 0  # too short for a look
