@@ -42,8 +42,8 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     *second look* shows whether that was right: a copy of the model of which everything trains goes on beside it for a
     while, in the same batches. If its loss is clearly the higher one, the front stays; if somewhat, the part of it that
     was likely enough without a look; otherwise the copy takes over. In a run of more than 1,000 steps the look takes
-    the first 100 of them, so that a copy which takes over has missed nothing, and what is still held after two fifths
-    of the run, or 1,000 steps, trains from there on as well. Where no front is likely enough, nothing is held, and the
+    the 100 after the probe, so that a copy which takes over has missed nothing else, and what is still held after two
+    fifths of the run, or 1,000 steps, trains from there on as well. Where no front is likely enough, nothing is held, and the
     run is one without this callback, but for the probe. Layers that were never trained are not held: none of a network
     that trains from scratch, and no new ones in front of the last one (a head of two layers). New ones between
     pretrained ones belong in ``exclude``.
@@ -74,7 +74,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         start: ``"probe"`` or ``"none"``.
         probe_steps: Steps of the probe; by default 2 % of the run, but at most 30. Runs of less than 100 steps are not
             probed, and nothing is held in them.
-        second_look: Whether to look again, after a tenth of the run (at once in one of more than 1,000 steps), at the
+        second_look: Whether to look again, after a tenth of the run (in one of more than 1,000 steps at once), at the
             front that ``threshold`` chose: for a tenth of the run, at most 50 steps (100), a copy of the model trains
             beside it, all of it. If the copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much
             of it as the ``threshold`` without a look allows; otherwise the model goes on as the copy, and everything
