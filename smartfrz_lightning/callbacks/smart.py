@@ -43,9 +43,9 @@ class SmartFreezeCallback(WindowedFreezingCallback):
     while, in the same batches. If its loss is clearly the higher one, the front stays; if somewhat, the part of it that
     was likely enough without a look; otherwise the copy takes over. In a run of more than 1,000 steps the look takes
     the 100 after the probe, so that a copy which takes over has missed nothing else, and what is still held after two
-    fifths of the run, or 1,000 steps, trains from there on as well. Where no front is likely enough, nothing is held, and the
-    run is one without this callback, but for the probe. Layers that were never trained are not held: none of a network
-    that trains from scratch, and no new ones in front of the last one (a head of two layers). New ones between
+    fifths of the run, or 1,000 steps, trains from there on as well. Where no front is likely enough, nothing is held,
+    and the run is one without this callback, but for the probe. Layers that were never trained are not held: none of a
+    network that trains from scratch, and no new ones in front of the last one (a head of two layers). New ones between
     pretrained ones belong in ``exclude``.
 
     ``start="none"`` is the paper's method (Li et al., ICLR 2023): small snapshots of every active layer's weights are
