@@ -16,16 +16,16 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from smartfrz_lightning.engine.probed_start import choose_front
-from smartfrz_lightning.engine.second_look import CHECKED, FORESEEN, LIKELY
+from smartfrz_lightning.engine.probed_start import choose_front, probe_length
+from smartfrz_lightning.engine.second_look import CHECKED, FORESEEN, LIKELY, look_begin, look_length
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.fitting import HARMLESS
 from smartfrz_lightning.outcomes.judge import interval, shown
 from smartfrz_lightning.outcomes.line_by_line import chosen_cases, record_lines
-from smartfrz_lightning.outcomes.look_again import probed
+from smartfrz_lightning.outcomes.look_again import look_at, probed
 from smartfrz_lightning.outcomes.look_endings import frontier
 from smartfrz_lightning.outcomes.setup import set_up
-from smartfrz_lightning.outcomes.training import evaluate, train
+from smartfrz_lightning.outcomes.training import Moment, evaluate, train
 from smartfrz_lightning.predictor.start import SHIPPED_START, StartPredictor
 from smartfrz_lightning.predictor.start_inputs import unshifted
 
@@ -48,7 +48,8 @@ def let_go(case: Case, data: str | Path, weights: str | Path, predictor: StartPr
     Returns:
         The case; the accuracy of full training, in percent, and that of shortened training by its share of the steps;
         and of the front, where there is one, its depth, what a step costs with it held, relative to full training, its
-        accuracy if it is held to the end, and if it trains from a moment on, by that.
+        accuracy if it is held to the end, and if it trains from a moment on, by that; in a long run also the gain and
+        the error of the second look, and the accuracy if that lets it go.
     """
     setup = set_up(case, data, weights)
     net, layers, train_set = setup.net, setup.layers, setup.data
@@ -70,11 +71,17 @@ def let_go(case: Case, data: str | Path, weights: str | Path, predictor: StartPr
 
     found |= {"full": plain(1.0), "shortened": {str(share): plain(share) for share in SHORTENED}}
     net.load_state_dict(start)
-    moments = train(case, net, train_set, front=layers[:depth], keep=[round(at * case.steps) for at in MOMENTS])
+    keep = [probe_length(case.steps), *(round(at * case.steps) for at in MOMENTS)]
+    first, *moments = train(case, net, train_set, front=layers[:depth], keep=keep)
     front = {"depth": depth, "cost": costs[depth - 1], "accuracy": finished(), "let_go": {}}
     for share, moment in zip(MOMENTS, moments, strict=True):
         train(case, net, train_set, moment=moment)
         front["let_go"][str(share)] = finished()
+    if not look_begin(case.steps):
+        look = look_at(case, net, layers[:depth], train_set, first, look_length(case.steps))
+        state = copy.deepcopy(look.model.state_dict()), look.optimizer.state_dict()
+        train(case, net, train_set, moment=Moment(first.step + look.steps, *state))
+        front["look"] = {"gain": look.gain, "error": look.error, "released": finished()}
     return found | {"front": front}
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from small_bert import bert
 from torchvision.io import write_png
 
+from smartfrz_lightning.engine import second_look
 from smartfrz_lightning.outcomes import texts
 from smartfrz_lightning.outcomes.__main__ import main as record
 from smartfrz_lightning.outcomes.case import Case, draw_cases
@@ -119,9 +120,10 @@ def test_second_looks_go_on_where_they_were_stopped_and_are_judged(images, tmp_p
         look_again(**where)
 
 
-def test_what_letting_go_comes_to_is_recorded_and_judged(images, tmp_path, capsys):
+def test_what_letting_go_comes_to_is_recorded_and_judged(images, tmp_path, capsys, monkeypatch):
     group = CASE.asdict() | {"classes": {"from": [0, 2], "count": 2}, "draw": 1, "seed": 3, "steps": 20, "later": False}
-    (tmp_path / "cases.yaml").write_text(yaml.safe_dump({"noise": group}))
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump({"noise": group | {"steps": [20, 24], "draw": 6}}))
+    monkeypatch.setattr(second_look, "FORESEEN", 22)
     sure = StartPredictor()
     torch.nn.init.zeros_(sure.score.weight)
     for name, bias in (("sure", 3.0), ("unsure", -3.0)):
@@ -133,10 +135,12 @@ def test_what_letting_go_comes_to_is_recorded_and_judged(images, tmp_path, capsy
             str(tmp_path),
             str(tmp_path / f"{name}.jsonl"),
             shortest=20,
+            most=3,
             predictor=str(tmp_path / f"{name}.safetensors"),
         )
     sure, unsure = ([json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()] for name in ("sure", "unsure"))
-    assert [case["front"] for case in unsure] == [None] and len(sure) == 1
+    assert [case["front"] for case in unsure] == [None] * 3 and {case["case"]["steps"] for case in sure} == {20, 24}
+    assert all(("look" in case["front"]) == (case["case"]["steps"] > 22) for case in sure)
     assert all(set(case["front"]["let_go"]) == {"0.4", "0.7"} and case["front"]["depth"] == 7 for case in sure)
     let_go(judge=str(tmp_path / "sure.jsonl"))
     shown = capsys.readouterr().out
