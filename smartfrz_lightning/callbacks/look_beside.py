@@ -92,6 +92,7 @@ class LookBeside:
         self._batch: Any = None
         self._scaler: Any = None
         self._stepped = True
+        self._rates: list[float] = state.get("rates", []) if state else []
 
     @property
     def _whole(self) -> float:
@@ -114,6 +115,12 @@ class LookBeside:
         timeline, names = self._engine.timeline, [layer.name for layer in self._front]
         return 1 - front_costs(timeline.costs, timeline.states[0].flops, names)[-1] if names else 0.0
 
+    @property
+    def _warming_up(self) -> bool:
+        """Whether the learning rates rise from the latest step to the next one."""
+        rates = _rates(self._engine.run.optimizers[0])
+        return any(now > before for before, now in zip(self._rates, rates, strict=False))
+
     def before_batch(self, module: LightningModule, batch: Any) -> None:
         """The module is about to see a batch; nothing in it is prepared for that yet."""
         if not self._wanted and not self.over:
@@ -132,7 +139,7 @@ class LookBeside:
 
     def gradients_ready(self, optimizer: Optimizer) -> None:
         """The module's optimizer is about to step."""
-        self._stepped = True
+        self._stepped, self._rates = True, _rates(optimizer)
         if self._look is not None and not self._look.follow(optimizer):
             self._give_up("its optimizer got other parameters meanwhile")
 
@@ -153,7 +160,7 @@ class LookBeside:
     def _begin(self, module: LightningModule) -> None:
         run, whole = self._engine.run, self._whole
         start = self._engine.timeline.start
-        if start is None or not run.steps or run.steps < look_begin(whole):
+        if start is None or not run.steps or run.steps < look_begin(whole, self._warming_up):
             return  # how long a run is, is known from its first step on
         if start.held and not self._engine.timeline.events:
             return
@@ -257,7 +264,11 @@ class LookBeside:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         look = self._state if self._look is None else self._look.state_dict()
-        return {"over": self.over, "unchecked": self._unchecked, "look": look}
+        return {"over": self.over, "unchecked": self._unchecked, "look": look, "rates": self._rates}
+
+
+def _rates(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def _said(error: Exception) -> str:

@@ -76,7 +76,7 @@ class SmartFreezeCallback(WindowedFreezingCallback):
             probed, and nothing is held in them.
         second_look: Whether to look again, after a tenth of the run (in one of more than 1,000 steps at once), at the
             front that ``threshold`` chose: for a tenth of the run, at most 50 steps (100), a copy of the model trains
-            beside it, all of it. If the copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much
+            beside it, all of it. (At once: once learning rates rise no more, or after a tenth of the run, or 250 steps.) If the copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much
             of it as the ``threshold`` without a look allows; otherwise the model goes on as the copy, and everything
             trains. Where no copy can be trained, or the look would cost more than the front can save, that much stays
             too; where none can, as is known beforehand, inputs far from those of the network make a front less likely.

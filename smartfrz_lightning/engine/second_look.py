@@ -17,6 +17,9 @@ Model = TypeVar("Model", bound=nn.Module)
 FROM = 0.1
 """When it begins, as a share of a run of up to :data:`FORESEEN` steps; in longer ones as soon as a front is held."""
 
+WARMING_UP = 250
+"""Steps of a long run for which its look waits at most while the learning rates rise: before that nothing differs."""
+
 SHARE, MOST, MOST_OF_LONG, LEAST = 0.1, 50, 100, 10
 """How long it takes, as a share of the run, the most steps, those of a run of more than :data:`FORESEEN`, and the least
 that tell anything."""
@@ -50,18 +53,24 @@ def look_length(steps: float) -> int:
     return int(min(MOST_OF_LONG if _is_long(steps) else MOST, SHARE * steps + 1e-6))
 
 
-def look_begin(steps: float) -> float:
+def look_begin(steps: float, warming_up: bool = False) -> float:
     """Steps of a run before its second look: a tenth, and in a run of more than 1,000 steps none but the probe.
 
     There the copy that takes over is full training itself, which has missed nothing but the probe. A short run cannot
     afford that: the copy would take its share of all of it before it tells as much.
 
+    Args:
+        steps: Of the run, as far as is known.
+        warming_up: Whether the learning rates rise: then a long run waits for a tenth of it at most, or 250 steps.
+
     Example:
         >>> from smartfrz_lightning.engine.second_look import look_begin
-        >>> look_begin(200), look_begin(100_000)
-        (20.0, 0)
+        >>> look_begin(200), look_begin(100_000), look_begin(2000, warming_up=True)
+        (20.0, 0, 200.0)
     """
-    return 0 if _is_long(steps) else FROM * steps
+    if not _is_long(steps):
+        return FROM * steps
+    return min(FROM * steps, WARMING_UP) if warming_up else 0
 
 
 def held_until(steps: float) -> float:

@@ -69,6 +69,29 @@ def test_what_the_look_lets_go_has_missed_nothing_but_the_probe(make_trainer, mo
     assert same(model, other) and model.losses[14 * accumulate :] == other.losses[14 * accumulate :]
 
 
+class WarmingUp(InOrder):
+    def __init__(self, net, until):
+        super().__init__(net)
+        self.until = until
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.until))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@pytest.mark.parametrize(("until", "begin"), [(1, 2), (8, 8), (60, 12)])
+def test_the_look_waits_for_the_learning_rate(make_trainer, monkeypatch, tmp_path, until, begin):
+    freezer = looking(monkeypatch, release=False)
+    saved = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    make_trainer(freezer, saved, max_epochs=EPOCHS, enable_checkpointing=True).fit(WarmingUp(mlp(), until))
+    assert (freezer.timeline.look.step, freezer.timeline.look.steps) == (begin, 12)
+    again = looking(monkeypatch, release=False)
+    resumed = make_trainer(again, max_epochs=EPOCHS)
+    resumed.fit(WarmingUp(mlp(), until), ckpt_path=str(tmp_path / f"step={begin - 1}.ckpt"))
+    assert again.timeline.look.step == begin
+
+
 @pytest.mark.parametrize("release", [False, True])
 def test_a_resumed_run_is_the_same(make_trainer, monkeypatch, tmp_path, release):
     def fit(*callbacks, ckpt_path=None):
