@@ -74,15 +74,15 @@ class SmartFreezeCallback(WindowedFreezingCallback):
         start: ``"probe"`` or ``"none"``.
         probe_steps: Steps of the probe; by default 2 % of the run, but at most 30. Runs of less than 100 steps are not
             probed, and nothing is held in them.
-        second_look: Whether to look again, after a tenth of the run (in one of more than 1,000 steps at once), at the
-            front that ``threshold`` chose: for a tenth of the run, at most 50 steps (100), a copy of the model trains
-            beside it, all of it. (At once: once learning rates rise no more, or after a tenth of the run, or 250 steps.) If the copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much
-            of it as the ``threshold`` without a look allows; otherwise the model goes on as the copy, and everything
-            trains. Where no copy can be trained, or the look would cost more than the front can save, that much stays
-            too; where none can, as is known beforehand, inputs far from those of the network make a front less likely.
-            In a run of more than 1,000 steps what stayed trains as well once two fifths are over, or 1,000 steps; a run
-            of unknown length counts as one of 1,500. ``False`` holds the front to the end, whatever comes, as ``save``
-            does.
+        second_look: Whether to look again at the front that ``threshold`` chose. After a tenth of the run, for another
+            tenth of it, at most 50 steps, a copy of the model trains beside it, all of it; in a run of more than 1,000
+            steps for 100 steps, right after the probe, or once learning rates rise no more (250 steps later at most).
+            If the copy's loss is higher by 1.5 standard errors, the front stays; by 0.5, as much of it as the
+            ``threshold`` without a look allows; otherwise the model goes on as the copy, and everything trains. Where
+            no copy can be trained, or the look would cost more than the front can save, that much stays too; where none
+            can, as is known beforehand, inputs far from those of the network make a front less likely. In a run of more
+            than 1,000 steps what stayed trains as well once two fifths are over, or 1,000 steps; a run of unknown
+            length counts as one of 1,500. ``False`` holds the front to the end, whatever comes, as ``save`` does.
         window: For ``start="none"``: snapshots kept a layer; by default as many as the predictor was trained on.
         sample_size: Sampled weights a layer; that of the predictor.
         kwargs: Arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: what to exclude, the cache of the
