@@ -28,7 +28,12 @@ CASES = {
     "probe": {"smart": {"probe_steps": 4, "save": 0.1}},
     "second look": {"smart": {"threshold": 0.01}, "trainer": {"max_epochs": 30}},  # 120 steps, of which 12 to 24
     "second look, a part stays": {"smart": {"threshold": 0.01}, "stays": 1, "trainer": {"max_epochs": 30}},
-    "held for two fifths": {"smart": {"threshold": 0.01}, "trainer": {"max_epochs": 30}, "foreseen": 100},
+    "second look right after the probe, held for two fifths": {
+        "smart": {"threshold": 0.01},
+        "stays": 2,
+        "trainer": {"max_epochs": 30},
+        "foreseen": 100,
+    },
     "second look, accumulation": {
         "smart": {"threshold": 0.01},
         "trainer": {"max_epochs": 60, "accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
