@@ -175,7 +175,6 @@ def main(train: list[str], held_out: str, probes: str | None = None, draws: int 
         probes: File of other probes of all these cases (``outcomes.probe_again``).
         draws: Of the training cases, with replacement.
     """
-    torch.set_num_threads(1)
     every = [one for file in train for one in load_fronts(file) if one.case.weights]
     cases = list({one.case: one for one in reversed(every)}.values())
     with_loss, judges = [one for one in every if one.losses is not None], load_fronts(held_out)

@@ -1,7 +1,5 @@
 """A start predictor learns from outcomes, and rules are judged by them."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -17,7 +15,9 @@ from smartfrz_lightning.outcomes.extend import SILENT, extend, left_out
 from smartfrz_lightning.outcomes.fitting import fit, harmless, out_of_family, recorded
 from smartfrz_lightning.outcomes.fronts import fronts_of
 from smartfrz_lightning.outcomes.judge import grouped, interval, verdict
+from smartfrz_lightning.outcomes.judge import main as judge
 from smartfrz_lightning.outcomes.learn import log_loss
+from smartfrz_lightning.outcomes.learn import main as learn
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
 from smartfrz_lightning.outcomes.rules import baselines, choose, fisher, oracle, slope, static
 from smartfrz_lightning.predictor.start import StartPredictor
@@ -148,21 +148,13 @@ def test_condensed_cases_say_the_same(cases, tmp_path):
         load_examples(tmp_path / "nowhere")
 
 
-def test_the_commands(cases, tmp_path):
+def test_the_commands(cases, tmp_path, capsys, monkeypatch):
     for one in cases:
         one.outcome.save(tmp_path / "cases" / f"{one.outcome.case.name}.safetensors")
     assert len(load_examples(tmp_path / "cases", probe_steps=8)) == len(cases)
-    command = [
-        sys.executable,
-        "-m",
-        "smartfrz_lightning.outcomes.learn",
-        tmp_path / "cases",
-        tmp_path / "new.safetensors",
-    ]
-    subprocess.run([*command, "--compare", "false"], check=True, capture_output=True)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    learn(str(tmp_path / "cases"), str(tmp_path / "new.safetensors"), compare=False)
     assert (tmp_path / "new.png").read_bytes()[1:4] == b"PNG"
-    command = [sys.executable, "-m", "smartfrz_lightning.outcomes.judge", tmp_path / "cases", "--by", "family"]
-    told = subprocess.run(
-        [*command, "--predictors", f"[{tmp_path}/new.safetensors]"], check=True, capture_output=True, text=True
-    )
-    assert "vit: 8 runs" in told.stdout and "new, 0.8" in told.stdout and "all: 24 runs" in told.stdout
+    judge(str(tmp_path / "cases"), by="family", predictors=[str(tmp_path / "new.safetensors")])
+    told = capsys.readouterr().out
+    assert "vit: 8 runs" in told and "new, 0.8" in told and "all: 24 runs" in told

@@ -87,7 +87,7 @@ def test_the_command_goes_on_where_it_was_stopped(images, tmp_path):
     first, second = sorted((tmp_path / "out").iterdir())
     second.unlink()
     written = first.stat().st_mtime_ns
-    subprocess.run([*command, tmp_path / "out"], check=True, capture_output=True)
+    record(*map(str, [*command[3:], tmp_path / "out"]), threads=torch.get_num_threads())
     assert sorted((tmp_path / "out").iterdir()) == [first, second] and first.stat().st_mtime_ns == written
     # On another machine, from the condensed cases: what they hold is not recorded again, and they grow.
     known = tmp_path / "cases.jsonl"
