@@ -344,8 +344,9 @@ class Freezer:
         self._watch_frozen()
         # What is frozen before it trained has the statistics that belong to its weights.
         if self.timeline.steps > 1 and not held:
-            batches = min(SETTLING, self.run.total_batches * SETTLING_SHARE)
-            self._still.settle([name for layer in stopped for name in layer.stateful], int(batches))
+            batches = int(min(SETTLING, self.run.total_batches * SETTLING_SHARE))
+            if self._batches + batches <= self.run.total_batches:  # a few last ones tell less than those until now
+                self._still.settle([name for layer in stopped for name in layer.stateful], batches)
         forget_graphs()
         self.ledger.start_training()  # forgetting stops the count of compilations
         allow_recompiling(self._patterns)

@@ -65,9 +65,14 @@ class Stillness:
             module = self._model.get_submodule(name)
             if batches < 1 or not isinstance(module, RunningNorm) or not module.track_running_stats:
                 continue
-            self._settling[name] = {"left": batches, "momentum": module.momentum}
+            count = module.num_batches_tracked
+            assert count is not None and module.running_mean is not None and module.running_var is not None
+            self._settling[name] = {"left": batches, "momentum": module.momentum, "before": int(count)}
             self._modules.remove(module)
-            module.reset_running_stats()
+            # The next batch takes the place of these; whoever validates, or ends, before it comes has them.
+            count.zero_()
+            if not (module.running_mean.isfinite().all() and module.running_var.isfinite().all()):
+                module.reset_running_stats()
             self._begin(name)
 
     @property
@@ -112,9 +117,12 @@ class Stillness:
 
     def end(self) -> None:
         """Training is over: what has not settled goes to eval mode with what it has."""
-        for name in list(self._settling):
+        for name, about in self._settling.items():
             self._put_back(name)
-            self._model.get_submodule(name).training = False
+            norm = self._norm(name)
+            norm.training = False
+            if not norm.num_batches_tracked and "before" in about:
+                norm.num_batches_tracked.fill_(about["before"])  # nothing was measured
         self._settling.clear()
 
     def _begin(self, name: str) -> None:

@@ -63,7 +63,7 @@ def test_resumed_while_it_settles(make_trainer, tmp_path):
     trainer.fit(whole)
     path = tmp_path / "epoch=1.ckpt"
     state = torch.load(path, weights_only=True)["callbacks"]["ScriptedFreeze"]["settling"]
-    assert state == {"net.1": {"left": 2, "momentum": 0.1}}  # the other one is settled
+    assert state == {"net.1": {"left": 2, "momentum": 0.1, "before": 18}}  # the other one is settled
     resumed, again = Long(), Watch()
     make_trainer(freezer(), again, max_epochs=4, limit_val_batches=0).fit(resumed, ckpt_path=path)
     settles, settled, thawed = [True, True, False], [False, True, False], [True, True, False]
@@ -72,10 +72,44 @@ def test_resumed_while_it_settles(make_trainer, tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_a_run_that_ends_before_it_has_settled(make_trainer):
-    model = Long()
-    make_trainer(ScriptedFreeze({38: [0]}), max_epochs=4, limit_val_batches=0).fit(model)
+@pytest.mark.parametrize("step", [37, 39, 40])
+def test_a_freeze_in_the_last_batches_leaves_the_statistics_that_are_there(make_trainer, step):
+    def fit(script):
+        model, watch = Long(), Watch()
+        make_trainer(ScriptedFreeze(script), watch, max_epochs=4, limit_val_batches=0).fit(model)
+        return model, watch
+
+    (model, watch), (_, other) = fit({step: [0]}), fit({})
+    assert all(torch.equal(model.net[1].state_dict()[name], watch.seen[step - 1][name]) for name in watch.seen[0])
+    assert all(torch.equal(watch.seen[step - 1][name], other.seen[step - 1][name]) for name in watch.seen[0])
     assert model.net[1].momentum == 0.1 and not model.net[1].training and model.net[5].momentum == 0.1
+
+
+def test_whoever_validates_before_a_batch_was_measured_has_the_statistics_until_then(make_trainer):
+    class Validating(Long):
+        def on_validation_start(self):
+            self.seen.append({name: tensor.clone() for name, tensor in self.state_dict().items()})
+
+    def fit(script):
+        model = Validating()
+        model.seen = []
+        make_trainer(ScriptedFreeze(script), max_epochs=4).fit(model)
+        return model
+
+    frozen, plain = fit({20: [0]}), fit({})
+    counted = "net.1.num_batches_tracked"
+    assert frozen.seen[1].pop(counted) == 0 and plain.seen[1].pop(counted) == 20
+    assert all(torch.equal(tensor, frozen.seen[1][name]) for name, tensor in plain.seen[1].items())
+
+
+def test_a_run_that_is_stopped_before_anything_was_measured_keeps_the_count(make_trainer):
+    class Stopped(Long):
+        def on_train_batch_end(self, *_):
+            self.trainer.should_stop = self.trainer.global_step >= 20
+
+    model = Stopped()
+    make_trainer(ScriptedFreeze({20: [0]}), max_epochs=4, limit_val_batches=0).fit(model)
+    assert model.net[1].num_batches_tracked == 20 and model.net[1].momentum == 0.1 and not model.net[1].training
 
 
 def test_what_never_trained_keeps_its_statistics(make_trainer):
