@@ -86,9 +86,9 @@ def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Be
         if not _draw_frontier(axes, results, benchmark, by):
             names = [benchmark.baseline, *(name for name, run in benchmark.methods.items() if run.shorten_to)]
             line = sorted(points[name] for name in names if name in points)
-            axes.plot(
-                *zip(*line, strict=True), color="grey", linestyle="--", zorder=0, label="training everything, shorter"
-            )
+            if len(line) > 1:
+                label = "training everything, shorter"
+                axes.plot(*zip(*line, strict=True), color="grey", linestyle="--", zorder=0, label=label)
         axes.set_xlabel(f"training {'FLOPs' if by == 'flops' else 'time'} relative to {benchmark.baseline}")
         axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
