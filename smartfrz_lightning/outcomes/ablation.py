@@ -176,27 +176,9 @@ def main(train: list[str], held_out: str, probes: str | None = None, draws: int 
         draws: Of the training cases, with replacement.
     """
     every = [one for file in train for one in load_fronts(file) if one.case.weights]
-    cases = list({one.case: one for one in reversed(every)}.values())
-    with_loss, judges = [one for one in every if one.losses is not None], load_fronts(held_out)
-    kinds: dict[str, tuple[list[Fronts], list[Fronts], dict]] = {"its four inputs": (cases, judges, {})}
-    kinds["depth alone"] = (cases, judges, {"inputs": DEPTH})
-    for name in CHOSEN[2:]:
-        kinds[f"without {name}"] = (cases, judges, {"inputs": [other for other in CHOSEN if other != name]})
-    for name in INPUTS:
-        if name not in (*CHOSEN, "body"):
-            kinds[f"and {name}"] = (cases, judges, {"inputs": [*CHOSEN, name]})
-    kinds |= {f"label: {name}": (cases, judges, {"label": label}) for name, label in LABELS.items()}
-    if with_loss:
-        kinds["label: loss at most 2 % higher"] = (with_loss, judges, {"label": _loss_hardly_higher})
-        kinds["its label, of the same cases"] = (with_loss, judges, {})
-    if probes:
-        lines = [json.loads(line) for line in Path(probes).read_text().splitlines()]
-        by_case = {json.dumps(line["case"]): line for line in lines}
-        for kind, numbers in (("lengths", LENGTHS), ("samples", SAMPLES)):
-            for number in numbers:
-                again = [seen_again(some, by_case, kind, number) for some in (cases, judges)]
-                name = f"probe of {number} steps" if kind == "lengths" else f"{number} weights a layer"
-                kinds[name] = (again[0], again[1], {})
+    cases, judges = list({one.case: one for one in reversed(every)}.values()), load_fronts(held_out)
+    lines = [json.loads(line) for line in Path(probes).read_text().splitlines()] if probes else []
+    kinds = _kinds(cases, [one for one in every if one.losses is not None], judges, lines)
     title = f"{len(cases)} cases to learn from, {draws} draws; {len(judges)} held out: mean ± standard deviation"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     columns = "log loss", "AUROC", "within a case", "calibration", "harmless of 0.8", "points", "FLOPs", "above"
@@ -216,6 +198,32 @@ def main(train: list[str], held_out: str, probes: str | None = None, draws: int 
         rows = zip(*(_digits(one) for one in scores), strict=True)
         table.add_row(name, *(_shown([value for value, _ in row], row[0][1]) for row in rows))
     Console(width=170).print(table)
+
+
+def _kinds(
+    cases: list[Fronts], with_loss: list[Fronts], judges: list[Fronts], probes: list[dict]
+) -> dict[str, tuple[list[Fronts], list[Fronts], dict]]:
+    """What is compared, by name: cases to learn from, cases to judge by, and how it is fitted."""
+    kinds: dict[str, tuple[list[Fronts], list[Fronts], dict]] = {"its four inputs": (cases, judges, {})}
+    kinds["depth alone"] = (cases, judges, {"inputs": DEPTH})
+    for name in CHOSEN[2:]:
+        kinds[f"without {name}"] = (cases, judges, {"inputs": [other for other in CHOSEN if other != name]})
+    for name in INPUTS:
+        if name not in (*CHOSEN, "body"):
+            kinds[f"and {name}"] = (cases, judges, {"inputs": [*CHOSEN, name]})
+    kinds |= {f"label: {name}": (cases, judges, {"label": label}) for name, label in LABELS.items()}
+    if with_loss:
+        kinds["label: loss at most 2 % higher"] = (with_loss, judges, {"label": _loss_hardly_higher})
+        kinds["its label, of the same cases"] = (with_loss, judges, {})
+    if probes:
+        by_case = {json.dumps(probe["case"]): probe for probe in probes}
+
+        def again(kind: str, number: int) -> tuple[list[Fronts], list[Fronts], dict]:
+            return seen_again(cases, by_case, kind, number), seen_again(judges, by_case, kind, number), {}
+
+        kinds |= {f"probe of {number} steps": again("lengths", number) for number in LENGTHS}
+        kinds |= {f"{number} weights a layer": again("samples", number) for number in SAMPLES}
+    return kinds
 
 
 def _digits(one: Score) -> list[tuple[float, int]]:
