@@ -121,8 +121,9 @@ class Stillness:
             self._put_back(name)
             norm = self._norm(name)
             norm.training = False
-            if not norm.num_batches_tracked and "before" in about:
-                norm.num_batches_tracked.fill_(about["before"])  # nothing was measured
+            count = norm.num_batches_tracked
+            if count is not None and not count and "before" in about:
+                count.fill_(about["before"])  # nothing was measured
         self._settling.clear()
 
     def _begin(self, name: str) -> None:
