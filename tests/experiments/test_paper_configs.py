@@ -86,8 +86,10 @@ def shrunk(config, folder, monkeypatch):
 
 
 def _shortly(path):
-    """The same networks on a second data set are longer checks."""
-    return pytest.param(path, marks=pytest.mark.slow if "cifar100" in path.stem else (), id=path.stem)
+    """The same networks on a second data set are longer checks, and so is the largest one."""
+    return pytest.param(
+        path, marks=pytest.mark.slow if "cifar100" in path.stem or "vgg11" in path.stem else (), id=path.stem
+    )
 
 
 @pytest.mark.parametrize("path", map(_shortly, PAPER))

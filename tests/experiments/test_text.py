@@ -1,7 +1,7 @@
 """Sentences: reading the files, batches, the classifier and its measures."""
 
-import subprocess
-import sys
+import importlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,8 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from small_bert import bert
 
-from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning import SmartFreezeCallback, extras
+from smartfrz_lightning.experiments import text_classifier
 from smartfrz_lightning.experiments.glue_files import read_glue
 from smartfrz_lightning.experiments.text import GlueDataModule
 from smartfrz_lightning.experiments.text_classifier import TextClassifier
@@ -65,14 +66,10 @@ def test_other_bad_input(tmp_path):
         TextClassifier("nothing", warmup=2)
 
 
-def test_a_missing_extra_is_named():
-    script = "import importlib.util as u; find = u.find_spec\n"
-    script += "u.find_spec = lambda name, *a: None if name == 'transformers' else find(name, *a)\n"
-    script += "import smartfrz_lightning.experiments.text_classifier"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "ImportError: this needs transformers: pip install 'smartfrz-lightning[text]'" in " ".join(
-        done.stderr.split()
-    )
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "transformers" else find_spec(name))
+    with pytest.raises(ImportError, match=r"this needs transformers: pip install 'smartfrz-lightning\[text\]'"):
+        importlib.reload(text_classifier)
 
 
 def test_fine_tuning_with_freezing_and_the_measures(tmp_path, make_trainer):
