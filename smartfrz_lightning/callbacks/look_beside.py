@@ -139,7 +139,9 @@ class LookBeside:
 
     def gradients_ready(self, optimizer: Optimizer) -> None:
         """The module's optimizer is about to step."""
-        self._stepped, self._rates = True, _rates(optimizer)
+        self._stepped = True
+        if not self.over:  # on a GPU rates may be tensors, which are waited for
+            self._rates = _rates(optimizer)
         if self._look is not None and not self._look.follow(optimizer):
             self._give_up("its optimizer got other parameters meanwhile")
 

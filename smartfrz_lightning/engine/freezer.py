@@ -345,7 +345,7 @@ class Freezer:
         # What is frozen before it trained has the statistics that belong to its weights.
         if self.timeline.steps > 1 and not held:
             batches = int(min(SETTLING, self.run.total_batches * SETTLING_SHARE))
-            if self._batches + batches <= self.run.total_batches:  # a few last ones tell less than those until now
+            if self._batches + batches <= self.run.total_batches:  # else there is no time for it
                 self._still.settle([name for layer in stopped for name in layer.stateful], batches)
         forget_graphs()
         self.ledger.start_training()  # forgetting stops the count of compilations

@@ -18,7 +18,6 @@ class Fronts:
 
     Attributes:
         case: The case.
-        full: Accuracy of full training, in percent.
         depths: Of the fronts, in layers.
         inputs: ``[F, inputs]`` of the start predictor.
         costs: ``[F]``: FLOPs of the run with the front held, relative to full training.
@@ -34,7 +33,6 @@ class Fronts:
     """
 
     case: Case
-    full: float
     depths: list[int]
     inputs: Tensor
     costs: Tensor
@@ -71,7 +69,6 @@ def fronts_of(one: Example) -> Fronts:
     depths = [run.depth for run in runs]
     return Fronts(
         one.outcome.case,
-        one.outcome.full.accuracy,
         depths,
         one.inputs[[depth - 1 for depth in depths]],
         torch.tensor([one.outcome.cost(run) for run in runs]),
@@ -86,7 +83,6 @@ def _of_look(line: dict) -> Fronts:
     depths = [front["depth"] for front in fronts]
     return Fronts(
         Case(**{**line["case"], "classes": tuple(line["case"]["classes"])}),
-        line["full"],
         depths,
         torch.tensor(line["inputs"])[[depth - 1 for depth in depths]],
         torch.tensor([front["cost"] for front in fronts]),

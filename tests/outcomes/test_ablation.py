@@ -22,7 +22,7 @@ RESULTS = "configs/outcomes/results"
 def of_depths(*depths, gains=(1.0, -5.0)):
     inputs = torch.zeros(len(depths), len(INPUTS))
     inputs[:, 0] = torch.tensor(depths) / 10
-    return Fronts(CASE, 80.0, list(depths), inputs, torch.tensor([0.8, 0.5]), torch.tensor(gains), torch.tensor(gains))
+    return Fronts(CASE, list(depths), inputs, torch.tensor([0.8, 0.5]), torch.tensor(gains), torch.tensor(gains))
 
 
 def test_scores_by_hand():
@@ -33,9 +33,8 @@ def test_scores_by_hand():
     one = score(predictor, [of_depths(2, 6), of_depths(2, 6, gains=(3.0, 2.0))])
     assert one.within == 1.0 and one.sure == 1.0  # the second case has no front that does harm
     assert (one.points, one.flops, one.above) == (2.0, pytest.approx(0.8), 2.0)
-    assert one.auroc == pytest.approx(
-        2 * 1 / 3 + 1 / 6, abs=0.01
-    )  # three fronts do none, and one of these is like the bad one
+    # Three fronts do no harm; the one that does is less likely than two of them, and as likely as the third.
+    assert one.auroc == pytest.approx(2 / 3 + 1 / 6, abs=0.01)
     assert fitted([of_depths(2, 6, gains=(1.0, 1.0))]) is None
 
 
@@ -43,9 +42,8 @@ def test_other_probes_go_with_their_own_fronts():
     probe = {"depths": [2, 6], "samples": {"16": [[1.0] * len(SEEN), [2.0] * len(SEEN)]}}
     probes = {json.dumps(CASE.asdict()): probe}
     [one] = seen_again([of_depths(2, 6)], probes, "samples", 16)
-    assert (
-        one.inputs[:, INPUTS.index("front")].tolist() == [1.0, 2.0] and one.inputs[1, 0] == of_depths(2, 6).inputs[1, 0]
-    )
+    assert one.inputs[:, INPUTS.index("front")].tolist() == [1.0, 2.0]
+    assert one.inputs[1, 0] == of_depths(2, 6).inputs[1, 0]  # depth is no matter of the probe
     with pytest.raises(ValueError, match=r"no probe of the fronts \[2, 8\] of .*: record it by outcomes.probe_again"):
         seen_again([of_depths(2, 8)], probes, "samples", 16)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from jsonargparse import auto_cli
 
 pytest.importorskip("sklearn")
 
@@ -153,8 +154,8 @@ def test_the_commands(cases, tmp_path, capsys, monkeypatch):
         one.outcome.save(tmp_path / "cases" / f"{one.outcome.case.name}.safetensors")
     assert len(load_examples(tmp_path / "cases", probe_steps=8)) == len(cases)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    learn(str(tmp_path / "cases"), str(tmp_path / "new.safetensors"), compare=False)
+    auto_cli(learn, args=[f"{tmp_path}/cases", f"{tmp_path}/new.safetensors", "--compare", "false"])
     assert (tmp_path / "new.png").read_bytes()[1:4] == b"PNG"
-    judge(str(tmp_path / "cases"), by="family", predictors=[str(tmp_path / "new.safetensors")])
+    auto_cli(judge, args=[f"{tmp_path}/cases", "--by", "family", "--predictors", f"[{tmp_path}/new.safetensors]"])
     told = capsys.readouterr().out
     assert "vit: 8 runs" in told and "new, 0.8" in told and "all: 24 runs" in told
