@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_calibrat
 
 from smartfrz_lightning.engine.probed_start import choose_front
 from smartfrz_lightning.engine.second_look import CHECKED
-from smartfrz_lightning.outcomes.fitting import HARMLESS, fit_rows
+from smartfrz_lightning.outcomes.fitting import fit_rows
 from smartfrz_lightning.outcomes.fronts import Fronts, load_fronts
 from smartfrz_lightning.outcomes.learn import CHOSEN, DEPTH, log_loss
 from smartfrz_lightning.outcomes.probe_again import LENGTHS, SAMPLES, SEEN
@@ -40,10 +41,6 @@ LABELS: dict[str, Label] = {
     "not below the frontier": lambda one: one.above >= 0,
 }
 """What holding a front has to come to, to count as no harm."""
-
-
-def _harmless(one: Fronts) -> Tensor:
-    return one.gains >= -HARMLESS
 
 
 def _loss_hardly_higher(one: Fronts) -> Tensor:
@@ -93,7 +90,7 @@ def score(predictor: StartPredictor, cases: Sequence[Fronts]) -> Score:
         True
     """
     said = [predictor(one.inputs).sigmoid() for one in cases]
-    was = [_harmless(one) for one in cases]
+    was = [one.harmless for one in cases]
     both = [float(binary_auroc(p, w.int())) for p, w in zip(said, was, strict=True) if w.any() and not w.all()]
     all_said, all_was = torch.cat(said), torch.cat(was)
     ends = []
@@ -114,7 +111,9 @@ def score(predictor: StartPredictor, cases: Sequence[Fronts]) -> Score:
     )
 
 
-def fitted(cases: Sequence[Fronts], inputs: Sequence[str] = CHOSEN, label: Label = _harmless) -> StartPredictor | None:
+def fitted(
+    cases: Sequence[Fronts], inputs: Sequence[str] = CHOSEN, label: Label = attrgetter("harmless")
+) -> StartPredictor | None:
     """A logistic regression on some cases; ``None`` where one label is all there is.
 
     Example:

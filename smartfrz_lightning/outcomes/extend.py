@@ -17,7 +17,6 @@ from rich.console import Console
 from torch import Tensor
 
 from smartfrz_lightning.history.tensor_file import read_tensors
-from smartfrz_lightning.outcomes.fitting import HARMLESS
 from smartfrz_lightning.outcomes.fronts import Fronts, load_fronts
 from smartfrz_lightning.outcomes.learn import log_loss
 from smartfrz_lightning.predictor.start import StartPredictor
@@ -57,7 +56,7 @@ def extend(
     column = INPUTS.index(name)
     odds = torch.cat([predictor(one.inputs).detach() for one in cases])
     values = (torch.cat([one.inputs[:, column] for one in cases]) - zero).clamp(min=0)
-    labels = torch.cat([one.gains >= -HARMLESS for one in cases]).float()
+    labels = torch.cat([one.harmless for one in cases]).float()
     weight = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=100)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.examples import Example
+from smartfrz_lightning.outcomes.fitting import HARMLESS
 from smartfrz_lightning.outcomes.look_endings import frontier
 
 
@@ -39,6 +40,11 @@ class Fronts:
     gains: Tensor
     above: Tensor
     losses: Tensor | None = None
+
+    @property
+    def harmless(self) -> Tensor:
+        """``[F]``: whether holding the front cost no more than still counts as no harm."""
+        return self.gains >= -HARMLESS
 
 
 def load_fronts(path: str | Path) -> list[Fronts]:
