@@ -2,6 +2,7 @@ import os
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports it: nothing here may wait for a hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share two cores
 
 import pytest
 import torch
