@@ -1,3 +1,4 @@
+import logging
 import os
 import warnings
 
@@ -11,6 +12,24 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 warnings.filterwarnings("ignore", ".*LeafSpec.*")
+
+
+def settings_of_the_process():
+    return {
+        "log levels": [logging.getLogger(name).level for name in (None, "lightning.pytorch", "lightning.fabric")],
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "type": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def settings_stay():
+    """What a test left behind would be met by those that happen to follow in the same process."""
+    before = settings_of_the_process()
+    yield
+    assert settings_of_the_process() == before
 
 
 class Vectors(Dataset):

@@ -79,7 +79,8 @@ def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Be
             if row.method in benchmark.shortened:  # of which the line is made
                 axes.errorbar(*points[row.method], **spread, fmt=".", color="grey", markersize=8, capsize=2)
                 continue
-            mark = {"fmt": _MARKS[number % len(_MARKS)], "color": colormaps["tab20"](number % 20)}
+            color = 2 * number % 20 + number // 10 % 2  # the ten strong colours first
+            mark = {"fmt": _MARKS[number % len(_MARKS)], "color": colormaps["tab20"](color)}
             # Smaller ones above larger ones, where two methods do the same.
             size = 11 - 5 * number / max(1, len(rows))
             axes.errorbar(*points[row.method], **spread, **mark, markersize=size, capsize=2, label=row.method)

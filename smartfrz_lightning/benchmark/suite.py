@@ -4,6 +4,7 @@ import logging
 import math
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,16 +111,29 @@ class _Task(NamedTuple):
 
 
 def _do(task: _Task, on_epoch: Callable[[Trainer], None] | None = None) -> Result:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     folder = task.benchmark.folder(task.name, task.seed)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return run_once(task.benchmark, task.name, task.run, task.seed, None, task.steps, on_epoch)
+        with _warnings_only():
+            return run_once(task.benchmark, task.name, task.run, task.seed, None, task.steps, on_epoch)
     except Exception:
         with log_file(folder).open("a") as log:
             traceback.print_exc(file=log)
         raise
+
+
+@contextmanager
+def _warnings_only() -> Iterator[None]:
+    """No line of Lightning's in every run; whoever calls from Python has its log back afterwards."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _show(benchmark: Benchmark, results: list[Result]) -> None:
