@@ -1,5 +1,6 @@
 """Cheaper training with PyTorch Lightning: freeze each layer once it has converged."""
 
+from smartfrz_lightning.callbacks.attention import AttentionFreezeCallback
 from smartfrz_lightning.callbacks.auto import AutoFreezeCallback
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.budget import BudgetFreezeCallback
@@ -18,6 +19,7 @@ from smartfrz_lightning.engine import Decision, Freezer, FreezingMethod, Trainin
 from smartfrz_lightning.version import __version__
 
 __all__ = [
+    "AttentionFreezeCallback",
     "AutoFreezeCallback",
     "BudgetFreezeCallback",
     "Decision",

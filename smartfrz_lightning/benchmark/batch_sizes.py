@@ -13,15 +13,6 @@ class BatchSizes(Callback):
     Attributes:
         seen: Sizes of all batches so far, see :func:`~smartfrz_lightning.report.ledger.batch_size`.
         steps: Batches after which an optimizer stepped.
-
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from smartfrz_lightning.benchmark.batch_sizes import BatchSizes
-        >>> sizes = BatchSizes()
-        >>> Trainer(max_steps=5, accelerator="cpu", barebones=True, callbacks=[sizes]).fit(BoringModel())
-        >>> sizes.seen, sizes.steps  # five vectors of 32
-        (160.0, 5)
     """
 
     def __init__(self) -> None:

@@ -48,12 +48,6 @@ def card(callback: type) -> str:
 
     Raises:
         ValueError: An entry of that list is missing.
-
-    Example:
-        >>> from smartfrz_lightning import StaticFreezeCallback
-        >>> from smartfrz_lightning.benchmark.cards import card
-        >>> print(card(StaticFreezeCallback).splitlines()[0])
-        ## StaticFreezeCallback
     """
     text = inspect.cleandoc(callback.__doc__ or "").partition("\nArgs:\n")[0].rstrip()
     if missing := [entry for entry in ("When", "When not", "Cost", "Source") if f"- **{entry}**" not in text]:
@@ -78,15 +72,6 @@ def main(output: str) -> None:
 
     Args:
         output: Markdown file.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.benchmark.cards import main
-        >>> with TemporaryDirectory() as folder:
-        ...     main(f"{folder}/cards.md")
-        ...     Path(f"{folder}/cards.md").read_text().count("**When not**")
-        11
     """
     about = "# Method cards\n\nMade of the docstrings by `python -m smartfrz_lightning.benchmark.cards`.\n"
     found = [card(callback) for callback in CALLBACKS]

@@ -13,15 +13,6 @@ class TrainingClock(Callback):
 
     ``seconds`` has ``startup`` (until the first training step begins), ``validation`` and ``train`` (all between the
     first step and the last, without validation).
-
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from smartfrz_lightning.benchmark.clock import TrainingClock
-        >>> clock = TrainingClock()
-        >>> Trainer(max_epochs=1, accelerator="cpu", barebones=True, callbacks=[clock]).fit(BoringModel())
-        >>> [part for part, seconds in clock.seconds.items() if seconds > 0]
-        ['startup', 'validation', 'train']
     """
 
     def __init__(self) -> None:

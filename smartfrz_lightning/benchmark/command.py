@@ -16,13 +16,6 @@ def benchmark_command(args: Sequence[str] | None = None) -> None:
 
     Args:
         args: Command-line arguments after ``smartfrz benchmark``.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.command import benchmark_command
-        >>> benchmark_command(["--experiment=[]", "--methods={half: {callback: StaticFreezeCallback}}", "--seeds=[1]"])
-        Traceback (most recent call last):
-            ...
-        ValueError: baseline='full' is not one of methods=['half']
     """
     benchmark = read_benchmark(args)
     try:
@@ -38,11 +31,6 @@ def read_benchmark(args: Sequence[str] | None = None) -> Benchmark:
 
     Args:
         args: Command-line arguments after ``smartfrz benchmark``.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.command import read_benchmark
-        >>> read_benchmark(["--experiment=[]", "--methods={full: {}}", "--seeds=[1]"]).methods["full"].callback is None
-        True
     """
     parser = ArgumentParser(
         prog="smartfrz benchmark",

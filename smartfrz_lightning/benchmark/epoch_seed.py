@@ -15,17 +15,6 @@ class EpochSeed(Callback):
 
     Args:
         seed: Of the run.
-
-    Example:
-        >>> import torch
-        >>> from lightning.pytorch import Trainer
-        >>> from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
-        >>> trainer, draws = Trainer(accelerator="cpu", barebones=True), []
-        >>> for seed in (1, 1, 2):
-        ...     EpochSeed(seed).on_train_epoch_start(trainer, None)
-        ...     draws.append(float(torch.rand(())))
-        >>> draws[0] == draws[1], draws[0] == draws[2]
-        (True, False)
     """
 
     def __init__(self, seed: int) -> None:

@@ -18,14 +18,6 @@ class Frontier:
 
     Raises:
         ValueError: There are fewer than two points, or none at a cost of 1.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.frontier import Frontier
-        >>> frontier = Frontier({0.25: 60.0, 0.5: 70.0, 1.0: 75.0})
-        >>> frontier.at(0.5), frontier.at(1.2), 70 < frontier.at(0.7) < 75
-        (70.0, 75.0, True)
-        >>> frontier.at(0.1) is None  # cheaper than what was run
-        True
     """
 
     def __init__(self, points: Mapping[float, float]) -> None:

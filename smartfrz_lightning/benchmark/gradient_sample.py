@@ -17,18 +17,6 @@ class GradientSample(Callback):
         weight: Name of the parameter; by default the largest one.
         step: After how many optimizer steps.
         sample_size: How many values the sample has.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from lightning.pytorch import Trainer
-        >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from safetensors.torch import load_file
-        >>> from smartfrz_lightning.benchmark.gradient_sample import GradientSample
-        >>> with TemporaryDirectory() as folder:
-        ...     where = {"default_root_dir": folder, "callbacks": [GradientSample(step=1, sample_size=8)]}
-        ...     Trainer(max_steps=2, accelerator="cpu", barebones=True, **where).fit(BoringModel())
-        ...     {name: len(values) for name, values in load_file(f"{folder}/gradient.safetensors").items()}
-        {'gradient': 64, 'sample': 8}
     """
 
     def __init__(self, weight: str | None = None, step: int = 10, sample_size: int = 1024) -> None:

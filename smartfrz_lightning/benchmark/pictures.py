@@ -27,18 +27,6 @@ def draw_pictures(benchmark: Benchmark, results: Sequence[Result], rows: Sequenc
     Returns:
         The files: ``accuracy_cost.png``, ``freezing.png``, ``memory.png``, ``moments.png`` and, where the benchmark
         recorded a run, ``cka.png`` and ``gradient.png``.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.benchmark.pictures import draw_pictures
-        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
-        >>> from smartfrz_lightning.benchmark.table import compare
-        >>> timeline = {"spent": {"forward": 9}, "states": [], "events": [], "steps": 1, "callback_seconds": 0}
-        >>> results = [{"run": "full", "seed": 1, "value": 0.9, "seconds": {"train": 2.0}, "timeline": timeline}]
-        >>> with TemporaryDirectory() as folder:
-        ...     benchmark = Benchmark([], {"full": Run()}, seeds=[1], output=folder)
-        ...     [path.name for path in draw_pictures(benchmark, results, compare(results, ["full"], "full"))]
-        ['accuracy_cost.png']
     """
     output, seed = Path(benchmark.output), benchmark.seeds[0]
     runs = [r for m in benchmark.methods if (r := find_result(list(results), m, seed)) is not None]

@@ -10,18 +10,7 @@ Result = dict[str, Any]
 
 
 def read_results(path: Path) -> list[Result]:
-    """All results in a file, none if there is no such file; a line that was cut short is left out.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.benchmark.results import read_results
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "results.jsonl")
-        ...     size = path.write_text('{"run": "full", "seed": 1}\\n{"run": "full", "se')
-        ...     read_results(path)
-        [{'run': 'full', 'seed': 1}]
-    """
+    """All results in a file, none if there is no such file; a line that was cut short is left out."""
     if not path.exists():
         return []
     results = []
@@ -34,18 +23,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def append_result(path: Path, result: Result) -> None:
-    """Write a result at the end of a file.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.benchmark.results import append_result, read_results
-        >>> with TemporaryDirectory() as folder:
-        ...     for seed in (1, 2):
-        ...         append_result(Path(folder, "new", "results.jsonl"), {"run": "full", "seed": seed})
-        ...     read_results(Path(folder, "new", "results.jsonl"))
-        [{'run': 'full', 'seed': 1}, {'run': 'full', 'seed': 2}]
-    """
+    """Write a result at the end of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_short = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
@@ -55,16 +33,7 @@ def append_result(path: Path, result: Result) -> None:
 
 
 def find_result(results: list[Result], run: str, seed: int) -> Result | None:
-    """The result of one run.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.results import find_result
-        >>> results = [{"run": "full", "seed": 1, "value": 0.8}, {"run": "full", "seed": 2, "value": 0.9}]
-        >>> find_result(results, "full", 2)["value"]
-        0.9
-        >>> find_result(results, "full", 3) is None
-        True
-    """
+    """The result of one run."""
     return next((result for result in results if result["run"] == run and result["seed"] == seed), None)
 
 
@@ -72,11 +41,6 @@ def cost(result: Result, by: str) -> float:
     """What training cost: ``"flops"``, or ``"seconds"`` of training with the method's overhead and without validation.
 
     Runs that were done beside each other have no times: ``nan``.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.results import cost
-        >>> cost({"seconds": {"train": 3.5, "validation": 1, "startup": 2}}, "seconds")
-        3.5
     """
     if by == "seconds" and result.get("jobs", 1) > 1:
         return math.nan
@@ -84,14 +48,7 @@ def cost(result: Result, by: str) -> float:
 
 
 def saved_bytes(result: Result) -> tuple[float, float]:
-    """What autograd keeps for the backward pass: mean over the run's steps, and the most.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.results import saved_bytes
-        >>> states = [{"step": 0, "saved_bytes": 100}, {"step": 4, "saved_bytes": 20}]
-        >>> saved_bytes({"timeline": {"states": states, "steps": 8}})
-        (60.0, 100)
-    """
+    """What autograd keeps for the backward pass: mean over the run's steps, and the most."""
     states, steps = result["timeline"]["states"], result["timeline"]["steps"]
     if not states or not steps:
         return float("nan"), float("nan")

@@ -36,13 +36,7 @@ MEASURE = {"class_path": "StaticFreezeCallback", "init_args": {"layers": 0, "rep
 
 
 class SettingsError(ValueError):
-    """A run cannot be done as it is set; every process finds so alike.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.run import SettingsError
-        >>> issubclass(SettingsError, ValueError)
-        True
-    """
+    """A run cannot be done as it is set; every process finds so alike."""
 
 
 def run_once(
@@ -71,20 +65,6 @@ def run_once(
     Raises:
         SettingsError: The config cannot be parsed, validation does not log the benchmark's metric, or the number of
             processes is another than that of the runs before.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.benchmark.run import run_once
-        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
-        >>> package = "smartfrz_lightning.experiments"
-        >>> network = {"class_path": f"{package}.networks.vgg8", "init_args": {"in_channels": 1, "width": 2}}
-        >>> model = {"class_path": f"{package}.classifier.ImageClassifier", "init_args": {"network": network}}
-        >>> settings = {"model": model, "data": f"{package}.images.DigitsDataModule", "trainer.accelerator": "cpu"}
-        >>> with TemporaryDirectory() as folder:
-        ...     benchmark = Benchmark([], {"full": Run()}, seeds=[1], output=folder, overrides=settings)
-        ...     result = run_once(benchmark, "full", benchmark.methods["full"], seed=1, max_steps=2)
-        >>> result["steps"], sorted(result["metrics"]), sorted(result["seconds"])
-        (2, ['val_accuracy', 'val_loss'], ['startup', 'train', 'validation'])
     """
     folder = benchmark.folder(name, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,25 +110,12 @@ def run_once(
 
 
 def log_file(folder: Path) -> Path:
-    """Where this process writes what a run says.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from smartfrz_lightning.benchmark.run import log_file
-        >>> log_file(Path("runs", "seed1", "full")).as_posix()
-        'runs/seed1/full/log.txt'
-    """
+    """Where this process writes what a run says."""
     return folder / ("log.txt" if rank_zero_only.rank == 0 else f"log_{rank_zero_only.rank}.txt")
 
 
 def processes() -> int:
-    """How many processes do the benchmark together: those of an earlier run, or those that a launcher started.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.run import processes
-        >>> processes()
-        1
-    """
+    """How many processes do the benchmark together: those of an earlier run, or those that a launcher started."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -166,17 +133,7 @@ def _check_processes(trainer: Trainer, jobs: int) -> None:
 
 
 def digest(benchmark: Benchmark, run: Run) -> str:
-    """Fingerprint of all that a run depends on: its settings, this package's code, the predictor.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.run import digest
-        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
-        >>> benchmark = Benchmark(experiment=[], methods={"full": Run()}, seeds=[1])
-        >>> digest(benchmark, Run()) == digest(benchmark, benchmark.methods["full"])
-        True
-        >>> digest(benchmark, Run()) == digest(benchmark, Run("StaticFreezeCallback"))
-        False
-    """
+    """Fingerprint of all that a run depends on: its settings, this package's code, the predictor."""
     experiment = [Path(path).read_text() for path in run.experiment or benchmark.experiment]
     settings = [
         experiment,

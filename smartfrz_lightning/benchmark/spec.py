@@ -59,14 +59,6 @@ class Published:
         sd: Its spread.
         seconds: Time of training, on the publication's hardware.
         tflops: Computation of training.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Published, Run
-        >>> methods = {"full": Run(), "half": Run("StaticFreezeCallback")}
-        >>> published = {"full": Published(94.1, tflops=200), "half": Published(93.5, sd=0.2, tflops=150)}
-        >>> benchmark = Benchmark([], methods, seeds=[1], published=published)
-        >>> benchmark.published["half"].tflops / benchmark.published["full"].tflops  # what the table shows
-        0.75
     """
 
     value: float

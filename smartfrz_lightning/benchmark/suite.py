@@ -36,15 +36,6 @@ def run_benchmark(benchmark: Benchmark) -> bool:
     Raises:
         ValueError: The output folder holds results of other settings, or ``jobs`` is to start processes beside those
             of DDP.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
-        >>> from smartfrz_lightning.benchmark.suite import run_benchmark
-        >>> with TemporaryDirectory() as folder:
-        ...     benchmark = Benchmark(experiment=[], methods={"full": Run()}, seeds=[1], output=folder)
-        ...     run_benchmark(benchmark)  # there is no model in the config: the run fails, as the screen says
-        False
     """
     if benchmark.jobs > 1 and processes() > 1:
         raise ValueError(f"jobs={benchmark.jobs}: with {processes()} processes of DDP, one run is done at a time")

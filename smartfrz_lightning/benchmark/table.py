@@ -33,14 +33,6 @@ class Row:
         overhead: Seconds in the callback's hooks as a share of the seconds of training.
         above_flops: Points above the frontier of the same seed at equal FLOPs, mean and half the width of its interval.
         above_seconds: The same at equal time.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.table import Row
-        >>> costs = {"flops": 0.7, "seconds": 0.8, "seconds_sd": 0.1, "memory": 0.9, "overhead": 0.01}
-        >>> Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.01, **costs).verdict
-        'worse'
-        >>> Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.03, **costs).verdict
-        'not detected'
     """
 
     method: str
@@ -77,17 +69,6 @@ def compare(
         methods: What to show.
         baseline: What to compare with.
         shortened: Those of the methods that make the frontier.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.table import compare
-        >>> def result(run, seed, value, flops):
-        ...     timeline = {"spent": {"forward": flops}, "states": [], "steps": 1, "callback_seconds": 0}
-        ...     return {"run": run, "seed": seed, "value": value, "seconds": {"train": 2.0}, "timeline": timeline}
-        >>> runs = [result("full", 1, 0.9, 10), result("full", 2, 0.8, 10)]
-        >>> runs += [result("half", 1, 0.8, 5), result("half", 2, 0.8, 5)]
-        >>> row = compare(runs, ["full", "half"], "full")[1]
-        >>> round(row.difference, 3), round(row.margin, 3), row.flops, row.verdict
-        (-0.05, 0.635, 0.5, 'not detected')
     """
     rows = []
     for method in methods:
@@ -138,13 +119,7 @@ def _sd(values: Sequence[float]) -> float:
 
 
 def margin(differences: Sequence[float]) -> float:
-    """Half the width of the 95 % confidence interval of a mean (Student's t); ``nan`` of fewer than two numbers.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.table import margin
-        >>> round(margin([1.0, 2.0, 3.0]), 2)
-        2.48
-    """
+    """Half the width of the 95 % confidence interval of a mean (Student's t); ``nan`` of fewer than two numbers."""
     if len(differences) < 2:
         return math.nan
     require("scipy", "benchmark")
@@ -225,16 +200,7 @@ def _heads(metric: str, baseline: str, published: Mapping[str, Published], front
 
 
 def to_rich(rows: Sequence[Row], metric: str, baseline: str, published: Mapping[str, Published] = _NOTHING) -> Table:
-    """For the terminal; what a publication reports stands beside it, its costs relative to its own baseline.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.table import Row, to_rich
-        >>> costs = {"flops": 0.7, "seconds": 0.8, "seconds_sd": 0.1, "memory": 0.9, "overhead": 0.01}
-        >>> row = Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.01, **costs)
-        >>> accuracy = to_rich([row], "val_accuracy", "full").columns[2]
-        >>> accuracy.header, list(accuracy.cells)
-        ('val_accuracy, % ± sd', ['90.00 ± 1.00'])
-    """
+    """For the terminal; what a publication reports stands beside it, its costs relative to its own baseline."""
     table = Table(title=f"Relative to {baseline!r} at the same seed")
     for number, head in enumerate(_heads(metric, baseline, published, _has_frontier(rows))):
         table.add_column(head, justify="left" if number in (0, 4) else "right", no_wrap=not number)
@@ -244,15 +210,7 @@ def to_rich(rows: Sequence[Row], metric: str, baseline: str, published: Mapping[
 
 
 def to_markdown(rows: Sequence[Row], metric: str, baseline: str, published: Mapping[str, Published] = _NOTHING) -> str:
-    """For a README.
-
-    Example:
-        >>> from smartfrz_lightning.benchmark.table import Row, to_markdown
-        >>> costs = {"flops": 0.7, "seconds": 0.8, "seconds_sd": 0.1, "memory": 0.9, "overhead": 0.01}
-        >>> row = Row("smart", runs=3, mean=0.9, sd=0.01, difference=-0.02, margin=0.01, **costs)
-        >>> to_markdown([row], "val_accuracy", "full").splitlines()[-1]
-        '| smart | 3 | 90.00 ± 1.00 | -2.00 ± 1.00 | worse | 0.70 | 0.80 ± 0.10 | 0.90 | 1.0 |'
-    """
+    """For a README."""
     heads = _heads(metric, baseline, published, _has_frontier(rows))
     lines = [heads, ["---"] * len(heads), *_lines(rows, baseline, published)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

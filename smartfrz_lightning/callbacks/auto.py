@@ -101,23 +101,11 @@ class AutoFreezeCallback(FreezingCallback):
 
 
 def change_rates(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
-    """Relative change of each layer's norm; 0 where it was 0 before.
-
-    Example:
-        >>> from smartfrz_lightning.callbacks.auto import change_rates
-        >>> change_rates({"a": 2.0, "b": 4.0}, {"a": 3.0, "b": 3.0})
-        {'a': 0.5, 'b': 0.25}
-    """
+    """Relative change of each layer's norm; 0 where it was 0 before."""
     return {name: abs(before[name] - now[name]) / before[name] if before[name] else 0.0 for name in now}
 
 
 def below_percentile(rates: dict[str, float], percentile: float) -> list[str]:
-    """Layers whose rate lies below a percentile of all rates.
-
-    Example:
-        >>> from smartfrz_lightning.callbacks.auto import below_percentile
-        >>> below_percentile({"a": 0.1, "b": 0.4, "c": 0.2, "d": 0.3}, 50)
-        ['a', 'c']
-    """
+    """Layers whose rate lies below a percentile of all rates."""
     limit = torch.quantile(torch.tensor(list(rates.values()), dtype=torch.float64), percentile / 100)
     return [name for name, rate in rates.items() if rate < limit]

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,6 +18,7 @@ from smartfrz_lightning.callbacks.strategies import (
     check_strategy,
     forget_late_restore,
 )
+from smartfrz_lightning.callbacks.trainer_step import TrainerStep, cannot_verify
 from smartfrz_lightning.engine.freezer import Freezer
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import frozen_here
@@ -129,6 +131,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
             processes=TrainerProcesses(trainer),
             position=lambda: position(trainer),
             schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
+            say=lambda text: rank_zero_info(f"{type(self).__name__}: {text}"),
         )
         if state is not None:
             self._freezer.load_state_dict(state)
@@ -137,13 +140,16 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         forget_late_restore(trainer)
         self._loaded = self._carried = None  # taken up before
-        folder = trainer.log_dir or trainer.default_root_dir  # asks all processes
-        self._folder = None if is_trial(trainer) else self.report if isinstance(self.report, str) else folder
+        folder = trainer.log_dir  # asks all processes
+        own = self.report if isinstance(self.report, str) else folder if trainer.loggers else None
+        self._folder = None if is_trial(trainer) else own
         self._global_step = trainer.global_step
         if trainer.global_step == 0:
             self._engine.new_run()
-        elif not self._engine.timeline.steps:
+        elif not self._engine.run.global_steps:
             self._engine.run.begun_before = True
+        self._engine.run.shadow_step = TrainerStep(trainer, pl_module)
+        self._engine.run.cannot_verify = cannot_verify(trainer, pl_module)
         self._engine.start(trainer.optimizers, trainer.num_training_batches, total_batches(trainer))
 
     # --- while training
@@ -156,7 +162,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         with self._engine.ledger.timed():
-            self._engine.before_batch(train_statistics=trains_statistics_only(trainer))
+            self._engine.before_batch(batch, train_statistics=trains_statistics_only(trainer))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._engine.before_backward(loss, only=pl_module.automatic_optimization)
@@ -179,7 +185,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
                 return
             stepped = trainer.global_step != self._global_step
             self._global_step = trainer.global_step
-            if self._engine.after_batch(batch, stepped):
+            if self._engine.after_batch(stepped):
                 self._log.log(trainer, self._engine.timeline, self._engine.run.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

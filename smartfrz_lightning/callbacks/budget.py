@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.cost.layer_flops import flops_when_frozen
-from smartfrz_lightning.engine.method import Decision
+from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
 
 _UNITS = 1000
@@ -92,14 +91,14 @@ class BudgetFreezeCallback(FreezingCallback):
         return run.steps == self._choose_after
 
     def select(self, run: TrainingRun) -> Decision:
-        if run.steps != self._choose_after or not self._values:  # an epoch is over: everything trains for one step
+        if run.steps != self._choose_after or not self._values or run.cost is None:  # an epoch is over: everything trains for one step
             return Decision(thaw=run.frozen)
-        costs, full = run.timeline.costs, run.timeline.states[0].flops
+        cost, full = run.cost, run.cost.full
         names = [layer.name for layer in run.layers]
         fixed = {layer.name for layer in run.layers if layer.pinned}
         # Activation gradients down to each layer, if that is the deepest one that trains.
-        down = [flops_when_frozen(costs, full, names[:at]).activation_gradient for at in range(len(names))]
-        own = [cost.own for cost in costs]
+        down = [cost.when_frozen(names[:at]).activation_gradient for at in range(len(names))]
+        own = [layer.own for layer in cost.layers]
         chosen = choose_layers(names, own, down, self._values, fixed, self.budget * full.total - full.forward)
         return Decision(freeze=[layer.name for layer in run.active if layer.name not in chosen])
 
@@ -137,14 +136,6 @@ def choose_layers(
 
     Raises:
         ValueError: What trains in any case costs more than the budget.
-
-    Example:
-        >>> from smartfrz_lightning.callbacks.budget import choose_layers
-        >>> names, own, down = ["a", "b", "c", "head"], [4, 4, 4, 1], [9, 5, 1, 0]
-        >>> choose_layers(names, own, down, {"a": 9, "b": 3, "c": 2}, {"head"}, budget=14.1)  # a: 1 + 4 + 9
-        ['a', 'head']
-        >>> choose_layers(names, own, down, {"a": 4, "b": 3, "c": 2}, {"head"}, budget=14.1)  # b, c: 1 + 8 + 5
-        ['b', 'c', 'head']
     """
     always = [at for at, name in enumerate(names) if name in fixed]
     least = sum(own[at] for at in always) + (down[always[0]] if always else 0)

@@ -84,13 +84,6 @@ def front_size(norms: Sequence[float], frozen: int, alpha: float) -> int:
         norms: Gradient norm of every layer in forward order; those of the frozen ones do not count.
         frozen: Layers in the front now.
         alpha: Largest share of the others to freeze.
-
-    Example:
-        >>> from smartfrz_lightning.callbacks.gradient_norm import front_size
-        >>> front_size([5, 4, 3, 1, 2, 6], frozen=0, alpha=1)
-        3
-        >>> front_size([5, 4, 3, 1, 2, 6], frozen=0, alpha=0.34)
-        2
     """
     least = min(range(frozen, len(norms)), key=lambda number: norms[number])
     return min(int(frozen + alpha * (len(norms) - frozen)), least)

@@ -12,22 +12,7 @@ from smartfrz_lightning.layers.layer import Layer
 
 
 class LayerGradients:
-    """The sum of each layer's gradients over optimizer steps; it takes as much memory as the layers.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.callbacks.gradients import LayerGradients
-        >>> from smartfrz_lightning.layers.tracer import find_layers
-        >>> net = nn.Linear(2, 1, bias=False)
-        >>> layers, optimizer = find_layers(net, torch.rand(1, 2)), torch.optim.SGD(net.parameters(), lr=1)
-        >>> sums = LayerGradients()
-        >>> for _ in range(2):
-        ...     net.weight.grad = torch.tensor([[3.0, -4.0]])
-        ...     sums.add(net, layers, optimizer)
-        >>> sums.norms(layers, 2), sums.norms(layers, 1)
-        ({'weight': 10.0}, {'weight': 14.0})
-    """
+    """The sum of each layer's gradients over optimizer steps; it takes as much memory as the layers."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

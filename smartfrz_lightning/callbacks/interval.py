@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.cost.flops import StepFlops
-from smartfrz_lightning.cost.layer_flops import LayerFlops, flops_when_frozen
+from smartfrz_lightning.cost import StepCost
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.layers.layer import connected
 
@@ -60,12 +59,12 @@ class IntervalFreezeCallback(FreezingCallback):
         run.require_length("IntervalFreezeCallback")
 
     def step_done(self, run: TrainingRun) -> None:
-        if not self._plan and run.timeline.states and run.progress:
+        if not self._plan and run.cost is not None and run.progress:
             may_freeze = {layer.name for layer in run.layers if not layer.pinned}
             names = connected(run.layers, [], may_freeze)
-            full, step = run.timeline.states[0].flops, run.progress / run.steps
+            step = run.progress / run.steps
             gap = None if self.interval is None else self.interval * step
-            plan = plan_freezing(run.timeline.costs, full, names, self.flops_reduction, gap, earliest=step)
+            plan = plan_freezing(run.cost, names, self.flops_reduction, gap, earliest=step)
             self._plan = run.agree(plan)  # batches of other length cost other FLOPs
 
     def check_due(self, run: TrainingRun) -> bool:
@@ -89,8 +88,7 @@ class IntervalFreezeCallback(FreezingCallback):
 
 
 def plan_freezing(
-    costs: Sequence[LayerFlops],
-    full: StepFlops,
+    cost: StepCost,
     names: Sequence[str],
     reduction: float,
     interval: float | None = None,
@@ -99,8 +97,7 @@ def plan_freezing(
     """When each layer has to freeze to save a share of a run's FLOPs.
 
     Args:
-        costs: FLOPs of all layers.
-        full: FLOPs of a step in which everything trains.
+        cost: Of a step.
         names: The layers to freeze, in this order.
         reduction: Share to save.
         interval: Time between two layers, as a share of the run; by default they are spread evenly from the start
@@ -112,18 +109,8 @@ def plan_freezing(
 
     Raises:
         ValueError: So much cannot be saved.
-
-    Example:
-        >>> from smartfrz_lightning.callbacks.interval import plan_freezing
-        >>> from smartfrz_lightning.cost.flops import StepFlops
-        >>> from smartfrz_lightning.cost.layer_flops import LayerFlops
-        >>> costs = [LayerFlops("a", 10), LayerFlops("b", 10), LayerFlops("c", 10)]
-        >>> full = StepFlops(30, 30, 20)
-        >>> plan = plan_freezing(costs, full, ["a", "b"], reduction=0.25, interval=0.1)
-        >>> {name: round(moment, 3) for name, moment in plan.items()}
-        {'a': 0.45, 'b': 0.55}
     """
-    rates = [1 - flops_when_frozen(costs, full, names[:count]).total / full.total for count in range(len(names) + 1)]
+    rates = [1 - cost.relative(names[:count]) for count in range(len(names) + 1)]
 
     def plan(start: float) -> list[float]:
         gap = interval or (1 - start) / max(1, len(names))

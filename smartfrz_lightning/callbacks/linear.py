@@ -120,17 +120,6 @@ def split_groups(optimizer: Optimizer, model: nn.Module, layers: Sequence[Layer]
 
     A new group has the settings of the old one, and two entries more: ``layer``, its name (empty for parameters of no
     layer), and ``full_lr``, the rate that the old group had.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.callbacks.linear import split_groups
-        >>> from smartfrz_lightning.layers.tracer import find_layers
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        >>> split_groups(optimizer, net, find_layers(net, torch.rand(1, 4)))
-        >>> [(group["layer"], len(group["params"]), group["full_lr"]) for group in optimizer.param_groups]
-        [('0', 2, 0.1), ('1', 2, 0.1)]
     """
     owner = {id(model.get_parameter(name)): layer.name for layer in layers for name in layer.parameters}
     groups = []

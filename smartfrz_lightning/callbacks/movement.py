@@ -54,13 +54,5 @@ class MovementFreezeCallback(WindowedFreezingCallback):
 
 
 def relative_movement(windows: Tensor) -> Tensor:
-    """``||w_last - w_first|| / ||w_last||`` of windows ``[layers, snapshots, sample_size]``, as ``[layers]``.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.callbacks.movement import relative_movement
-        >>> still, moving = [[3.0, 4.0], [3.0, 4.0]], [[0.0, 0.0], [3.0, 4.0]]
-        >>> relative_movement(torch.tensor([still, moving]))
-        tensor([0., 1.])
-    """
+    """``||w_last - w_first|| / ||w_last||`` of windows ``[layers, snapshots, sample_size]``, as ``[layers]``."""
     return (windows[:, -1] - windows[:, 0]).norm(dim=-1) / windows[:, -1].norm(dim=-1).clamp_min(1e-12)

@@ -10,7 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from smartfrz_lightning.callbacks.run_position import position, total_batches
-from smartfrz_lightning.engine.finding import LayerFinder, check_patterns
+from smartfrz_lightning.engine.finding import check_patterns
+from smartfrz_lightning.engine.observer import Observer
 from smartfrz_lightning.history.recording import Recording
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.window import snapshot_spacing
@@ -76,7 +77,7 @@ class HistoryRecorder(Callback):
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self.sample_size = sample_size
         self.seed = seed
-        self._finder: LayerFinder | None = None  # while a fit is recorded
+        self._observer: Observer | None = None  # while a fit is recorded
         self._probe: ReferenceProbe | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -86,7 +87,7 @@ class HistoryRecorder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         load_reference(self.reference, pl_module)
         check_patterns(self.exclude, pl_module)
-        self._finder = LayerFinder(pl_module, self.exclude)
+        self._observer = Observer(pl_module, self.exclude)
         self._layers: list[Layer] = []
         self._snapshots: list[Tensor] = []
         self._snapshot_steps: list[int] = []
@@ -110,25 +111,25 @@ class HistoryRecorder(Callback):
         )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert self._finder is not None
+        assert self._observer is not None
         if self._probe is None:
             self._probe = ReferenceProbe(pl_module)
-        self._finder.before_batch()
+        self._observer.before_batch(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        assert self._finder is not None
-        self._finder.before_backward(loss)
-        if pl_module.automatic_optimization:
-            self._finder.stop()
+        assert self._observer is not None
+        self._observer.before_backward(loss, only=pl_module.automatic_optimization)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert self._finder is not None and self._probe is not None
+        assert self._observer is not None and self._probe is not None
         stepped = trainer.global_step != self._last_global_step
         self._last_global_step = trainer.global_step
-        if self._finder.after_batch():
-            self._layers = [layer for layer in self._finder.layers if layer.pinned not in ("unused", "excluded")]
+        found = self._observer.find()
+        self._observer.after_batch()
+        if found:
+            self._layers = [layer for layer in self._observer.finder.layers if layer.pinned not in ("unused", "excluded")]
             self._sampler = WeightSampler(pl_module, self._layers, self.sample_size, self.seed)
             self._probe.meet_reference(load_reference(self.reference, pl_module), self._layers)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
@@ -191,7 +192,7 @@ class HistoryRecorder(Callback):
         print(f"recording of {len(self._snapshots)} snapshots and {len(self._checks)} checks: {path}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._finder is not None:
-            self._finder.stop()
+        if self._observer is not None:
+            self._observer.stop()
         if self._probe is not None:
             self._probe.remove_hooks()

@@ -19,15 +19,6 @@ class FreezeLog:
 
     Logging through ``LightningModule.log`` costs a fifth of a millisecond a value and step, so this goes the way of
     Lightning's ``LearningRateMonitor``.
-
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> from smartfrz_lightning.callbacks.showing import FreezeLog
-        >>> from smartfrz_lightning.report import Timeline
-        >>> trainer = Trainer(accelerator="cpu", barebones=True)
-        >>> FreezeLog().log(trainer, Timeline(), steps=1)
-        >>> trainer.progress_bar_metrics["freeze/layers"]
-        0.0
     """
 
     def __init__(self) -> None:
@@ -58,14 +49,7 @@ class FreezeLog:
 
 
 def frozen_metrics(timeline: Timeline) -> dict[str, float]:
-    """What is frozen now, as numbers: layers, those of the front, and FLOPs of a step and saved so far, as shares.
-
-    Example:
-        >>> from smartfrz_lightning.callbacks.showing import frozen_metrics
-        >>> from smartfrz_lightning.report import Timeline
-        >>> frozen_metrics(Timeline())
-        {'freeze/layers': 0.0, 'freeze/front': 0.0, 'freeze/step_flops': 1.0, 'freeze/flops_saved': 0.0}
-    """
+    """What is frozen now, as numbers: layers, those of the front, and FLOPs of a step and saved so far, as shares."""
     frozen, states = timeline.frozen, timeline.states
     per_size = [state.flops.total / state.size for state in states]
     return {
@@ -85,16 +69,6 @@ def show_report(timeline: Timeline, title: str, folder: str | None) -> None:
         timeline: Of the run.
         title: Of the table.
         folder: Where the files go, also ``s3://...`` and whatever else fsspec knows; none are written without one.
-
-    Example:
-        >>> from contextlib import redirect_stdout
-        >>> from io import StringIO
-        >>> from smartfrz_lightning.callbacks.showing import show_report
-        >>> from smartfrz_lightning.report import Timeline
-        >>> with redirect_stdout(StringIO()) as report:
-        ...     show_report(Timeline(), "SmartFreezeCallback", None)
-        >>> report.getvalue().splitlines()[-1].strip()
-        'Freezing saved nothing: no training step was completed, so no layer was found.'
     """
     lines = []
     if folder is not None:

@@ -105,11 +105,5 @@ class SimilarityFreezeCallback(FreezingCallback):
 
 
 def stable_layers(cka: dict[str, list[float]], epsilon: float) -> list[str]:
-    """Layers whose CKA was measured at least twice and stayed within a range below ``epsilon``.
-
-    Example:
-        >>> from smartfrz_lightning.callbacks.similarity import stable_layers
-        >>> stable_layers({"a": [0.90, 0.905], "b": [0.5, 0.7], "c": [0.9]}, 0.01)
-        ['a']
-    """
+    """Layers whose CKA was measured at least twice and stayed within a range below ``epsilon``."""
     return [name for name, values in cka.items() if len(values) > 1 and max(values) - min(values) < epsilon]

@@ -60,7 +60,7 @@ class StaticFreezeCallback(FreezingCallback):
             )
 
     def check_due(self, run: TrainingRun) -> bool:
-        return run.timeline.steps == 1 and bool(self.layers_to_freeze)
+        return run.global_steps == 1 and bool(self.layers_to_freeze)
 
     def select(self, run: TrainingRun) -> list[str]:
         return [layer.name for layer in run.active[: self._count(run)]]

@@ -25,17 +25,6 @@ def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
         trainer: Its strategy is checked.
         method: Name of the freezing method.
         works_sharded: Whether the method can do with sharded parameters.
-
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> from lightning.pytorch.strategies import ModelParallelStrategy
-        >>> from smartfrz_lightning.callbacks.strategies import check_strategy
-        >>> trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), barebones=True)
-        >>> check_strategy(trainer, "SmartFreezeCallback", works_sharded=True)
-        >>> check_strategy(trainer, "AutoFreezeCallback", works_sharded=False)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        lightning...MisconfigurationException: strategy=ModelParallelStrategy shards parameters, and...
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(
@@ -68,26 +57,6 @@ def before_late_restore(
         trainer: About to fit.
         state_key: The callback's.
         take_up: Called with its state, if the checkpoint has one; in what it returns, the checkpoint is loaded.
-
-    Example:
-        >>> from contextlib import contextmanager
-        >>> from tempfile import TemporaryDirectory
-        >>> import torch
-        >>> from lightning.pytorch import Trainer
-        >>> from lightning.pytorch.strategies import SingleDeviceStrategy
-        >>> from smartfrz_lightning.callbacks.strategies import before_late_restore
-        >>> class Late(SingleDeviceStrategy):
-        ...     restore_checkpoint_after_setup = True
-        >>> @contextmanager
-        ... def take_up(state):
-        ...     print("taken up:", state)
-        ...     yield
-        >>> trainer = Trainer(accelerator="cpu", strategy=Late("cpu"), barebones=True)
-        >>> before_late_restore(trainer, "Mine", take_up)
-        >>> with TemporaryDirectory() as folder:
-        ...     torch.save({"callbacks": {"Mine": {"frozen": ["0"]}}}, f"{folder}/last.ckpt")
-        ...     checkpoint = trainer.strategy.load_checkpoint(f"{folder}/last.ckpt")
-        taken up: {'frozen': ['0']}
     """
     strategy = trainer.strategy
     if not strategy.restore_checkpoint_after_setup:
@@ -108,13 +77,7 @@ def before_late_restore(
 
 
 def forget_late_restore(trainer: Trainer) -> None:
-    """Take back :func:`before_late_restore`; does nothing if there is nothing to take back.
-
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> from smartfrz_lightning.callbacks.strategies import forget_late_restore
-        >>> forget_late_restore(Trainer(accelerator="cpu", barebones=True))
-    """
+    """Take back :func:`before_late_restore`; does nothing if there is nothing to take back."""
     own = vars(trainer.strategy).get("load_checkpoint")
     if own is not None and "instead_of" in vars(own):
         vars(trainer.strategy)["load_checkpoint"] = own.instead_of
@@ -125,21 +88,6 @@ class TrainerProcesses:
 
     Args:
         trainer: About to fit.
-
-    Example:
-        >>> from torch import distributed
-        >>> from lightning.pytorch import Trainer
-        >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from smartfrz_lightning.callbacks.strategies import TrainerProcesses
-        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        >>> trainer = Trainer(accelerator="cpu", strategy="ddp", devices=1, barebones=True)
-        >>> trainer.strategy.connect(BoringModel())
-        >>> trainer.strategy.configure_ddp()
-        >>> wrapper = trainer.strategy.model
-        >>> TrainerProcesses(trainer).after_change()
-        >>> trainer.strategy.model is wrapper, trainer.strategy.model.module is wrapper.module
-        (False, True)
-        >>> distributed.destroy_process_group()
     """
 
     def __init__(self, trainer: Trainer) -> None:

@@ -1,8 +1,8 @@
-"""What a real training step costs: FLOPs, of which layer, and bytes kept for the backward pass."""
+"""What a training step costs in FLOPs, and what it would cost with any layers frozen."""
 
-from smartfrz_lightning.cost.flops import StepFlopCounter, StepFlops
-from smartfrz_lightning.cost.layer_flops import LayerFlops, flops_when_frozen
-from smartfrz_lightning.cost.memory import SavedActivations
-from smartfrz_lightning.cost.step_meter import StepMeter
+from smartfrz_lightning.cost.flops import StepFlops
+from smartfrz_lightning.cost.forward import ForwardFlops
+from smartfrz_lightning.cost.meter import CostMeter, batch_size
+from smartfrz_lightning.cost.step_cost import LayerFlops, StepCost, step_cost
 
-__all__ = ["LayerFlops", "SavedActivations", "StepFlopCounter", "StepFlops", "StepMeter", "flops_when_frozen"]
+__all__ = ["CostMeter", "ForwardFlops", "LayerFlops", "StepCost", "StepFlops", "batch_size", "step_cost"]

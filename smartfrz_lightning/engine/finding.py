@@ -1,19 +1,15 @@
 """LayerFinder: finds the layers of a model in its first training batch, whatever loop trains it."""
 
-import contextlib
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.overrides import TorchFunctionMode
 
-from smartfrz_lightning.freezing.compiled import eager
 from smartfrz_lightning.layers.layer import Layer, matches
-from smartfrz_lightning.layers.tracer import LayerTracer
+from smartfrz_lightning.layers.finder import LayerWatch
 
 _LOOKS = 50
 """Batches that are watched at most for a layer that took no part in the first."""
@@ -29,26 +25,12 @@ class LayerFinder:
     Attributes:
         layers: The layers in forward order; empty until they are found.
         unused: Parameters of the layers that took no part in what was watched.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.engine.finding import LayerFinder
-        >>> from torch import nn
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-        >>> finder = LayerFinder(net, exclude=["0"])
-        >>> finder.before_batch()
-        >>> net(torch.rand(3, 4)).sum().backward()
-        >>> finder.after_batch()
-        True
-        >>> [(layer.name, layer.pinned) for layer in finder.layers]
-        [('0', 'excluded'), ('1', 'output')]
     """
 
     def __init__(self, model: nn.Module, exclude: Sequence[str] = (), layers: Sequence[Layer] = ()) -> None:
         self._model = model
         self._exclude = tuple(exclude)
-        self._tracer: LayerTracer | None = None
-        self._watching = contextlib.ExitStack()
+        self._watch: LayerWatch | None = None
         self._saw_loss = False
         self._looks_left = _LOOKS
         self.look_again = False
@@ -68,41 +50,39 @@ class LayerFinder:
     @property
     def watching(self) -> bool:
         """Whether the present batch is watched."""
-        return self._tracer is not None
+        return self._watch is not None
 
     def before_batch(self) -> None:
         """Watch this batch, if layers are to be found in it."""
         self.stop()
-        self._tracer = None
+        self._watch = None
         if self.layers and not self.look_again:
             return
         self._saw_loss = False
-        self._tracer = LayerTracer(self._model, self._exclude)
-        for mode in (eager(), self._tracer, _Backward(self.before_backward)):
-            self._watching.enter_context(mode)
+        self._watch = LayerWatch(self._model, self._exclude)
 
     def before_backward(self, *losses: Tensor) -> None:
-        """These are about to be differentiated: the last layer that leads to one of them is an output."""
-        if self._tracer is not None:
+        """These are about to be differentiated: what leads to one of them with no layer behind it is a head."""
+        if self._watch is not None:
             self._saw_loss = True
-            self._tracer.leads_to(*losses)
+            self._watch.leads_to(*losses)
 
     def stop(self) -> None:
         """Watch no more; may be called at any time, and more than once."""
-        if self._tracer is not None:
-            self._watching.close()
+        if self._watch is not None:
+            self._watch.stop()
 
-    def after_batch(self, agree: Callable[[Any], Any] = lambda value: value) -> bool:
-        """Whether layers were found in the batch that is done.
+    def find(self, agree: Callable[[Any], Any] = lambda value: value) -> bool:
+        """Whether layers are found in what was watched of this batch. Nothing more of it is watched.
 
         Args:
             agree: Gives every process the value of the first.
         """
         self.stop()
-        tracer, self._tracer = self._tracer, None
-        if tracer is None or not (self._saw_loss or tracer.saw_backward):
+        watch, self._watch = self._watch, None
+        if watch is None or not (self._saw_loss or any(p.grad is not None for p in self._model.parameters())):
             return False  # a skipped step does not show what leads to the loss
-        found = agree(tracer.layers())
+        found = agree(watch.layers())
         merged = merge_layers(self.layers, found) if self.layers else found
         if len(self.unused) and merged == self.layers and self._looks_left:
             self._looks_left -= 1  # what turned up is not in every batch: wait for one that has it
@@ -122,33 +102,11 @@ def _moves(gradient: Tensor | None) -> bool:
     return bool(local.any())  # DDP gives zeros to what took no part
 
 
-class _Backward(TorchFunctionMode):
-    """Tells of every tensor on which ``backward`` is called."""
-
-    def __init__(self, tell: Callable[[Tensor], None]) -> None:
-        super().__init__()
-        self._tell = tell
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is torch.Tensor.backward:
-            self._tell(args[0])
-        return func(*args, **(kwargs or {}))
-
-
 def merge_layers(known: Sequence[Layer], seen: Sequence[Layer]) -> list[Layer]:
     """Layers that one batch showed and another did not, in one forward order.
 
     What both batches used keeps its order; what only the later one used comes before the next layer that both know. A
     layer stays as it was known, but for ``"unused"``.
-
-    Example:
-        >>> from smartfrz_lightning.engine.finding import merge_layers
-        >>> from smartfrz_lightning.layers import Layer
-        >>> def layers(names, unused):
-        ...     return [Layer(name, (), (), (), 1) for name in names] + [Layer(unused, (), (), (), 1, "unused")]
-        >>> both = merge_layers(layers(["stem a", "trunk"], "stem b"), layers(["stem b", "trunk"], "stem a"))
-        >>> [(layer.name, layer.pinned) for layer in both]
-        [('stem a', ''), ('stem b', ''), ('trunk', '')]
     """
     merged = [layer for layer in known if layer.pinned != "unused"]
     new = [layer for layer in seen if layer.pinned != "unused"]
@@ -166,15 +124,7 @@ def merge_layers(known: Sequence[Layer], seen: Sequence[Layer]) -> list[Layer]:
 
 
 def pin(layers: Sequence[Layer], exclude: Sequence[str]) -> list[Layer]:
-    """Layers that were found earlier, with what is excluded now.
-
-    Example:
-        >>> from smartfrz_lightning.engine.finding import pin
-        >>> from smartfrz_lightning.layers import Layer
-        >>> layers = [Layer("stem", (), (), (), 8), Layer("head", (), (), (), 8, "excluded")]
-        >>> [layer.pinned for layer in pin(layers, exclude=["stem"])]
-        ['excluded', '']
-    """
+    """Layers that were found earlier, with what is excluded now."""
     pinned = []
     for layer in layers:
         out = any(matches(pattern, name) for pattern in exclude for name in (layer.name, *layer.parameters))
@@ -187,17 +137,7 @@ def pin(layers: Sequence[Layer], exclude: Sequence[str]) -> list[Layer]:
 
 
 def check_patterns(patterns: Sequence[str], model: nn.Module) -> None:
-    """Raise ``ValueError`` for a pattern that matches no module or parameter of a model.
-
-    Example:
-        >>> from smartfrz_lightning.engine.finding import check_patterns
-        >>> from torch import nn
-        >>> check_patterns(["0"], nn.Sequential(nn.Linear(2, 2)))
-        >>> check_patterns(["1"], nn.Sequential(nn.Linear(2, 2)))  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        ValueError: exclude='1' matches no module or parameter of Sequential; its names begin with ['0', ...
-    """
+    """Raise ``ValueError`` for a pattern that matches no module or parameter of a model."""
     names = [name for name, _ in [*model.named_modules(), *model.named_parameters()] if name]
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.freezing.cache_use import ENDED
+from smartfrz_lightning.freezing.cache_use import ENDED, CacheUse
 from smartfrz_lightning.freezing.front_cache import FrontCache
 from smartfrz_lightning.layers.layer import front
 
@@ -22,18 +22,12 @@ class CachedFront:
     Args:
         model: The model.
         method: Says whether there is to be a cache.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning import IntervalFreezeCallback
-        >>> from smartfrz_lightning.engine.front import CachedFront
-        >>> CachedFront(nn.Linear(2, 2), IntervalFreezeCallback(0.3)).cache is None
-        True
     """
 
     def __init__(self, model: nn.Module, method: FreezingMethod) -> None:
         self._model, self._method = model, method
         self.cache: FrontCache | None = None
+        self.use: CacheUse | None = None
         self._said = False
 
     def start(self, run: TrainingRun) -> None:
@@ -43,8 +37,8 @@ class CachedFront:
             return
         folder = Path(method.cache_front) if isinstance(method.cache_front, str) else None
         dtype = getattr(torch, method.cache_dtype) if method.cache_dtype else None
-        self.cache = FrontCache(self._model, method.cache_gigabytes, folder, dtype, run.timeline.cache)
-        run.timeline.cache = self.cache.use
+        self.cache = FrontCache(self._model, method.cache_gigabytes, folder, dtype, self.use)
+        self.use = self.cache.use
         self._said = False
         if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):
             self.cache.stop("parameters are sharded (FSDP)")

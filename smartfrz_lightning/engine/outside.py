@@ -10,14 +10,7 @@ _MARK = "_smartfrz_frozen"
 
 
 def frozen_here(model: nn.Module) -> dict[str, Layer]:
-    """Layers of a model that this package froze, over all its trainings; what the user froze is not in.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.engine.outside import frozen_here
-        >>> frozen_here(nn.Linear(2, 2))
-        {}
-    """
+    """Layers of a model that this package froze, over all its trainings; what the user froze is not in."""
     return model.__dict__.setdefault(_MARK, {})
 
 
@@ -31,22 +24,6 @@ class StillFrozen:
     Args:
         model: The model.
         layers: What is frozen.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.engine.outside import StillFrozen
-        >>> from smartfrz_lightning.freezing import freeze
-        >>> from smartfrz_lightning.layers import find_layers
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-        >>> layers = find_layers(net, torch.rand(1, 4))[:1]
-        >>> freeze(net, layers)
-        >>> watch = StillFrozen(net, layers)
-        >>> watch.thawed()
-        []
-        >>> _ = net.requires_grad_(True)
-        >>> watch.thawed()
-        ['0']
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[Layer] = ()) -> None:

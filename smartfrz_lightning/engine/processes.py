@@ -9,17 +9,7 @@ from smartfrz_lightning.freezing.wrappers import rebuild_ddp, reshard
 
 @runtime_checkable
 class Processes(Protocol):
-    """What the engine asks of the processes of a training.
-
-    Example:
-        >>> from smartfrz_lightning.engine.processes import Processes
-        >>> class Alone:
-        ...     is_first = True
-        ...     agree = staticmethod(lambda value: value)
-        ...     before_change = after_change = staticmethod(lambda: None)
-        >>> isinstance(Alone(), Processes)
-        True
-    """
+    """What the engine asks of the processes of a training."""
 
     @property
     def is_first(self) -> bool:
@@ -42,13 +32,6 @@ class TorchProcesses:
     Args:
         model: The model as the loop calls it: as it is, in ``DistributedDataParallel``, with FSDP2's ``fully_shard``,
             or as Fabric returned it.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.engine.processes import TorchProcesses
-        >>> alone = TorchProcesses(nn.Linear(2, 2))
-        >>> alone.is_first, alone.agree({"stem": 0.9})
-        (True, {'stem': 0.9})
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from smartfrz_lightning.cost import StepCost
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.report.timeline import Timeline
+
+if TYPE_CHECKING:
+    from smartfrz_lightning.engine.shadow import ShadowStep
 
 
 @dataclass
@@ -23,8 +26,13 @@ class TrainingRun:
         model: The model.
         optimizers: Its optimizers.
         schedulers: The learning-rate schedulers, as far as the training loop says.
-        timeline: What froze when, what a batch costs, and what each layer costs.
+        layers: All layers in forward order; empty until the first training batch was watched.
+        frozen: Names of the layers that are frozen, in the order in which they froze.
+        confidence: How sure the method was of each frozen layer, 0 to 1, where it has such a number.
+        untrained: Frozen layers whose weights are those that they had before the run.
+        cost: FLOPs of a step; ``None`` until one was measured.
         steps: Steps of this run that are done.
+        global_steps: Steps that are done, with those of earlier fits of the same model.
         batches: Batches of this run that were done after the latest step.
         epoch: Epochs that were done after the latest step, with fraction where the epoch's length is known.
         progress: Share of the run that was done after the latest step, 0 to 1; ``None`` where its length is not known.
@@ -34,15 +42,17 @@ class TrainingRun:
             knows nothing of this package, an optimizer that has stepped.
         is_first_process: Whether this is the process that decides.
         agree: Makes every process take the value that the first one gives; all of them must call it.
+        say: Tells the user a sentence, now and in the report.
+        shadow_step: Takes training steps on a second set of weights; ``None`` where the loop cannot.
+        cannot_verify: Why it cannot; empty if it can.
 
     Example:
         >>> from smartfrz_lightning.engine import TrainingRun
         >>> from smartfrz_lightning.layers import Layer
-        >>> from smartfrz_lightning.report import Timeline
         >>> from torch import nn
         >>> layers = [Layer(name, (), (), (), 8) for name in ("stem", "block")]
         >>> layers.append(Layer("head", (), (), (), 8, "output"))
-        >>> run = TrainingRun(nn.Identity(), timeline=Timeline(layers), steps=50, total_batches=200)
+        >>> run = TrainingRun(nn.Identity(), layers=layers, steps=50, total_batches=200)
         >>> [layer.name for layer in run.active]
         ['stem', 'block']
     """
@@ -50,8 +60,13 @@ class TrainingRun:
     model: nn.Module
     optimizers: Sequence[Optimizer] = ()
     schedulers: Sequence[Any] = ()
-    timeline: Timeline = field(default_factory=Timeline)
+    layers: list[Layer] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
+    confidence: dict[str, float] = field(default_factory=dict)
+    untrained: set[str] = field(default_factory=set)
+    cost: StepCost | None = None
     steps: int = 0
+    global_steps: int = 0
     batches: int = 0
     epoch: float = 0.0
     progress: float | None = None
@@ -60,18 +75,11 @@ class TrainingRun:
     begun_before: bool = False
     is_first_process: bool = True
     agree: Callable[[Any], Any] = field(default=lambda value: value, repr=False)
+    say: Callable[[str], None] = field(default=lambda text: None, repr=False)
+    shadow_step: "ShadowStep | None" = None
+    cannot_verify: str = "this loop has no training_step to repeat"
     batches_before: int = 0
     """Batches that were done after the step before the latest."""
-
-    @property
-    def layers(self) -> list[Layer]:
-        """All layers in forward order; empty until the first training step was watched."""
-        return self.timeline.layers
-
-    @property
-    def frozen(self) -> list[str]:
-        """Names of the layers that are frozen, in the order in which they froze."""
-        return self.timeline.frozen
 
     @property
     def frozen_layers(self) -> list[Layer]:
@@ -91,10 +99,8 @@ class TrainingRun:
         rate = {id(p): float(group["lr"]) for o in self.optimizers for group in o.param_groups for p in group["params"]}
         found = {}
         for layer in self.layers:
-            rates = [
-                rate[key] for key in (id(self.model.get_parameter(name)) for name in layer.parameters) if key in rate
-            ]
-            if rates:
+            keys = [id(self.model.get_parameter(name)) for name in layer.parameters]
+            if rates := [rate[key] for key in keys if key in rate]:
                 found[layer.name] = max(rates)
         return found
 
@@ -111,15 +117,7 @@ class TrainingRun:
         return self.steps / self.progress if self.progress else math.inf
 
     def passed(self, batches: float) -> bool:
-        """Whether the latest step came to or passed a multiple of so many batches.
-
-        Example:
-            >>> from smartfrz_lightning.engine import TrainingRun
-            >>> from torch import nn
-            >>> run = TrainingRun(nn.Identity(), batches=6, batches_before=4)
-            >>> run.passed(5), run.passed(4)
-            (True, False)
-        """
+        """Whether the latest step came to or passed a multiple of so many batches."""
         return self.batches // batches > self.batches_before // batches
 
     def require_length(self, method: str) -> None:

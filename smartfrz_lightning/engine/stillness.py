@@ -26,23 +26,6 @@ class Stillness:
     Args:
         model: The model.
         layers: What is frozen.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.engine.stillness import Stillness
-        >>> from smartfrz_lightning.layers import Layer
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout())
-        >>> still = Stillness(net, [Layer("0", ("0.weight",), ("0.weight",), stateful=("1",), size=216)])
-        >>> still.settle(["1"], batches=2)
-        >>> modes = []
-        >>> for batch in range(3):
-        ...     still.hold()
-        ...     modes.append([module.training for module in net])
-        ...     _ = net(torch.rand(4, 3, 8, 8))
-        ...     settled = still.batch_done()
-        >>> modes
-        [[True, True, True], [True, True, True], [True, False, True]]
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[Layer] = ()) -> None:

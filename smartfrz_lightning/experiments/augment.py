@@ -15,14 +15,6 @@ def crop_and_flip(images: Tensor, draws: Tensor | None = None, crop: bool = True
 
     Returns:
         The same shape.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.experiments.augment import crop_and_flip
-        >>> crop_and_flip(torch.zeros(5, 3, 32, 32)).shape
-        torch.Size([5, 3, 32, 32])
-        >>> crop_and_flip(torch.tensor([[[[1.0, 2.0]]]]), draws=torch.zeros(1, 3), crop=False)
-        tensor([[[[2., 1.]]]])
     """
     batch, channels, height, width = images.shape
     draws = torch.rand(batch, 3) if draws is None else draws

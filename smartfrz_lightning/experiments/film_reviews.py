@@ -39,13 +39,6 @@ def rated_sentences(distribution: str | Path) -> list[tuple[float, str]]:
     Raises:
         FileNotFoundError: There is no such file.
         KeyError: It does not hold the reviews.
-
-    Example:
-        >>> from smartfrz_lightning.experiments.film_reviews import rated_sentences
-        >>> rated_sentences("data/vaderSentiment-3.3.2.tar.gz")
-        Traceback (most recent call last):
-            ...
-        FileNotFoundError: ...
     """
     with tarfile.open(distribution) as outer:
         archive = outer.extractfile(_ARCHIVE)
@@ -67,16 +60,6 @@ def write_reviews(sentences: Sequence[tuple[float, str]], folder: str | Path, va
 
     Raises:
         ValueError: There are not more sentences than that.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.experiments.film_reviews import write_reviews
-        >>> from smartfrz_lightning.experiments.glue_files import read_glue
-        >>> with TemporaryDirectory() as folder:
-        ...     write_reviews([(3.1, "A joy."), (0.1, "It is long."), (-2.0, "Dull.")], folder, validation=1)
-        ...     sorted((one.sentences[0], one.label) for part in ("train", "validation")
-        ...            for one in read_glue(f"{folder}/{part}.tsv", "cola"))
-        [('A joy.', 1), ('Dull.', 0)]
     """
     clear = [(rating > 0, text) for rating, text in sentences if abs(rating) > LEAST]
     if len(clear) <= validation:

@@ -13,12 +13,6 @@ class GlueFormat:
         columns: Names of all columns.
         label: Number of the column with the label, 0 or 1.
         sentences: Numbers of the columns with one sentence, or two that are compared.
-
-    Example:
-        >>> from smartfrz_lightning.experiments.glue_files import FORMATS
-        >>> form = FORMATS["mrpc"]
-        >>> form.columns[form.label], [form.columns[number] for number in form.sentences]
-        ('quality', ['#1 string', '#2 string'])
     """
 
     columns: tuple[str, ...]
@@ -39,12 +33,6 @@ class Example:
     Attributes:
         sentences: One sentence, or two.
         label: 0 or 1.
-
-    Example:
-        >>> from smartfrz_lightning.experiments.glue_files import Example
-        >>> pair = Example(("The bell rang.", "There was a ring."), label=1)
-        >>> len(pair.sentences), pair.label
-        (2, 1)
     """
 
     sentences: tuple[str, ...]
@@ -61,16 +49,6 @@ def read_glue(path: str | Path, task: str) -> list[Example]:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The task is unknown, a row is broken (its number and column are named), or there is none.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.experiments.glue_files import read_glue
-        >>> with TemporaryDirectory() as folder:
-        ...     file = Path(folder, "train.tsv")
-        ...     size = file.write_text("gj04\\t1\\t\\tThe bell rang.\\ngj04\\t0\\t*\\tThe bell ringed us.\\n")
-        ...     read_glue(file, "cola")[1]
-        Example(sentences=('The bell ringed us.',), label=0)
     """
     if task not in FORMATS:
         raise ValueError(f"task={task!r}: one of {sorted(FORMATS)}")

@@ -32,13 +32,6 @@ class ImageNetDataModule(LightningDataModule):
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: On ``fit``: ``train`` and ``val`` have different classes.
-
-    Example:
-        >>> from smartfrz_lightning.experiments.imagenet import ImageNetDataModule
-        >>> ImageNetDataModule("nowhere")
-        Traceback (most recent call last):
-            ...
-        FileNotFoundError: root='nowhere' has no folder 'train': it needs train/<class> and val/<class>
     """
 
     def __init__(

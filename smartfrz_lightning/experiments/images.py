@@ -118,14 +118,6 @@ class DigitsDataModule(LightningDataModule):
 
     Raises:
         ValueError: One of them is less than 1.
-
-    Example:
-        >>> from smartfrz_lightning.experiments.images import DigitsDataModule
-        >>> data = DigitsDataModule(batch_size=16)
-        >>> data.setup("fit")
-        >>> images, labels = next(iter(data.train_dataloader()))
-        >>> images.shape, len(data.val_dataloader().dataset)
-        (torch.Size([16, 1, 32, 32]), 359)
     """
 
     def __init__(self, batch_size: int = 32, size: int = 32, channels: int = 1) -> None:

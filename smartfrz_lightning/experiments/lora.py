@@ -26,14 +26,6 @@ class LoRA(Callback):
     Raises:
         ImportError: ``peft`` is not installed.
         ValueError: On ``fit``: no module has such a name, or no parameter matches ``train``.
-
-    Example:
-        >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from smartfrz_lightning.experiments.lora import LoRA
-        >>> model = BoringModel()
-        >>> LoRA(target_modules=["layer"], train=["layer.base_layer.bias"], rank=2).setup(None, model, "fit")
-        >>> [name.partition(".default")[0] for name, p in model.named_parameters() if p.requires_grad]
-        ['layer.base_layer.bias', 'layer.lora_A', 'layer.lora_B']
     """
 
     def __init__(

@@ -33,12 +33,6 @@ def named_network(
     Raises:
         ValueError: Neither library has such a network, or it has no such weights.
         ConnectionError: The weights cannot be downloaded.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.experiments.named_network import named_network
-        >>> named_network("resnet18", num_classes=5)(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 5])
     """
     library, _, short = name.rpartition("/")
     if library not in ("", "torchvision", "timm"):

@@ -17,14 +17,6 @@ class CifarResNet(nn.Module):
         depth: ``6n + 2`` layers: 20, 32, 44, ...
         num_classes: Outputs.
         width: Channels of the first stage; the others have twice and four times as many.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.experiments.networks import CifarResNet
-        >>> sum(parameter.numel() for parameter in CifarResNet(depth=20).parameters())
-        269722
-        >>> CifarResNet(depth=8, num_classes=100, width=4)(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 100])
     """
 
     def __init__(self, depth: int = 20, num_classes: int = 10, width: int = 16) -> None:
@@ -67,17 +59,7 @@ def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
 
 
 def vgg8(num_classes: int = 10, in_channels: int = 3, width: int = 32) -> nn.Sequential:
-    """A plain chain of seven convolutions with BatchNorm, and a linear head.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.experiments.networks import vgg8
-        >>> net = vgg8(in_channels=1, width=4)
-        >>> net(torch.rand(2, 1, 32, 32)).shape
-        torch.Size([2, 10])
-        >>> [module.out_channels for module in net if isinstance(module, torch.nn.Conv2d)]
-        [4, 4, 8, 8, 16, 16, 32]
-    """
+    """A plain chain of seven convolutions with BatchNorm, and a linear head."""
     layers: list[nn.Module] = []
     inputs = in_channels
     for outputs, pool in ((1, False), (1, True), (2, False), (2, True), (4, False), (4, True), (8, True)):
@@ -88,30 +70,14 @@ def vgg8(num_classes: int = 10, in_channels: int = 3, width: int = 32) -> nn.Seq
 
 
 def mobilenet_v2_32(num_classes: int = 10, width_mult: float = 0.5) -> MobileNetV2:
-    """torchvision's MobileNetV2 for 32 x 32 pixels: two strides less, without its last block and its dropout.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.experiments.networks import mobilenet_v2_32
-        >>> net = mobilenet_v2_32(num_classes=5, width_mult=0.1)
-        >>> net.features[:-1](torch.rand(2, 3, 32, 32)).shape[2:], net(torch.rand(2, 3, 32, 32)).shape
-        (torch.Size([4, 4]), torch.Size([2, 5]))
-    """
+    """torchvision's MobileNetV2 for 32 x 32 pixels: two strides less, without its last block and its dropout."""
     # expansion, channels, repeats, stride
     blocks = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 2, 2], [6, 64, 3, 2], [6, 96, 2, 1], [6, 160, 2, 1]]
     return MobileNetV2(num_classes=num_classes, width_mult=width_mult, inverted_residual_setting=blocks, dropout=0.0)
 
 
 def vit_32(num_classes: int = 10, num_layers: int = 6, hidden_dim: int = 128) -> VisionTransformer:
-    """torchvision's vision transformer on 64 patches of 4 x 4 pixels.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.experiments.networks import vit_32
-        >>> net = vit_32(num_classes=5, num_layers=1, hidden_dim=16)
-        >>> net.encoder.pos_embedding.shape, net(torch.rand(2, 3, 32, 32)).shape  # 64 patches and the class token
-        (torch.Size([1, 65, 16]), torch.Size([2, 5]))
-    """
+    """torchvision's vision transformer on 64 patches of 4 x 4 pixels."""
     return VisionTransformer(
         image_size=32,
         patch_size=4,

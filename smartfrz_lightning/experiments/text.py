@@ -38,13 +38,6 @@ class GlueDataModule(LightningDataModule):
         FileNotFoundError: There is no such file.
         ValueError: A row is broken, or ``train_rows`` is more than there are.
         OSError: There is no such tokenizer.
-
-    Example:
-        >>> from smartfrz_lightning.experiments.text import GlueDataModule
-        >>> GlueDataModule("data/cola/train.tsv", "data/cola/dev.tsv", "cola", "bert-base-uncased")
-        Traceback (most recent call last):
-            ...
-        FileNotFoundError: 'data/cola/train.tsv': no such file; it should hold rows of cola, columns by tabs
     """
 
     def __init__(

@@ -38,13 +38,6 @@ class TextClassifier(LightningModule):
     Raises:
         OSError: There is no such model.
         ValueError: ``warmup`` is not a share, or ``schedule`` is unknown.
-
-    Example:
-        >>> from smartfrz_lightning.experiments.text_classifier import TextClassifier
-        >>> TextClassifier("no/such-folder/at-all")
-        Traceback (most recent call last):
-            ...
-        OSError: model='no/such-folder/at-all' is no local folder and cannot be loaded from the hub: ...
     """
 
     def __init__(

@@ -21,18 +21,6 @@ def load_weights(network: nn.Module, path: str, fresh: Sequence[str] = ()) -> No
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It does not fit, or a pattern matches nothing in the network.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from safetensors.torch import save_file
-        >>> from torch import nn
-        >>> from smartfrz_lightning.experiments.weights import load_weights
-        >>> old, new = (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, classes)) for classes in (10, 2))
-        >>> with TemporaryDirectory() as folder:
-        ...     save_file(old.state_dict(), f"{folder}/old.safetensors")
-        ...     load_weights(new, f"{folder}/old.safetensors", fresh=["1.*"])
-        >>> new[0].weight.equal(old[0].weight), new[1].weight.shape
-        (True, torch.Size([2, 3]))
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights={path!r}: no such file")

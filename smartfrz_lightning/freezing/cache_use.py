@@ -18,11 +18,6 @@ class CacheUse:
         rounding: Largest error of a value that was kept in a smaller type, relative to the largest value.
         ends: Which part of the frozen front could not be kept, and why.
         stopped: Why the cache was switched off; empty while it is on.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.cache_use import CacheUse
-        >>> CacheUse(hits=30, misses=10).rate
-        0.75
     """
 
     hits: int = 0

@@ -10,16 +10,7 @@ from smartfrz_lightning.private.pytorch import compile_callbacks, compile_config
 
 
 def eager() -> contextlib.AbstractContextManager:
-    """Run what is compiled without its compiled code, in which no operation can be seen.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.compiled import eager
-        >>> twice = torch.compile(lambda x: 2 * x, backend=lambda graph, inputs: 1 / 0)
-        >>> with eager():
-        ...     twice(torch.ones(1))
-        tensor([2.])
-    """
+    """Run what is compiled without its compiled code, in which no operation can be seen."""
     return torch.compiler.set_stance("force_eager")
 
 
@@ -34,14 +25,6 @@ def allow_recompiling(patterns: int) -> None:
 
     Args:
         patterns: How many patterns freezing has brought to one function at most.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.compiled import allow_recompiling
-        >>> with torch._dynamo.config.patch(recompile_limit=8):
-        ...     allow_recompiling(10)
-        ...     torch._dynamo.config.recompile_limit
-        28
     """
     config = compile_config()
     for name in ("recompile_limit", "accumulated_recompile_limit"):
@@ -53,33 +36,13 @@ def forget_graphs() -> None:
     """Make compiled functions notice a freeze where PyTorch does not: before 2.13 their guards overlook parameters.
 
     Their gradients were right all the same, but computed for what is frozen too.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.compiled import forget_graphs
-        >>> graphs = []
-        >>> twice = torch.compile(lambda x: 2 * x, backend=lambda graph, inputs: graphs.append(1) or graph.forward)
-        >>> for _ in range(2):
-        ...     y = twice(torch.ones(1))
-        ...     forget_graphs()
-        >>> len(graphs) == (1 if torch.__version__ >= (2, 13) else 2)
-        True
     """
     if torch_is_older(2, 13):
         torch.compiler.reset()
 
 
 class CompileClock:
-    """Counts what is compiled while it runs, and the seconds that takes.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.compiled import CompileClock
-        >>> clock = CompileClock()
-        >>> clock.start()
-        >>> clock.stop()
-        >>> clock.take()
-        (0, 0.0)
-    """
+    """Counts what is compiled while it runs, and the seconds that takes."""
 
     def __init__(self) -> None:
         self._count, self._seconds = 0, 0.0

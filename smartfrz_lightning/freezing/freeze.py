@@ -25,7 +25,7 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.freezing.freeze import freeze
-        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> from smartfrz_lightning.layers.finder import find_layers
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
         >>> freeze(net, find_layers(net, torch.rand(1, 4))[:1])
         >>> [parameter.requires_grad for parameter in net.parameters()]
@@ -46,37 +46,14 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch
 
 
 def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
-    """Put the modules of frozen layers that move in training mode (BatchNorm, spectral norm) to eval mode.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.freeze import hold_still
-        >>> from smartfrz_lightning.layers.layer import Layer
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout())
-        >>> hold_still(net, [Layer("0", ("0.weight",), ("0.weight",), stateful=("1",), size=216)])
-        >>> [module.training for module in net]
-        [True, False, True]
-    """
+    """Put the modules of frozen layers that move in training mode (BatchNorm, spectral norm) to eval mode."""
     for layer in layers:
         for name in layer.stateful:
             model.get_submodule(name).training = False  # of this one module alone, not of what it may contain
 
 
 def renew_statistics(model: nn.Module, layers: Iterable[Layer]) -> None:
-    """Let the running statistics of frozen layers be measured again, without letting the layers train.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.freeze import freeze, renew_statistics
-        >>> from smartfrz_lightning.layers.tracer import find_layers
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-        >>> layers = find_layers(net, torch.rand(8, 4))[:1]
-        >>> freeze(net, layers)
-        >>> renew_statistics(net, layers)
-        >>> net[1].training, net[1].weight.requires_grad
-        (True, False)
-    """
+    """Let the running statistics of frozen layers be measured again, without letting the layers train."""
     for layer in layers:
         for name in layer.stateful:
             model.get_submodule(name).training = True
@@ -89,7 +66,7 @@ def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.freezing.freeze import freeze, thaw
-        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> from smartfrz_lightning.layers.finder import find_layers
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
         >>> layers = find_layers(net, torch.rand(8, 4))[:1]
         >>> freeze(net, layers)

@@ -64,21 +64,6 @@ class FrontCache:
     Attributes:
         use: What it did.
         refused: Modules that are no function of their inputs, or not to be replaced, and why.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.front_cache import FrontCache
-        >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> _ = net[0].requires_grad_(False)
-        >>> cache, x = FrontCache(net), torch.rand(4, 8)
-        >>> for _ in range(5):
-        ...     cache.open()
-        ...     net(x).sum().backward()
-        ...     share = cache.close()
-        >>> cache.use.hits, cache.use.misses  # the first looks at a front take a few batches
-        (8, 12)
-        >>> cache.stop()
     """
 
     def __init__(

@@ -43,11 +43,6 @@ class Expression:
         by_sample: Whether a row of an output is that of a sample, by output and size of the batch, as far as it is
             known.
         batches: Batches in which rows were looked up.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.front_call import Expression
-        >>> Expression(0, "relu").pure
-        True
     """
 
     number: int
@@ -64,14 +59,7 @@ class Expression:
 
 
 class Known:
-    """The source of a lazy tensor that has become a plain one.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.front_call import Known
-        >>> Known(torch.ones(1)).value(0)
-        tensor([1.])
-    """
+    """The source of a lazy tensor that has become a plain one."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -97,15 +85,6 @@ class Call:
         inputs: All tensors in them, in order.
         batch: Samples of the batch.
         unit: The part of the front that is called, if it is one.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.front_cache import FrontCache
-        >>> from smartfrz_lightning.freezing.front_call import Call, Expression
-        >>> x, cache = torch.ones(2, 3), FrontCache(nn.Linear(3, 3))
-        >>> Call(cache, Expression(0, "neg"), torch.neg, (x,), {}, [x], 2).compute(rows=[0])
-        [tensor([[-1., -1., -1.]])]
     """
 
     def __init__(

@@ -29,17 +29,6 @@ class Unit:
         digest: Of all that makes its output but the modes of its modules: tensors, plain attributes, code.
         calls: How often it was called.
         restless: In how many batches in a row it had changed.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.front_units import Unit
-        >>> unit = Unit("0", nn.Linear(2, 2).requires_grad_(False))
-        >>> unit.changed()
-        False
-        >>> _ = unit.module.weight.data.add_(1)
-        >>> unit.changed()
-        True
     """
 
     def __init__(self, name: str, module: nn.Module) -> None:
@@ -153,14 +142,6 @@ def find_units(
         refused: Names of modules that are not to be units; their parts may be.
         kept: Names of units that stay, rather than becoming part of larger ones.
         known: The units until now.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.front_units import find_units
-        >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
-        >>> _ = net[0].requires_grad_(False)
-        >>> [unit.name for unit in find_units(net, (), (), {})]
-        ['0']
     """
     seen: set[int] = set()
 
@@ -244,16 +225,7 @@ def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 def dropouts(module: nn.Module) -> list[nn.Module]:
-    """The modules inside that drop values or paths at random in training mode, and those that let functions do so.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.front_units import dropouts
-        >>> dropouts(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1), nn.ReLU()))
-        [Dropout(p=0.1, inplace=False)]
-        >>> [type(part).__name__ for part in dropouts(nn.TransformerEncoderLayer(8, 2, dropout=0.1))]
-        ['MultiheadAttention', 'Dropout', 'Dropout', 'Dropout']
-    """
+    """The modules inside that drop values or paths at random in training mode, and those that let functions do so."""
     return [part for part in module.modules() if _drops(part) or _hands_on(part)]
 
 

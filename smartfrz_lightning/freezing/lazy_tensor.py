@@ -10,14 +10,7 @@ from smartfrz_lightning.private.pytorch import below_functions, placeholder
 
 
 class Look(NamedTuple):
-    """What a tensor looks like.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.lazy_tensor import Look
-        >>> Look.of(torch.zeros(2, 3)).stride
-        (3, 1)
-    """
+    """What a tensor looks like."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -31,13 +24,7 @@ class Look(NamedTuple):
 
 
 class Source(Protocol):
-    """What a lazy tensor comes from.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.front_call import Known
-        >>> from smartfrz_lightning.freezing.lazy_tensor import Source
-        >>> source: Source = Known(None)
-    """
+    """What a lazy tensor comes from."""
 
     def value(self, index: int) -> Tensor:
         """The tensor itself, asked for by something that is not the front's."""
@@ -53,22 +40,6 @@ class LazyTensor(Tensor):
 
     Functions of PyTorch that get one go to its source, which may answer with another lazy tensor; what comes in below
     them, and everything that asks for values, gets the tensor itself.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
-        >>> class Ones:
-        ...     def value(self, index):
-        ...         print("asked for")
-        ...         return torch.ones(2, 3)
-        ...     def call(self, func, args, kwargs):
-        ...         return func(*LazyTensor.values(args), **kwargs)
-        >>> lazy = LazyTensor.of(Ones(), 0, Look.of(torch.empty(2, 3)))
-        >>> lazy.shape, lazy.device
-        (torch.Size([2, 3]), device(type='cpu'))
-        >>> lazy.sum()
-        asked for
-        tensor(6.)
     """
 
     source: Source
@@ -114,13 +85,7 @@ class LazyTensor(Tensor):
 
 
 def lazies(tree: Any) -> Iterator[LazyTensor]:
-    """All lazy tensors in a nest of tuples, lists and dicts.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.lazy_tensor import lazies
-        >>> list(lazies([1, {"a": None}]))
-        []
-    """
+    """All lazy tensors in a nest of tuples, lists and dicts."""
     if isinstance(tree, LazyTensor):
         yield tree
     elif isinstance(tree, tuple | list):

@@ -10,16 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class NotPlain(Exception):
-    """A call has arguments of which it cannot be said whether they are the same another time.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.nests import NotPlain, described
-        >>> try:
-        ...     described(object(), [])
-        ... except NotPlain:
-        ...     print("not plain")
-        not plain
-    """
+    """A call has arguments of which it cannot be said whether they are the same another time."""
 
 
 def described(tree: Any, inputs: list[Tensor], batch: int = 0) -> Any:
@@ -32,13 +23,6 @@ def described(tree: Any, inputs: list[Tensor], batch: int = 0) -> Any:
 
     Raises:
         NotPlain: There is something in it that cannot be compared.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.nests import described
-        >>> inputs = []
-        >>> described((torch.ones(1), 2, {"dim": None}), inputs), len(inputs)
-        (('tuple', ('*', 2, ('dict', (('dim', None),)))), 1)
     """
     if isinstance(tree, Tensor):
         inputs.append(tree)
@@ -63,14 +47,7 @@ def _plain_sequence(kind: type) -> bool:
 
 
 def filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same nest with other tensors, in order.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.nests import filled
-        >>> filled([torch.ones(1), 2], iter([torch.zeros(1)]))
-        [tensor([0.]), 2]
-    """
+    """The same nest with other tensors, in order."""
     if isinstance(tree, Tensor):
         return next(tensors)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -87,14 +64,7 @@ def filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors of a nest in order; empty if there is something else in it that cannot be compared.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.nests import tensors_of
-        >>> tensors_of({"logits": torch.ones(1), "loss": None}), tensors_of([torch.ones(1), object()])
-        ([tensor([1.])], [])
-    """
+    """The tensors of a nest in order; empty if there is something else in it that cannot be compared."""
     found: list[Tensor] = []
     try:
         described(tree, found)

@@ -10,14 +10,7 @@ _BLOCK = 4096  # words that are summed at once on a device
 
 
 def digest(tensor: Tensor) -> bytes:
-    """Of all values of a tensor, 16 bytes.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.sample_keys import digest
-        >>> digest(torch.ones(3)) == digest(torch.ones(3)), digest(torch.ones(3)) == digest(torch.zeros(3))
-        (True, False)
-    """
+    """Of all values of a tensor, 16 bytes."""
     if tensor.is_cuda:
         return _as_bytes(row_sums(tensor.reshape(1, -1)))[0]
     return xxhash.xxh3_128_digest(_bytes(tensor))
@@ -25,12 +18,6 @@ def digest(tensor: Tensor) -> bytes:
 
 def row_digests(tensor: Tensor) -> list[bytes]:
     """Of each row along the first dimension: XXH3, or :func:`row_sums` on a GPU, so that its values need not leave it.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.sample_keys import digest, row_digests
-        >>> row_digests(torch.eye(2)) == [digest(torch.tensor([1.0, 0.0])), digest(torch.tensor([0.0, 1.0]))]
-        True
     """
     if tensor.is_cuda:
         return _as_bytes(row_sums(tensor))
@@ -45,13 +32,6 @@ def row_sums(tensor: Tensor) -> Tensor:
 
     Two rows that differ have the same sums with a chance of 2^-128 or little more; of 2^-66 at worst, where they differ
     in the highest bit of single words alone.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.sample_keys import row_sums
-        >>> same, other = row_sums(torch.tensor([[1.0, 2.0], [1.0, 2.0], [2.0, 1.0]]))[1:]
-        >>> torch.equal(same, row_sums(torch.tensor([[1.0, 2.0]]))[0]), torch.equal(same, other)
-        (True, False)
     """
     rows = len(tensor)
     if not rows:
@@ -83,13 +63,7 @@ def _as_bytes(sums: Tensor) -> list[bytes]:
 
 
 def joined(digests: list[bytes]) -> bytes:
-    """One digest of several.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.sample_keys import joined
-        >>> joined([b"a"]), len(joined([b"a", b"b"]))
-        (b'a', 16)
-    """
+    """One digest of several."""
     return digests[0] if len(digests) == 1 else xxhash.xxh3_128_digest(b"".join(digests))
 
 

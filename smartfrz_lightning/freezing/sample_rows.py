@@ -17,12 +17,6 @@ class Leaf:
         copy: Its values as they were when it entered, once they are needed later.
         by_sample: Whether its rows are those of samples.
         keys: One a row, or one.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.sample_rows import Leaf
-        >>> Leaf(torch.ones(1), True, [b"key"]).by_sample
-        True
     """
 
     tensor: Tensor
@@ -38,17 +32,6 @@ class SampleRows:
         batch: The number of the batch.
         seen: Keys of samples of earlier batches.
         memo: Rows that were computed since something was asked for from outside, by the call that gave them.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.sample_rows import SampleRows
-        >>> rows, x = SampleRows(), torch.rand(4, 8)
-        >>> rows.open()
-        >>> rows.samples_in([x]), rows.keys([rows.leaf(x, 4)], 4) == rows.keys([rows.leaf(x.clone(), 4)], 4)
-        (4, True)
-        >>> rows.note("of an expression", known=3, rows=4)
-        >>> rows.close(), len(rows.seen)
-        ((3, 4), 4)
     """
 
     def __init__(self) -> None:

@@ -18,14 +18,7 @@ _CHUNK = 1 << 26  # bytes of address space that are asked for at a time
 
 
 class Budget:
-    """Bytes that several stores share.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.sample_store import Budget
-        >>> budget = Budget(100)
-        >>> budget.take(60), budget.take(60), budget.free
-        (True, False, 40)
-    """
+    """Bytes that several stores share."""
 
     def __init__(self, size: int) -> None:
         self.size = self.free = size
@@ -55,15 +48,6 @@ class SampleStore:
         budget: What it may take.
         folder: Where the file goes; memory if ``None``.
         name: What the rows are rows of, for later stores; a file name.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.sample_store import Budget, SampleStore
-        >>> store = SampleStore((2,), torch.float32, Budget(1000))
-        >>> store.put([b"a", b"b"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-        2
-        >>> b"a" in store, store.row(b"b")
-        (True, tensor([3., 4.]))
     """
 
     def __init__(

@@ -17,15 +17,6 @@ class Savings:
 
     Attributes:
         on_gpu: Whether the clock has to wait for a GPU.
-
-    Example:
-        >>> from smartfrz_lightning.freezing.savings import Savings
-        >>> savings = Savings()
-        >>> with savings.computing():
-        ...     front = sum(range(1000))
-        >>> savings.batch_done(known=0, batch=4)  # all of it computed
-        >>> savings.known, savings.seconds  # what it takes is known, and nothing is saved yet
-        (True, 0.0)
     """
 
     def __init__(self) -> None:

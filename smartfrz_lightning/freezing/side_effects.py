@@ -27,14 +27,7 @@ def _place_of_inplace(func: Callable) -> int | None:
 
 
 def in_place(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether a function writes into its first argument.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import in_place
-        >>> in_place(torch.Tensor.add_, (), {}), in_place(torch.Tensor.add, (), {})
-        (True, False)
-    """
+    """Whether a function writes into its first argument."""
     name = getattr(func, "__name__", "")
     place = _place_of_inplace(func)
     if place is not None and len(args) > place and args[place] is True:
@@ -51,41 +44,18 @@ _SELECTS = {"nonzero", "masked_select", "unique", "unique_consecutive", "repeat_
 
 
 def hands_out(func: Callable) -> bool:
-    """Whether a function lets a tensor's values be written to elsewhere, or asks for its gradient.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import hands_out
-        >>> hands_out(torch.Tensor.numpy), hands_out(torch.Tensor.add)
-        (True, False)
-    """
+    """Whether a function lets a tensor's values be written to elsewhere, or asks for its gradient."""
     return getattr(func, "__name__", "") in _HANDS_OUT
 
 
 def selects(func: Callable, inputs: Sequence[Tensor]) -> bool:
-    """Whether the size of a function's output depends on values.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import selects
-        >>> selects(torch.nonzero, []), selects(torch.Tensor.__getitem__, [torch.ones(2), torch.ones(2) > 0])
-        (True, True)
-    """
+    """Whether the size of a function's output depends on values."""
     name = getattr(func, "__name__", "")
     return name in _SELECTS or (name == "__getitem__" and any(tensor.dtype == torch.bool for tensor in inputs[1:]))
 
 
 class Decisions(TorchDispatchMode):
-    """Sees whether values are looked at: in the flow of the program, or for the size of a result.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import Decisions
-        >>> with Decisions() as decisions:
-        ...     _ = torch.ones(2).sum().item()
-        >>> decisions.made
-        True
-    """
+    """Sees whether values are looked at: in the flow of the program, or for the size of a result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,14 +72,7 @@ _DECIDES = {"_local_scalar_dense", "_pack_padded_sequence", "_pad_packed_sequenc
 
 
 def changes_shape(func: Callable) -> bool:
-    """Whether a function changes the shape of its input in place.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import changes_shape
-        >>> changes_shape(torch.Tensor.unsqueeze_), changes_shape(torch.Tensor.add_)
-        (True, False)
-    """
+    """Whether a function changes the shape of its input in place."""
     return getattr(func, "__name__", "") in _RESHAPES
 
 
@@ -117,41 +80,19 @@ _RESHAPES = {"unsqueeze_", "squeeze_", "t_", "transpose_", "resize_", "as_stride
 
 
 def takes_sizes(func: Callable) -> bool:
-    """Whether the numbers among the arguments of a function are the sizes of its output.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import takes_sizes
-        >>> takes_sizes(torch.Tensor.view), takes_sizes(torch.Tensor.roll)
-        (True, False)
-    """
+    """Whether the numbers among the arguments of a function are the sizes of its output."""
     return getattr(func, "__name__", "") in _SHAPES
 
 
 def autocast_of(tensors: Sequence[Tensor]) -> tuple:
-    """The state of autocast on the device of some tensors: device, whether it is on, and its type.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import autocast_of
-        >>> autocast_of([torch.ones(1)])[:2]
-        ('cpu', False)
-    """
+    """The state of autocast on the device of some tensors: device, whether it is on, and its type."""
     device = tensors[0].device.type if tensors else "cpu"
     return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
 
 @contextlib.contextmanager
 def autocast_as(state: tuple) -> Iterator[None]:
-    """Autocast as it was, whatever it is now.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import autocast_as
-        >>> with autocast_as(("cpu", True, torch.bfloat16)):
-        ...     torch.is_autocast_enabled("cpu")
-        True
-    """
+    """Autocast as it was, whatever it is now."""
     device, enabled, dtype = state
     if torch.is_autocast_enabled(device) == enabled and (not enabled or torch.get_autocast_dtype(device) == dtype):
         yield
@@ -161,31 +102,13 @@ def autocast_as(state: tuple) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> tuple:
-    """Of all generators that a module is likely to draw from.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import random_state
-        >>> len(random_state(torch.device("cpu")))
-        4
-    """
+    """Of all generators that a module is likely to draw from."""
     own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return torch.get_rng_state(), own, random.getstate(), tuple(np.random.get_state())[1:3]
 
 
 def same_random_state(before: tuple, after: tuple) -> bool:
-    """Whether nothing was drawn in between.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.freezing.side_effects import random_state, same_random_state
-        >>> before = random_state(torch.device("cpu"))
-        >>> same_random_state(before, random_state(torch.device("cpu")))
-        True
-        >>> _ = torch.rand(1)
-        >>> same_random_state(before, random_state(torch.device("cpu")))
-        False
-    """
+    """Whether nothing was drawn in between."""
     cuda = before[1] is None or torch.equal(before[1], after[1])
     numpy = before[3][1] == after[3][1] and np.array_equal(before[3][0], after[3][0])
     return cuda and numpy and torch.equal(before[0], after[0]) and before[2] == after[2]

@@ -10,15 +10,7 @@ from smartfrz_lightning.private.pytorch import bucket_megabytes, communication_h
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside of DDP, of ``torch.compile`` or of Fabric's wrapper; one that is not wrapped as it is.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.wrappers import unwrap
-        >>> net = nn.Linear(2, 2)
-        >>> unwrap(net) is net
-        True
-    """
+    """The model inside of DDP, of ``torch.compile`` or of Fabric's wrapper; one that is not wrapped as it is."""
     while True:
         inner = getattr(model, "_original_module", None) or getattr(model, "_orig_mod", None)  # Fabric, torch.compile
         if isinstance(model, DistributedDataParallel):
@@ -29,17 +21,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def reshard(model: nn.Module) -> None:
-    """Put FSDP2's modules back to their sharded parameters, which are those that freeze. Call it on every rank.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.wrappers import reshard
-        >>> class Sharded(nn.Module):
-        ...     def reshard(self):
-        ...         print("sharded again")
-        >>> reshard(nn.Sequential(Sharded()))
-        sharded again
-    """
+    """Put FSDP2's modules back to their sharded parameters, which are those that freeze. Call it on every rank."""
     for module in model.modules():
         if callable(again := getattr(module, "reshard", None)):
             again()
@@ -49,19 +31,6 @@ def rebuild_ddp(model: nn.Module) -> None:
     """Build every DDP wrapper in a model anew, in place, so that what is frozen takes no part in the all-reduce.
 
     Its settings, its communication hooks and the hooks on it as a module stay. Call it on every rank, between steps.
-
-    Example:
-        >>> from torch import distributed, nn
-        >>> from torch.nn.parallel import DistributedDataParallel
-        >>> from smartfrz_lightning.freezing.wrappers import rebuild_ddp
-        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-        >>> wrapper = DistributedDataParallel(net, gradient_as_bucket_view=True)
-        >>> _ = net[0].requires_grad_(False)
-        >>> rebuild_ddp(wrapper)
-        >>> wrapper.module is net, wrapper.gradient_as_bucket_view
-        (True, True)
-        >>> distributed.destroy_process_group()
     """
     for wrapper in [module for module in model.modules() if isinstance(module, DistributedDataParallel)]:
         _build_anew(wrapper)
@@ -86,21 +55,7 @@ def _build_anew(wrapper: DistributedDataParallel) -> None:
 
 
 def keep_communication_hooks(wrapper: DistributedDataParallel, hooks: list) -> None:
-    """Register on a new wrapper the communication hooks that an old one had, as ``(hook, state)``.
-
-    Example:
-        >>> from torch import distributed, nn
-        >>> from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-        >>> from torch.nn.parallel import DistributedDataParallel
-        >>> from smartfrz_lightning.freezing.wrappers import keep_communication_hooks
-        >>> from smartfrz_lightning.private.pytorch import communication_hooks
-        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        >>> wrapper = DistributedDataParallel(nn.Linear(4, 4))
-        >>> keep_communication_hooks(wrapper, [(allreduce_hook, None)])
-        >>> communication_hooks(wrapper) == [(allreduce_hook, None)]
-        True
-        >>> distributed.destroy_process_group()
-    """
+    """Register on a new wrapper the communication hooks that an old one had, as ``(hook, state)``."""
     for hook, state in hooks:
         for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by bucket: the buckets are others
             getattr(state, name, {}).clear()

@@ -109,18 +109,6 @@ def check_recordings(recordings: dict[str, Recording]) -> int:
 
     Raises:
         ValueError: There is none, or their sample sizes differ.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.history.recording import Recording, check_recordings
-        >>> def run(size):
-        ...     return Recording(torch.zeros(0, 1, size), *[torch.zeros(0)] * 6, torch.zeros(0, 1), "net", ["fc"], [8])
-        >>> check_recordings({"a": run(16), "b": run(16)})
-        16
-        >>> check_recordings({"a": run(16), "b": run(32)})
-        Traceback (most recent call last):
-            ...
-        ValueError: recordings of different sample sizes cannot train one predictor: {'a': 16, 'b': 32}
     """
     sizes = {path: recording.snapshots.shape[-1] for path, recording in recordings.items()}
     if not sizes:

@@ -21,12 +21,6 @@ def sample_indices(size: int, sample_size: int, seed: int = 0, name: str = "") -
 
     Returns:
         Tensor of shape ``[sample_size]``, ``int64``, on the CPU.
-
-    Example:
-        >>> from smartfrz_lightning.history.sampling import sample_indices
-        >>> first, again = (sample_indices(100, 4, seed=1, name="conv1") for _ in range(2))
-        >>> first.tolist() == again.tolist()
-        True
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     if size < sample_size:
@@ -48,7 +42,7 @@ class WeightSampler:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> from smartfrz_lightning.layers.finder import find_layers
         >>> from smartfrz_lightning.history.sampling import WeightSampler
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
         >>> sampler = WeightSampler(net, find_layers(net, torch.rand(1, 8)), sample_size=16)

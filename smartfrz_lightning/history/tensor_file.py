@@ -18,15 +18,6 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mappin
         path: The file; its folder is made.
         tensors: By name.
         about: What can be written as JSON.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> import torch
-        >>> from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
-        >>> with TemporaryDirectory() as folder:
-        ...     write_tensors(f"{folder}/some.safetensors", {"x": torch.ones(2)}, {"format": "mine"})
-        ...     read_tensors(f"{folder}/some.safetensors")
-        ({'x': tensor([1., 1.])}, {'format': 'mine'})
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,12 +35,6 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         ValueError: It is cut short, or not such a file.
-
-    Example:
-        >>> from smartfrz_lightning.history.tensor_file import read_tensors
-        >>> from smartfrz_lightning.predictor.weights import SHIPPED
-        >>> read_tensors(SHIPPED)[1]["format"]
-        'smartfrz-predictor'
     """
     try:
         with safe_open(path, "pt") as file:

@@ -31,7 +31,7 @@ class WeightHistory:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.history.window import WeightHistory
-        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> from smartfrz_lightning.layers.finder import find_layers
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
         >>> history = WeightHistory(net, find_layers(net, torch.rand(1, 8)), window=3, sample_size=16)
         >>> for step in range(5):
@@ -152,13 +152,6 @@ def snapshot_spacing(batches_per_epoch: float, total_batches: float = float("inf
         batches_per_epoch: ``inf`` where the data loader has no length.
         total_batches: Length of the run, ``inf`` where unknown; without epochs a tenth of the run counts as one.
         window: Snapshots in a window.
-
-    Example:
-        >>> from smartfrz_lightning.history.window import snapshot_spacing
-        >>> snapshot_spacing(400), snapshot_spacing(float("inf"), 10_000), snapshot_spacing(float("inf"))
-        (20, 50, 25)
-        >>> snapshot_spacing(400, 400)  # a single epoch
-        7
     """
     epoch = min(batches_per_epoch, total_batches)
     if batches_per_epoch == float("inf"):

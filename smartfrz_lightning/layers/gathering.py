@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from smartfrz_lightning.layers.graph import ParameterUse
 from smartfrz_lightning.layers.layer import Layer, matches
 from smartfrz_lightning.private.pytorch import Convolution, RunningNorm, SpectralNorm, module_hooks
 
@@ -15,30 +16,17 @@ _LIGHT_EMBEDDING = 0.05
 
 @dataclass
 class StepFacts:
-    """What one training step showed. Times count operations; parameters and buffers go by name.
+    """What one training step showed. Times are autograd sequence numbers.
 
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.layers.gathering import StepFacts, gather_layers
-        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 2))
-        >>> used = {"0.weight": 1, "2.weight": 2}
-        >>> facts = StepFacts(first_use=used, last_use=used, in_product=set(used), ends={"2.weight"})
-        >>> [(layer.name, layer.pinned) for layer in gather_layers(net, facts, exclude=[])]
-        [('0', ''), ('2', 'output'), ('1', 'unused')]
+    Attributes:
+        use: How parameters were used.
+        ran: When the ``forward`` of each module began first.
+        changed: Modules whose buffers moved.
     """
 
-    first_use: dict[str, int] = field(default_factory=dict)
-    last_use: dict[str, int] = field(default_factory=dict)
-    in_product: set[str] = field(default_factory=set)
-    """Parameters that were multiplied, convolved or looked up."""
-    fed_by: dict[str, frozenset[str]] = field(default_factory=dict)
-    """For a parameter or buffer: those whose product came straight into the operation that used it."""
+    use: ParameterUse
     ran: dict[str, int] = field(default_factory=dict)
-    """When the ``forward`` of a module began."""
-    ends: set[str] = field(default_factory=set)
-    """For each loss, the last used parameter that leads to it."""
     changed: set[str] = field(default_factory=set)
-    """Modules whose buffers moved."""
 
 
 def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) -> list[Layer]:
@@ -46,15 +34,6 @@ def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) ->
 
     Raises:
         ValueError: The model has no trainable parameter.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.layers.gathering import StepFacts, gather_layers
-        >>> net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
-        >>> used = {"0.weight": 1, "1.weight": 2, "2.weight": 3}
-        >>> facts = StepFacts(used, used, {"0.weight", "2.weight"}, {"1.weight": frozenset({"0.weight"})})
-        >>> [layer.parameters for layer in gather_layers(net, facts, exclude=[])]
-        [('0.weight', '0.bias', '1.weight', '1.bias'), ('2.weight', '2.bias')]
     """
     modules = dict(model.named_modules())
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -62,7 +41,7 @@ def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) ->
         raise ValueError("the model has no trainable parameter: set requires_grad=True on what is to be trained")
     owners = _owners(model)
     heavy = _heavy(facts, trainable, owners, modules)
-    time = {name: facts.first_use.get(name, _ran_first(facts, owners[name])) for name in trainable}
+    time = {name: facts.use.first.get(name, _ran_first(facts, owners[name])) for name in trainable}
 
     # Weights that one module of torch.nn owns, or that two modules share, are one layer.
     layer_of: dict[str, str] = {}
@@ -174,8 +153,8 @@ def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> se
         least = 0 if isinstance(kind, nn.Linear | Convolution) else 2
         if parameter.ndim < 2 or sum(size > 1 for size in parameter.shape) < least:
             continue
-        unseen = name not in facts.first_use
-        if name in facts.in_product or (unseen and "Norm" not in type(kind).__name__ and parameter.shape[0] > 1):
+        unseen = name not in facts.use.first
+        if name in facts.use.in_product or (unseen and "Norm" not in type(kind).__name__ and parameter.shape[0] > 1):
             heavy.add(name)
     # Token-type and position tables next to a large embedding.
     tables = defaultdict(list)
@@ -202,12 +181,12 @@ def _home(
     for owner in [unit, *(owner for name in names for owner in owners[name])]:
         if owner in key_of_module:  # the bias of a module whose weight is heavy
             return key_of_module[owner]
-    uses = names or [name for name in facts.first_use if name.rpartition(".")[0] == unit]
+    uses = names or [name for name in facts.use.first if name.rpartition(".")[0] == unit]
     for name in uses:
-        feeders = [layer_of[feeder] for feeder in sorted(facts.fed_by.get(name, ())) if feeder in layer_of]
+        feeders = [layer_of[feeder] for feeder in sorted(facts.use.fed_by.get(name, ())) if feeder in layer_of]
         if feeders:
             return feeders[0]
-    moments = [facts.first_use[name] for name in uses if name in facts.first_use]
+    moments = [facts.use.first[name] for name in uses if name in facts.use.first]
     moment = min(moments, default=facts.ran.get(unit, None))
     if moment is None:
         moment = float("inf")
@@ -231,11 +210,11 @@ def _pin(facts: StepFacts, layers: list[Layer], time: dict, exclude: Sequence[st
         return min(_order(time[name]) for name in layer.weights)
 
     def end(layer: Layer) -> float:
-        return max(facts.last_use.get(name, _order(time[name])) for name in layer.weights)
+        return max(facts.use.last.get(name, _order(time[name])) for name in layer.weights)
 
     layers = sorted(layers, key=start)
     used = [layer for layer in layers if start(layer) < float("inf")]
-    ends = [layer for layer in used if facts.ends.intersection(layer.parameters)]
+    ends = [layer for layer in used if facts.use.heads.intersection(layer.parameters)]
     ends = ends or [max(used or layers, key=end)]
     pinned = []
     for layer in layers:

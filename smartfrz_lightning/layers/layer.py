@@ -23,7 +23,7 @@ class Layer:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from smartfrz_lightning.layers.tracer import find_layers
+        >>> from smartfrz_lightning.layers.finder import find_layers
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
         >>> layer = find_layers(net, torch.rand(8, 4))[0]
         >>> layer.weights, layer.parameters, layer.stateful, layer.size

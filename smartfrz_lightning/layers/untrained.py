@@ -28,14 +28,6 @@ def looks_untrained(weight: Tensor) -> bool:
     Args:
         weight: A matrix, a kernel (whose rows are its outputs), a table or a vector, of any size and precision. It is
             gathered if it is sharded, which all processes have to do.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.layers.untrained import looks_untrained
-        >>> weight = nn.Linear(64, 32).weight.detach()
-        >>> looks_untrained(weight), looks_untrained(weight + 0.1 * torch.ones(32, 1) * torch.randn(64))
-        (True, False)
     """
     values = (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach()
     if values.ndim < 2:
@@ -68,19 +60,6 @@ def untrained_end(model: nn.Module, layers: Sequence[Layer], silent: Sequence[bo
         model: Has the layers.
         layers: In forward order.
         silent: Which of these have had no gradient but zeros.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.layers.tracer import find_layers
-        >>> from smartfrz_lightning.layers.untrained import untrained_end
-        >>> net = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 2))
-        >>> layers = find_layers(net, torch.rand(1, 32))
-        >>> untrained_end(net, layers, [False] * 3)
-        3
-        >>> _ = net[0].weight.data.add_(1.0)
-        >>> untrained_end(net, layers, [False] * 3)
-        2
     """
     parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
     adapts = any(not p.requires_grad and p.ndim > 1 for p in parameters.values())

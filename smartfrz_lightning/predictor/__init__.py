@@ -1,7 +1,7 @@
 """The attention predictor: what it sees of a layer's history, its network, training, weights and use."""
 
-from smartfrz_lightning.predictor.inference import FreezeConfidence
+from smartfrz_lightning.predictor.inference import freeze_confidence
 from smartfrz_lightning.predictor.network import AttentionPredictor
 from smartfrz_lightning.predictor.weights import load_predictor, save_predictor
 
-__all__ = ["AttentionPredictor", "FreezeConfidence", "load_predictor", "save_predictor"]
+__all__ = ["AttentionPredictor", "freeze_confidence", "load_predictor", "save_predictor"]

@@ -22,16 +22,6 @@ class WindowDataset(Dataset):
         networks: All network names; ``network`` counts in this list.
         window: Snapshots a window.
         epsilon: See :func:`~smartfrz_lightning.predictor.labels.stable_range_labels`.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.data import WindowDataset
-        >>> from smartfrz_lightning.history.recording import Recording
-        >>> step, cka = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[0.2], [0.8], [0.8]])
-        >>> run = Recording(torch.rand(3, 1, 4), step, step, step, step, step, step, cka, "net", ["fc"], [8])
-        >>> data = WindowDataset([run], ["net"], window=5, epsilon=0.01)
-        >>> [(item["window"].shape, item["length"], item["label"]) for item in data]
-        [(torch.Size([5, 4]), 2, 0), (torch.Size([5, 4]), 3, 1)]
     """
 
     def __init__(self, recordings: list[Recording], networks: list[str], window: int, epsilon: float) -> None:
@@ -84,21 +74,6 @@ class RecordingsDataModule(LightningDataModule):
     Raises:
         FileNotFoundError: A file is missing, or a folder has no recording.
         ValueError: A recording is damaged, sample sizes differ, or a held-out network is in no recording.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.data import RecordingsDataModule
-        >>> from smartfrz_lightning.history.recording import Recording
-        >>> step, cka = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[0.2], [0.8], [0.8]])
-        >>> with TemporaryDirectory() as folder:
-        ...     for name in ("resnet", "vit"):
-        ...         steps = [step.clone() for _ in range(6)]
-        ...         Recording(torch.rand(3, 1, 4), *steps, cka, name, ["fc"], [8]).save(f"{folder}/{name}.safetensors")
-        ...     data = RecordingsDataModule([folder], held_out=["vit"])
-        >>> data.setup("fit")
-        >>> data.networks, {item["network"] for item in data.train}, {item["network"] for item in data.val}
-        (['resnet', 'vit'], {0}, {1})
     """
 
     def __init__(

@@ -56,11 +56,6 @@ class AttentionPredictor(nn.Module):
         self.value = _mlp(sample_size, hidden, features)
         self.decision = _mlp(features, decision_hidden, 2)
 
-    @property
-    def snapshots_stand_alone(self) -> bool:
-        """Whether a snapshot's key and value stay the same as the window moves on."""
-        return self.representation == "raw"
-
     def forward(self, windows: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Scores of training on and of freezing, before the softmax.
 

@@ -50,16 +50,7 @@ def represent(windows: Tensor, lengths: Tensor, representation: Representation) 
 
 
 def check_representation(representation: str) -> None:
-    """Raise ``ValueError`` for an unknown representation.
-
-    Example:
-        >>> from smartfrz_lightning.predictor.representation import check_representation
-        >>> check_representation("displacement")
-        >>> check_representation("scaled")
-        Traceback (most recent call last):
-            ...
-        ValueError: representation='scaled': must be one of ('raw', 'displacement')
-    """
+    """Raise ``ValueError`` for an unknown representation."""
     if representation not in get_args(Representation):
         raise ValueError(f"representation={representation!r}: must be one of {get_args(Representation)}")
 

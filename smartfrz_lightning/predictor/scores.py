@@ -12,14 +12,6 @@ class PredictorScores(nn.Module):
 
     *Within one instant* asks whether the layers of one network are ranked rightly at one check: the mean of the AUROC
     over all checks at which both labels occur (0.5 where there is none). Elapsed time alone scores 0.5 there.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.scores import PredictorScores
-        >>> scores = PredictorScores()
-        >>> scores.update(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([1, 0, 0, 1]), torch.tensor([0, 0, 1, 1]))
-        >>> float(scores.compute()["auroc"]), float(scores.compute()["auroc_within_instant"])
-        (0.5, 0.5)
     """
 
     def __init__(self) -> None:

@@ -84,16 +84,7 @@ class StartPredictor(nn.Module):
         return self.score(seen)[:, 0]
 
     def save(self, path: str | Path, **about: Any) -> None:
-        """Write one safetensors file, with the construction and ``about`` in its metadata.
-
-        Example:
-            >>> from tempfile import TemporaryDirectory
-            >>> from smartfrz_lightning.predictor.start import StartPredictor
-            >>> with TemporaryDirectory() as folder:
-            ...     StartPredictor(["depth"]).save(f"{folder}/mine.safetensors", cases=80)
-            ...     StartPredictor.load(f"{folder}/mine.safetensors").inputs
-            ['depth']
-        """
+        """Write one safetensors file, with the construction and ``about`` in its metadata."""
         arguments = {"inputs": self.inputs, "hidden": self.hidden, "heads": self.heads, "floors": self.floors}
         header = {"format": FORMAT, "version": VERSION, "arguments": arguments, "about": about}
         write_tensors(path, self.state_dict(), header)

@@ -28,12 +28,6 @@ def relative_gradients(gradients: Tensor, weights: Tensor) -> Tensor:
 
     Returns:
         ``[layers]``.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.start_inputs import relative_gradients
-        >>> relative_gradients(torch.tensor([[[1.0]], [[-1.0]]]), weights=torch.tensor([[2.0]]))
-        tensor([0.5000])
     """
     norms = torch.linalg.norm(weights, dim=-1).clamp(min=_TINY)
     return gradients.square().sum(-1).mean(0).sqrt() / norms
@@ -72,16 +66,6 @@ def start_inputs(
 
     Raises:
         ValueError: There are fewer than two batches.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
-        >>> gradients = torch.tensor([[[0.1], [1.0]], [[0.1], [-1.0]]])  # two batches: one layer drifts, one jitters
-        >>> cost, parameters = torch.tensor([0.7, 0.4]), torch.tensor([1.0, 2.0, 1.0])
-        >>> inputs = start_inputs(gradients, torch.ones(2, 1), cost, parameters, steps=100)
-        >>> first = dict(zip(INPUTS, inputs[0].tolist()))
-        >>> [round(first[name], 2) for name in ("depth", "front_to_all", "front_agrees", "back_agrees", "left")]
-        [0.5, -1.15, 1.0, 0.0, -0.29]
     """
     batches, layers = gradients.shape[:2]
     if batches < 2:
@@ -91,7 +75,11 @@ def start_inputs(
     relative = relative_gradients(gradients, weights.double())
     of_mean = (gradients.sum(0).square().sum(-1) - squares.sum(0)) / (batches * (batches - 1))
     agree = (of_mean / squares.mean(0).clamp(min=_TINY**2)).clamp(0, 1)
+    # What has no gradient, or weights of zero, tells nothing: it counts as the mean of the others.
+    telling = (squares.mean(0) > 0) & (weights != 0).any(-1)
     logs, number = relative.clamp(min=_TINY).log(), torch.arange(1, layers + 1)
+    if telling.any():
+        logs, agree = (torch.where(telling, values, values[telling].mean()) for values in (logs, agree))
     depth = number / layers
     front = logs.cumsum(0) / number
     behind = ((agree.sum() - agree.cumsum(0))[:-1] / (layers - number[:-1])).clamp(0, 1)
@@ -119,12 +107,6 @@ def unshifted(inputs: Tensor) -> Tensor:
 
     Args:
         inputs: ``[fronts, inputs]`` of :func:`start_inputs`.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.start_inputs import INPUTS, unshifted
-        >>> round(float(unshifted(torch.zeros(3, len(INPUTS)))[0, INPUTS.index("shift")].exp()), 2)
-        0.03
     """
     same = inputs.clone()
     same[:, INPUTS.index("shift")] = math.log(SHIFT_FLOOR)

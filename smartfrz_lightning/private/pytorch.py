@@ -1,8 +1,11 @@
 """Parts of PyTorch that are not public, under names of our own."""
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from packaging.version import Version
 from torch import nn
@@ -32,12 +35,17 @@ __all__ = [
     "compile_callbacks",
     "compile_config",
     "has_global_hooks",
-    "in_backward",
-    "is_compiled",
+        "is_compiled",
     "is_plain",
     "module_hooks",
+    "drawing_from",
     "own_tensors",
     "placeholder",
+    "random_states",
+    "register_gradient_hooks",
+    "sequence_number",
+    "steps_in_backward",
+    "tensors_in",
     "torch_is_older",
     "tree_leaves",
     "tree_map_only",
@@ -45,36 +53,59 @@ __all__ = [
 ]
 
 
-def torch_is_older(major: int, minor: int) -> bool:
-    """Whether PyTorch is older than a version.
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """All tensors in a pytree."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
-    Example:
-        >>> from smartfrz_lightning.private.pytorch import torch_is_older
-        >>> torch_is_older(2, 9), torch_is_older(99, 0)
-        (False, True)
-    """
+
+def torch_is_older(major: int, minor: int) -> bool:
+    """Whether PyTorch is older than a version."""
     return Version(torch.__version__) < Version(f"{major}.{minor}.0.dev0")
 
 
-def in_backward() -> bool:
-    """Whether the operation that runs now belongs to a backward pass.
+def sequence_number() -> int:
+    """The number that autograd gives to the next operation of this thread that it records."""
+    return torch.autograd._get_sequence_nr()
 
-    Example:
-        >>> from smartfrz_lightning.private.pytorch import in_backward
-        >>> in_backward()
-        False
-    """
-    return torch._C._current_autograd_node() is not None
+
+def register_gradient_hooks(new: torch.Tensor, old: torch.Tensor) -> None:
+    """Register on one tensor the gradient hooks of another."""
+    for hook in (old._backward_hooks or {}).values():
+        new.register_hook(hook)
+
+
+def steps_in_backward(parameter: torch.Tensor) -> bool:
+    """Whether a hook is to run as soon as a parameter's gradient is complete, as where optimizers step in it."""
+    return bool(parameter._post_accumulate_grad_hooks)
+
+
+def random_states(device: torch.device) -> tuple[Any, ...]:
+    """What Python, NumPy and PyTorch draw next, on the CPU and on this device."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+@contextmanager
+def drawing_from(states: tuple[Any, ...], device: torch.device) -> Iterator[None]:
+    """Draw what came after these states; what is drawn in here moves nothing outside."""
+    before = random_states(device)
+    _set_random_states(states, device)
+    try:
+        yield
+    finally:
+        _set_random_states(before, device)
+
+
+def _set_random_states(states: tuple[Any, ...], device: torch.device) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    if states[3] is not None:
+        torch.cuda.set_rng_state(states[3], device)
 
 
 def compile_config() -> Any:
-    """Settings of ``torch.compile``.
-
-    Example:
-        >>> from smartfrz_lightning.private.pytorch import compile_config
-        >>> compile_config().recompile_limit > 0
-        True
-    """
+    """Settings of ``torch.compile``."""
     return torch._dynamo.config
 
 
@@ -83,122 +114,49 @@ _HOOKS += ("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hoo
 
 
 def module_hooks(module: nn.Module, names: Iterable[str] = _HOOKS) -> dict[str, dict]:
-    """The hooks of a module, by the names of the tables that hold them.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.private.pytorch import module_hooks
-        >>> net = nn.Linear(2, 2)
-        >>> handle = net.register_forward_pre_hook(print)
-        >>> list(module_hooks(net)["_forward_pre_hooks"].values())
-        [<built-in function print>]
-    """
+    """The hooks of a module, by the names of the tables that hold them."""
     return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
 
 def communication_hooks(wrapper: DistributedDataParallel) -> list[tuple[Any, Any]]:
-    """What was registered with ``register_comm_hook``, as ``(hook, state)``.
-
-    Example:
-        >>> from torch import distributed, nn
-        >>> from torch.nn.parallel import DistributedDataParallel
-        >>> from smartfrz_lightning.private.pytorch import communication_hooks
-        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        >>> communication_hooks(DistributedDataParallel(nn.Linear(2, 2)))
-        []
-        >>> distributed.destroy_process_group()
-    """
+    """What was registered with ``register_comm_hook``, as ``(hook, state)``."""
     return list(wrapper._comm_hooks)
 
 
 def bucket_megabytes(wrapper: DistributedDataParallel) -> float:
-    """``bucket_cap_mb`` of a wrapper.
-
-    Example:
-        >>> from torch import distributed, nn
-        >>> from torch.nn.parallel import DistributedDataParallel
-        >>> from smartfrz_lightning.private.pytorch import bucket_megabytes
-        >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        >>> bucket_megabytes(DistributedDataParallel(nn.Linear(2, 2), bucket_cap_mb=10))
-        10.0
-        >>> distributed.destroy_process_group()
-    """
+    """``bucket_cap_mb`` of a wrapper."""
     return wrapper.bucket_bytes_cap / 1024 / 1024
 
 
 def placeholder(kind: type, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: Any) -> Any:
-    """A tensor of a subclass that has a shape, but no values.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.private.pytorch import placeholder
-        >>> class Empty(torch.Tensor):
-        ...     @classmethod
-        ...     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        ...         raise ValueError("there are no values")
-        >>> placeholder(Empty, (2, 3), (3, 1), torch.float32, "cpu").shape
-        torch.Size([2, 3])
-    """
+    """A tensor of a subclass that has a shape, but no values."""
     return torch.Tensor._make_wrapper_subclass(kind, shape, strides=stride, dtype=dtype, device=device)
 
 
 def below_functions() -> Any:
-    """A context in which ``__torch_function__`` of tensors is not asked.
-
-    Example:
-        >>> from smartfrz_lightning.private.pytorch import below_functions
-        >>> with below_functions():
-        ...     pass
-    """
+    """A context in which ``__torch_function__`` of tensors is not asked."""
     return torch._C.DisableTorchFunctionSubclass()
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is compiled, by ``torch.compile``, ``Module.compile`` or TorchScript.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.private.pytorch import is_compiled
-        >>> is_compiled(nn.Linear(2, 2)), is_compiled(torch.compile(nn.Linear(2, 2)))
-        (False, True)
-    """
+    """Whether a module is compiled, by ``torch.compile``, ``Module.compile`` or TorchScript."""
     kinds = (torch._dynamo.OptimizedModule, torch.jit.ScriptModule)
     return isinstance(module, kinds) or module._compiled_call_impl is not None
 
 
 def writes(tensor: torch.Tensor) -> int:
-    """How often a tensor was written to, except through ``.data``.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.private.pytorch import writes
-        >>> writes(torch.ones(1).add_(1))
-        1
-    """
+    """How often a tensor was written to, except through ``.data``."""
     return tensor._version
 
 
 def own_tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
-    """A module's own parameters and buffers, with the table in which each stands under its name.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.private.pytorch import own_tensors
-        >>> [name for table, name, tensor in own_tensors(nn.BatchNorm1d(2))]
-        ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
-    """
+    """A module's own parameters and buffers, with the table in which each stands under its name."""
     tables = (module._parameters, module._buffers)
     return [(table, name, t) for table in tables for name, t in table.items() if t is not None]
 
 
 def has_global_hooks() -> bool:
-    """Whether something is hooked to every module.
-
-    Example:
-        >>> from smartfrz_lightning.private.pytorch import has_global_hooks
-        >>> has_global_hooks()
-        False
-    """
+    """Whether something is hooked to every module."""
     module = torch.nn.modules.module
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
 
@@ -207,15 +165,6 @@ def attributes(module: nn.Module) -> tuple:
     """What a module holds, by identity: attributes, parts, and how many hooks; not its mode.
 
     A ``forward`` of its own that only stands for another one, as ``stands_for`` says, counts as that one.
-
-    Example:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.private.pytorch import attributes
-        >>> net = nn.Sequential(nn.Linear(2, 2))
-        >>> before = attributes(net)
-        >>> net.scale = 2.0
-        >>> attributes(net) == before
-        False
     """
     own = vars(module)
     held = tuple([id(value) for name, value in own.items() if name not in ("training", "forward")])
@@ -231,12 +180,6 @@ def rounds_products(tensor: torch.Tensor, convolved: bool) -> bool:
     Args:
         tensor: Any.
         convolved: Whether there are convolutions among them: on GPUs these are, unless somebody forbids it.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.private.pytorch import rounds_products
-        >>> rounds_products(torch.ones(2), convolved=True)
-        False
     """
     if not tensor.is_cuda or tensor.dtype != torch.float32:
         return False
@@ -247,14 +190,7 @@ def rounds_products(tensor: torch.Tensor, convolved: bool) -> bool:
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is nothing but its values: dense, and not in a transform of ``torch.func`` or forward mode.
-
-    Example:
-        >>> import torch
-        >>> from smartfrz_lightning.private.pytorch import is_plain
-        >>> is_plain(torch.ones(2)), is_plain(torch.ones(2).to_sparse()), is_plain(torch.ones(0))
-        (True, False, False)
-    """
+    """Whether a tensor is nothing but its values: dense, and not in a transform of ``torch.func`` or forward mode."""
     if tensor.layout != torch.strided or tensor.is_inference() or tensor.is_conj() or tensor.is_neg():
         return False
     if tensor.is_quantized or tensor.is_nested or is_functorch_wrapped_tensor(tensor):

@@ -33,11 +33,6 @@ def in_processes(
 
     Raises:
         ValueError: ``jobs`` is less than 1.
-
-    Example:
-        >>> from smartfrz_lightning.private.workers import in_processes
-        >>> [(item, type(done).__name__) for item, done in in_processes(int, ["4", "x"], jobs=1)]
-        [('4', 'int'), ('x', 'ValueError')]
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: must be at least 1")

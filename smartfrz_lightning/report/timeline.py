@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smartfrz_lightning.cost.flops import StepFlops
-from smartfrz_lightning.cost.layer_flops import LayerFlops
+from smartfrz_lightning.cost.step_cost import StepCost
 from smartfrz_lightning.freezing.cache_use import CacheUse
 from smartfrz_lightning.layers.layer import Layer
 
@@ -22,15 +22,6 @@ class FreezeEvent:
         epoch: Epochs done before, with fraction where the epoch's length is known.
         confidence: How sure the method was, 0 to 1; ``None`` if it has no such number.
         kind: ``"freeze"`` or ``"thaw"``.
-
-    Example:
-        >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
-        >>> timeline = Timeline(events=[FreezeEvent("stem", step=120, epoch=1.5, confidence=0.9)])
-        >>> timeline.event_of("stem").step, timeline.event_of("head")
-        (120, None)
-        >>> timeline.events.append(FreezeEvent("stem", step=150, epoch=2.0, confidence=None, kind="thaw"))
-        >>> timeline.frozen, timeline.periods("stem")
-        ([], [(120, 150)])
     """
 
     layer: str
@@ -42,40 +33,26 @@ class FreezeEvent:
 
 @dataclass
 class TrainingState:
-    """What training costs between two changes of what is frozen, as measured on the first batch of that time.
+    """What training costs between two changes of what is frozen.
 
     Attributes:
         step: Optimizer steps done before.
-        flops: FLOPs of the measured batch.
-        saved_bytes: The most that autograd keeps at once for the backward pass of that batch.
-        device_bytes: Memory that was allocated on the accelerator when that batch's backward pass began, which is about
-            the peak of a step; 0 on the CPU.
-        size: Size of the measured batch: values in its largest tensor.
-        seen: Sizes of all batches in this state, added up.
+        flops: FLOPs of a batch as large as the first that was measured.
+        work: Batches in this state, in units of that one.
         events: Events before this state.
         skipped: Forward FLOPs of a cached front that were not done.
-
-    Example:
-        >>> from smartfrz_lightning.cost.flops import StepFlops
-        >>> from smartfrz_lightning.report.timeline import TrainingState
-        >>> start = TrainingState(step=0, flops=StepFlops(60, 60, 50), saved_bytes=480, size=32, seen=3200)
-        >>> start.spent.total  # a hundred such batches
-        17000.0
     """
 
     step: int
     flops: StepFlops
-    saved_bytes: int
-    device_bytes: int = 0
-    size: float = 1
-    seen: float = 0
+    work: float = 0
     events: int = 0
     skipped: float = 0
 
     @property
     def spent(self) -> StepFlops:
-        """FLOPs of all batches in this state: each counts by its size."""
-        done = self.flops.times(self.seen / self.size)
+        """FLOPs of all batches in this state."""
+        done = self.flops.times(self.work)
         done.forward -= self.skipped
         return done
 
@@ -88,68 +65,11 @@ class Compilation:
         frozen: Number of layers that were frozen.
         count: Compilations, of validation too.
         seconds: Time they took.
-
-    Example:
-        >>> from smartfrz_lightning.report.timeline import Compilation, Timeline
-        >>> timeline = Timeline(compilations=[Compilation(frozen=0, count=2, seconds=8.0), Compilation(3, 2, 4.5)])
-        >>> sum(entry.seconds for entry in timeline.compilations if entry.frozen)  # what freezing made compile anew
-        4.5
     """
 
     frozen: int
     count: int = 0
     seconds: float = 0
-
-
-@dataclass
-class Start:
-    """What a probe at the start of a training saw, and what was decided.
-
-    Attributes:
-        steps: Steps of the probe.
-        profile: How much each layer wants to move: the norm of its gradients relative to its weights, by name, in
-            forward order.
-        sure: How likely it does no harm to hold everything up to this layer, 0 to 1, by name.
-        held: The layers that are held from the start.
-        untrained: The last ones before the head, if they still have the weights that they were made with.
-
-    Example:
-        >>> from smartfrz_lightning.report.timeline import Start
-        >>> Start(4, {"stem": 0.01, "block": 0.02}, {"stem": 0.95, "block": 0.7}, ["stem"]).held
-        ['stem']
-    """
-
-    steps: int
-    profile: dict[str, float]
-    sure: dict[str, float]
-    held: list[str]
-    untrained: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Look:
-    """What a second look at a held front saw: a copy of the model, of which everything trained, beside it.
-
-    Attributes:
-        step: Optimizer steps done before.
-        steps: Steps that it took.
-        gain: How much lower the loss of the copy was, on average over the second half of these steps.
-        error: The standard error of that, at least a hundredth of the loss.
-        stays: How many layers of the front stayed held; if none did, the model went on as the copy.
-        released: How many train again.
-
-    Example:
-        >>> from smartfrz_lightning.report.timeline import Look
-        >>> Look(step=50, steps=25, gain=-0.02, error=0.01, stays=12, released=0).stays
-        12
-    """
-
-    step: int
-    steps: int
-    gain: float
-    error: float
-    stays: int
-    released: int
 
 
 @dataclass
@@ -160,23 +80,21 @@ class Timeline:
         layers: The layers in forward order.
         events: What froze, in order of time.
         states: What a batch cost, one entry for the start and one after each freezing event.
-        costs: FLOPs of each layer in one batch.
+        cost: What a step costs, by layer.
         compilations: What was compiled when; empty without ``torch.compile``.
         steps: Optimizer steps done.
-        callback_seconds: Time spent in the callback's hooks; without the slower first step, in which layers are found
-            and FLOPs counted, and without the report.
+        notes: What the method said of its decisions, in order of time.
+        callback_seconds: Time spent in the callback's hooks; without the report.
         fit_seconds: Time spent in ``fit``.
-        start: What a probe at the start saw, if there was one.
         cache: What the cache of the frozen front did, if there was one.
-        look: What a second look at the front that is held saw, if there was one.
-        beside: Sizes of all batches in which a copy trained everything beside the model, added up.
+        beside: Batches that were repeated with everything training, in units of the first that was measured.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
         >>> from smartfrz_lightning.layers.layer import Layer
         >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline, TrainingState
         >>> layers, events = [Layer("0", (), (), (), 66), Layer("1", (), (), (), 8)], [FreezeEvent("0", 4, 1.0, 0.9)]
-        >>> states = [TrainingState(0, StepFlops(6, 6, 4), 80, seen=4), TrainingState(4, StepFlops(6, 2), 40, seen=4)]
+        >>> states = [TrainingState(0, StepFlops(6, 6, 4), work=4), TrainingState(4, StepFlops(6, 2), work=4)]
         >>> timeline = Timeline(layers, events, states, steps=8)
         >>> timeline.saved  # four steps of 16 and four of 8, in the place of eight of 16
         0.25
@@ -190,14 +108,13 @@ class Timeline:
     layers: list[Layer] = field(default_factory=list)
     events: list[FreezeEvent] = field(default_factory=list)
     states: list[TrainingState] = field(default_factory=list)
-    costs: list[LayerFlops] = field(default_factory=list)
+    cost: StepCost | None = None
     compilations: list[Compilation] = field(default_factory=list)
     steps: int = 0
+    notes: list[str] = field(default_factory=list)
     callback_seconds: float = 0
     fit_seconds: float = 0
-    start: Start | None = None
     cache: CacheUse | None = None
-    look: Look | None = None
     beside: float = 0
 
     @property
@@ -207,16 +124,19 @@ class Timeline:
         for state in self.states:
             total.add(state.spent)
         if self.beside:
-            total.add(self.states[0].flops.times(self.beside / self.states[0].size))
+            total.add(self._full_step.times(self.beside))
         return total
 
     @property
     def full(self) -> StepFlops:
         """FLOPs that training everything would have taken."""
-        if not self.states:
-            return StepFlops()
-        first = self.states[0]
-        return first.flops.times(sum(state.seen for state in self.states) / first.size)
+        return self._full_step.times(sum(state.work for state in self.states))
+
+    @property
+    def _full_step(self) -> StepFlops:
+        if self.cost is not None:
+            return self.cost.full
+        return self.states[0].flops if self.states else StepFlops()
 
     @property
     def saved(self) -> float:
@@ -283,13 +203,10 @@ class Timeline:
         rest = {name: value for name, value in state.items() if name not in ("spent", "full")}
         states = [TrainingState(**{**entry, "flops": StepFlops(**entry["flops"])}) for entry in state["states"]]
         events = [FreezeEvent(**event) for event in state["events"]]
-        costs = [LayerFlops(**cost) for cost in state["costs"]]
-        compilations = [Compilation(**entry) for entry in state.get("compilations", [])]
-        parts = {"layers": layers, "events": events, "states": states, "costs": costs, "compilations": compilations}
-        start = Start(**state["start"]) if state.get("start") else None
-        cache = CacheUse(**state["cache"]) if state.get("cache") else None
-        look = Look(**state["look"]) if state.get("look") else None
-        return cls(**{**rest, **parts, "start": start, "cache": cache, "look": look})
+        cost = StepCost.from_state_dict(state["cost"]) if state["cost"] else None
+        compilations = [Compilation(**entry) for entry in state["compilations"]]
+        parts = {"layers": layers, "events": events, "states": states, "cost": cost, "compilations": compilations}
+        return cls(**{**rest, **parts, "cache": CacheUse(**state["cache"]) if state["cache"] else None})
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:

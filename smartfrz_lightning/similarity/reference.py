@@ -20,18 +20,6 @@ def load_reference(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read, or is of another architecture.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.similarity.reference import load_reference
-        >>> net = nn.Linear(4, 2)
-        >>> with TemporaryDirectory() as folder:
-        ...     torch.save({"state_dict": net.state_dict()}, f"{folder}/last.ckpt")
-        ...     state = load_reference(f"{folder}/last.ckpt", nn.Linear(4, 2))
-        >>> state["weight"].equal(net.weight)
-        True
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"reference={str(path)!r}: no such file; give the checkpoint of a finished run")

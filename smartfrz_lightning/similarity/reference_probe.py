@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.layers.tracing import tensors_in
-from smartfrz_lightning.private.pytorch import tree_map_only
+from smartfrz_lightning.private.pytorch import tensors_in, tree_map_only
 from smartfrz_lightning.similarity.cka import gram_cka
 from smartfrz_lightning.similarity.features import layer_grams
 
@@ -24,18 +23,6 @@ class ReferenceProbe:
 
     Raises:
         ValueError: On :meth:`meet_reference`: no module was called that holds all trainable parameters.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.layers.tracer import find_layers
-        >>> from smartfrz_lightning.similarity.reference_probe import ReferenceProbe
-        >>> net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 4)
-        >>> layers, probe = find_layers(net, x), ReferenceProbe(net)
-        >>> out = net(x)  # the first batch is the probe
-        >>> probe.meet_reference({name: 2 * weight for name, weight in net.state_dict().items()}, layers)
-        >>> [round(value, 3) for value in probe.cka(layers[:1])]  # twice the weights: alike but for the scale
-        [1.0]
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning.freezing.freeze import freeze
-from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.layers.finder import find_layers
 
 FREEZE = {6: [0], 12: [1]}  # of eight steps an epoch
 

@@ -13,7 +13,7 @@ from smartfrz_lightning.cost.flops import StepFlopCounter
 from smartfrz_lightning.cost.layer_flops import flops_when_frozen, layer_flops
 from smartfrz_lightning.cost.memory import SavedActivations
 from smartfrz_lightning.freezing.freeze import freeze
-from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.layers.finder import find_layers
 
 
 def analytic(model, x):

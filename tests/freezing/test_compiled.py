@@ -10,7 +10,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from smartfrz_lightning.freezing.compiled import forget_graphs
 from smartfrz_lightning.freezing.freeze import freeze
-from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.layers.finder import find_layers
 from smartfrz_lightning.report.show import timeline_table
 
 

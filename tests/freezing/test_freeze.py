@@ -12,7 +12,7 @@ from scripted import ScriptedFreeze
 from torch import nn
 
 from smartfrz_lightning.freezing.freeze import freeze, thaw
-from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.layers.finder import find_layers
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),

@@ -6,7 +6,7 @@ from torch import nn
 
 from smartfrz_lightning.history.sampling import WeightSampler, sample_indices
 from smartfrz_lightning.history.window import WeightHistory, snapshot_spacing
-from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.layers.finder import find_layers
 
 
 def net_and_layers():

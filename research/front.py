@@ -33,7 +33,7 @@ from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.freezing.front_cache import FrontCache
 from smartfrz_lightning.freezing.lean_backward import LeanBackward
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.layers.finder import find_layers
 
 BATCHES = 2
 """Batches of data, that come again."""

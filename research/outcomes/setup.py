@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.layers.tracer import find_layers
+from smartfrz_lightning.layers.finder import find_layers
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.networks import TEXT, build, image_size, normalisation
 from smartfrz_lightning.outcomes.tasks import image_task

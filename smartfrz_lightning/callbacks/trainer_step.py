@@ -1,0 +1,182 @@
+"""TrainerStep: repeats a Trainer's training step on a second set of weights."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, distributed
+
+from smartfrz_lightning.engine.shadow import ShadowStep, ShadowWeights, loss_of
+from smartfrz_lightning.private.pytorch import is_compiled, steps_in_backward
+from smartfrz_lightning.private.trainer import callbacks_of
+
+_OWN = ("backward", "optimizer_step", "optimizer_zero_grad", "on_before_zero_grad", "on_before_backward")
+_GRADIENT_HOOKS = ("on_after_backward", "on_before_optimizer_step")
+
+
+def cannot_verify(trainer: Trainer, module: LightningModule) -> str:
+    """Why a training step cannot be repeated on other weights; empty if it can."""
+    if not module.automatic_optimization:
+        return "training_step steps the optimizers itself"
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        return "training_step takes batches from the loader itself"
+    if len(trainer.optimizers) != 1:
+        return f"there are {len(trainer.optimizers)} optimizers"
+    if module.device.type not in ("cpu", "cuda"):
+        return f"the device is {module.device.type}"
+    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
+        return f"strategy={type(trainer.strategy).__name__}"
+    if any(map(is_compiled, module.modules())):
+        return "the model is compiled"
+    if any(map(steps_in_backward, module.parameters())):
+        return "hooks run as soon as a gradient is complete"
+    if own := [name for name in _OWN if is_overridden(name, module)]:
+        return f"{type(module).__name__} has its own {' and '.join(own)}"
+    return ""
+
+
+class TrainerStep(ShadowStep):
+    """Of a Trainer, under automatic optimization.
+
+    Args:
+        trainer: Trains the module.
+        module: The module.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        super().__init__()
+        self._trainer, self._module = trainer, module
+        self._scaler: Any = None
+        self._own: Any = None
+
+    def arm(self) -> None:
+        self._scaler = copy.deepcopy(getattr(self._trainer.precision_plugin, "scaler", None))
+        self._own = vars(self._module).get("training_step")
+        self._plain = self._module.training_step
+        vars(self._module)["training_step"] = self.watching(self._plain, lambda: self._module.device)
+
+    def disarm(self) -> None:
+        vars(self._module).pop("training_step", None)
+        if self._own is not None:
+            vars(self._module)["training_step"] = self._own
+        self._call, self.loss, self._scaler = None, None, None
+
+    def all_well(self, well: bool) -> bool:
+        return self._trainer.strategy.reduce_boolean_decision(well, all=True)
+
+    def has_room(self, size: int) -> bool:
+        device = self._module.device
+        if device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(device)
+        used, most = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        return 1.1 * (size + most - used) < free + torch.cuda.memory_reserved(device) - used
+
+    def reduce(self, values: Tensor) -> Tensor:
+        return self._trainer.strategy.reduce(values.to(self._module.device), reduce_op="mean")
+
+    def take(self, shadow: ShadowWeights, stepped: bool, last: Callable[[], bool]) -> Tensor | None:
+        trainer, module, optimizer = self._trainer, self._module, shadow.optimizer
+        view = _TrainerView(trainer, optimizer, trainer.global_step - stepped)
+        watching = [c for c in callbacks_of(trainer) if _reads_gradients(c)]
+        with self._repeated(module, module.device) as (args, kwargs):
+
+            def body() -> Tensor | None:
+                vars(module).update(_trainer=view, _current_fx_name="training_step", optimizers=lambda **_: optimizer)
+                with trainer.precision_plugin.train_step_context():
+                    out = self._plain(*args, **kwargs)
+                loss = loss_of(out)
+                part = None if loss is None else loss / trainer.accumulate_grad_batches
+                if part is not None:
+                    (part if self._scaler is None else self._scaler.scale(part)).backward()
+                    for callback in watching:
+                        callback.on_after_backward(view, module)  # pyright: ignore[reportArgumentType]
+                    module.on_after_backward()
+                if stepped and not (self._scaler is not None and loss is None):
+                    self._step(view, optimizer, watching)
+                if not last():  # that of the module itself is yet to come
+                    outputs = {**(out if isinstance(out, Mapping) else {}), "loss": part} if part is not None else {}
+                    outputs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in outputs.items()}
+                    module.on_train_batch_end(outputs, *[*args, *kwargs.values()][:2])
+                return loss
+
+            return shadow.swapped(body, *watching)
+
+    def _step(self, view: "_TrainerView", optimizer: Any, watching: list[Callback]) -> None:
+        trainer, module = self._trainer, self._module
+        if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
+            _average([parameter for group in optimizer.param_groups for parameter in group["params"]])
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+        for callback in watching:
+            callback.on_before_optimizer_step(view, module, optimizer)  # pyright: ignore[reportArgumentType]
+        module.on_before_optimizer_step(optimizer)
+        module.configure_gradient_clipping(
+            optimizer,
+            gradient_clip_val=trainer.gradient_clip_val,
+            gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+        )
+        if self._scaler is None:
+            optimizer.step()
+        else:
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        optimizer.zero_grad()
+
+
+def _reads_gradients(callback: Callback) -> bool:
+    ours = type(callback).__module__.startswith(("smartfrz_lightning.", "lightning."))
+    return not ours and any(is_overridden(name, callback) for name in _GRADIENT_HOOKS)
+
+
+class _TrainerView:
+    """A Trainer as the repeated step sees it: what it is told, logged or asked to do goes nowhere."""
+
+    def __init__(self, trainer: Trainer, optimizer: Any, global_step: int) -> None:
+        loggers = [DummyLogger() for _ in trainer.loggers]
+        schedulers = [replace(config, scheduler=_Idle(config.scheduler)) for config in trainer.lr_scheduler_configs]
+        own = {"_trainer": trainer, "optimizers": [optimizer], "lr_scheduler_configs": schedulers}
+        own |= {"global_step": global_step, "logger": loggers[0] if loggers else None, "loggers": loggers}
+        own |= {"_results": _Silent(), "_logger_connector": _Silent(), "save_checkpoint": lambda *_, **__: None}
+        for name in ("callback_metrics", "progress_bar_metrics", "logged_metrics"):
+            own[name] = dict(getattr(trainer, name))
+        vars(self).update(own)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_trainer"], name)
+
+
+class _Silent:
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: False
+
+
+class _Idle:
+    """A scheduler that can be asked, but not moved."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def step(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def _average(parameters: list[Tensor]) -> None:
+    """As DDP does; what no process used keeps no gradient."""
+    training = [parameter for parameter in parameters if parameter.requires_grad]
+    used = torch.tensor([parameter.grad is not None for parameter in training], device=training[0].device).int()
+    distributed.all_reduce(used)
+    for parameter, count in zip(training, used.tolist(), strict=True):
+        if count:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            distributed.all_reduce(parameter.grad)
+            parameter.grad /= distributed.get_world_size()

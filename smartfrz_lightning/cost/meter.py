@@ -1,0 +1,110 @@
+"""CostMeter: measures what a training step costs, for batches of every size that comes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from smartfrz_lightning.cost.forward import ForwardFlops
+from smartfrz_lightning.cost.step_cost import StepCost, step_cost
+from smartfrz_lightning.layers.layer import Layer
+
+_SIZES, _ALIKE = 12, 0.05  # sizes that are measured at most, and how much they differ
+
+
+class CostMeter:
+    """Counts the forward FLOPs of the first batch, and of further ones whose size differs from all measured ones.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._flops: dict[float, float] = {}  # of a forward pass, by the size of the batch
+        self._reference = 0.0
+        self._counter: ForwardFlops | None = None
+        self._size = 1.0
+        self._saw_backward = False
+
+    @property
+    def measuring(self) -> bool:
+        """Whether this batch is being measured."""
+        return self._counter is not None
+
+    def before_batch(self, batch: Any) -> None:
+        """A training batch begins."""
+        self.drop()
+        self._size, self._saw_backward = batch_size(batch), False
+        known = any(abs(self._size - size) <= _ALIKE * size for size in self._flops)
+        if not known and len(self._flops) < _SIZES:
+            self._counter = ForwardFlops(self._model)
+            self._counter.start()
+
+    def before_backward(self) -> None:
+        """A backward pass begins; what runs in it is not counted."""
+        self._saw_backward = True
+        if self._counter is not None:
+            self._counter.pause()
+
+    def after_backward(self) -> None:
+        """A backward pass is over; another forward pass may follow."""
+        if self._counter is not None:
+            self._counter.resume()
+
+    def stop(self) -> None:
+        """No more of this batch is counted."""
+        if self._counter is not None:
+            self._counter.stop()
+
+    def drop(self) -> None:
+        """Forget what was counted of a batch that broke off."""
+        self.stop()
+        self._counter = None
+
+    def after_batch(self, layers: Sequence[Layer]) -> StepCost | None:
+        """A training batch is done; returns the cost of a step if it was the first one to be measured."""
+        self.stop()
+        counter, self._counter = self._counter, None
+        if counter is None or not self._saw_backward:  # a skipped step is no measure
+            return None
+        self._flops[self._size] = counter.total
+        if self._reference:
+            return None
+        self._reference = self._size
+        return step_cost(self._model, layers, counter.segments)
+
+    def work(self) -> float:
+        """Forward FLOPs of this batch, relative to those of the first measured one."""
+        if not self._reference:
+            return 1.0
+        nearest = min(self._flops, key=lambda size: abs(size - self._size))
+        whole = self._flops[self._reference]
+        if not whole:
+            return self._size / self._reference
+        return self._flops[nearest] * self._size / nearest / whole
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured."""
+        return {"flops": [list(entry) for entry in self._flops.items()], "reference": self._reference}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on."""
+        self._flops, self._reference = {size: flops for size, flops in state["flops"]}, state["reference"]
+
+
+def batch_size(batch: Any) -> float:
+    """How much a batch is: the number of values in all of its tensors; 1 where none can be seen.
+
+    Images count by their pixels, padded sentences by the length that they are padded to, lists of images one by one.
+    """
+    return float(_values(batch) or 1)
+
+
+def _values(tree: Any) -> int:
+    # Called at every step, where torch's pytree would take longer than all the rest; nor does it open a BatchEncoding.
+    if isinstance(tree, Tensor):
+        return tree.numel()
+    if isinstance(tree, tuple | list):
+        return sum(map(_values, tree))
+    return sum(map(_values, tree.values())) if isinstance(tree, Mapping) else 0

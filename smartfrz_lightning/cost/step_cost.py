@@ -1,0 +1,125 @@
+"""StepCost: what a training step costs, with any layers frozen."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from smartfrz_lightning.cost.flops import StepFlops
+from smartfrz_lightning.layers.layer import Layer
+
+
+@dataclass
+class LayerFlops:
+    """FLOPs of one layer in the forward pass of one step.
+
+    Attributes:
+        layer: Its name.
+        own: Products with its weights.
+        following: Products without weights (attention) between it and the next layer.
+        passing: Products with weights that never train, between it and the next layer.
+    """
+
+    layer: str
+    own: float = 0
+    following: float = 0
+    passing: float = 0
+
+    @property
+    def forward(self) -> float:
+        """All of them."""
+        return self.own + self.following + self.passing
+
+
+@dataclass
+class StepCost:
+    """What a training step costs, from the FLOPs of its forward pass by layer.
+
+    The weight gradient of a layer costs what its forward products cost. Activation gradients stop behind the first
+    layer that trains: a product with a weight costs its forward FLOPs once more, one of two activations twice. Branches
+    that run beside each other (a two-tower network) are taken as if one followed the other. What checkpointed blocks
+    compute again is not counted.
+
+    Attributes:
+        layers: FLOPs of each layer, in forward order.
+        before: Forward FLOPs before the first layer.
+
+    Example:
+        >>> from smartfrz_lightning.cost import LayerFlops, StepCost
+        >>> cost = StepCost([LayerFlops("a", 10), LayerFlops("b", 20), LayerFlops("c", 30)])
+        >>> cost.full
+        StepFlops(forward=60, weight_gradient=60, activation_gradient=50)
+        >>> cost.when_frozen({"a"})
+        StepFlops(forward=60, weight_gradient=50, activation_gradient=30)
+        >>> [round(share, 2) for share in cost.of_prefixes(["a", "b"])]  # relative to full
+        [0.82, 0.53]
+    """
+
+    layers: list[LayerFlops] = field(default_factory=list)
+    before: float = 0
+
+    @property
+    def full(self) -> StepFlops:
+        """A step in which everything trains."""
+        return self.when_frozen(())
+
+    def when_frozen(self, frozen: Collection[str]) -> StepFlops:
+        """A step in which these layers are frozen."""
+        frozen = set(frozen)
+        first = next((number for number, cost in enumerate(self.layers) if cost.layer not in frozen), len(self.layers))
+        forward = self.before + sum(cost.forward for cost in self.layers)
+        weight = sum(cost.own for cost in self.layers if cost.layer not in frozen)
+        activation = sum(cost.own for cost in self.layers[first + 1 :])
+        activation += sum(2 * cost.following + cost.passing for cost in self.layers[first:])
+        return StepFlops(forward, weight, activation)
+
+    def relative(self, frozen: Collection[str]) -> float:
+        """Cost of a step in which these layers are frozen, relative to one in which everything trains; 1 if unknown."""
+        full = self.full.total
+        return self.when_frozen(frozen).total / full if full else 1.0
+
+    def of_prefixes(self, names: Sequence[str]) -> list[float]:
+        """Relative cost of a step with the first layer frozen, with the first two, and so on."""
+        return [self.relative(names[: count + 1]) for count in range(len(names))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "StepCost":
+        """What :meth:`state_dict` gave."""
+        return cls([LayerFlops(**layer) for layer in state["layers"]], state["before"])
+
+
+def step_cost(model: nn.Module, layers: Sequence[Layer], segments: Sequence[tuple[str, float]]) -> StepCost:
+    """Share the FLOPs of a forward pass among layers.
+
+    Args:
+        model: The model.
+        layers: Its layers, in forward order.
+        segments: Of :class:`~smartfrz_lightning.cost.ForwardFlops`.
+    """
+    number_of = {
+        name.rpartition(".")[0].partition(".parametrizations.")[0]: number
+        for number, layer in reversed(list(enumerate(layers)))
+        for name in layer.weights
+    }
+    cost = StepCost([LayerFlops(layer.name) for layer in layers])
+    at = None
+    for module, flops in segments:
+        if module in number_of:
+            at = number_of[module]
+            cost.layers[at].own += flops
+        elif at is None:
+            cost.before += flops
+        elif module and _multiplies(model, module):
+            cost.layers[at].passing += flops
+        else:
+            cost.layers[at].following += flops
+    return cost
+
+
+def _multiplies(model: nn.Module, module: str) -> bool:
+    return any(parameter.ndim > 1 for parameter in model.get_submodule(module).parameters(recurse=False))

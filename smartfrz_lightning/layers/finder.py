@@ -1,0 +1,110 @@
+"""Find the layers of a model in a training step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smartfrz_lightning.layers.gathering import StepFacts, gather_layers
+from smartfrz_lightning.layers.graph import ParameterUse
+from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.private.pytorch import sequence_number, tensors_in
+
+
+class LayerWatch:
+    """Watch one training step and tell the layers of the model in forward order.
+
+    Forward hooks say when modules run; the autograd graph of the loss says which parameters are used where, and which
+    layers lead to the loss with no other behind them: every one of these is a head.
+
+    Args:
+        model: The model, with the parameters to be ignored already at ``requires_grad=False``.
+        exclude: Shell-style patterns (``backbone.stem.*``) of modules, layers or parameters that always train.
+    """
+
+    def __init__(self, model: nn.Module, exclude: Sequence[str] = ()) -> None:
+        self._model, self._exclude = model, tuple(exclude)
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._ran: dict[str, int] = {}
+        self._use = ParameterUse()
+        self._buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+        self._hooks = [
+            module.register_forward_pre_hook(self._ran_hook(name))
+            for name, module in model.named_modules()
+            if any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+        ]
+
+    def _ran_hook(self, name: str) -> Callable:
+        def hook(module: nn.Module, *_: Any) -> None:
+            self._ran.setdefault(name, sequence_number())
+            for own, parameter in module.named_parameters(prefix=name, recurse=False):
+                self._names.setdefault(id(parameter), own)  # FSDP2 puts gathered weights in the place of its own
+
+        return hook
+
+    def leads_to(self, *losses: Tensor) -> None:
+        """These are the losses; call it before their ``backward``."""
+        self._use.read(losses, self._names)
+
+    def stop(self) -> None:
+        """Watch the forward pass no more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def layers(self) -> list[Layer]:
+        """The layers in forward order, those that took no part last.
+
+        Raises:
+            ValueError: The model has no trainable parameter.
+        """
+        changed = {
+            name.rpartition(".")[0]
+            for name, buffer in self._model.named_buffers()
+            if name in self._buffers and _moved(self._buffers[name], buffer)
+        }
+        return gather_layers(self._model, StepFacts(self._use, self._ran, changed), self._exclude)
+
+
+def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **kwargs: Any) -> list[Layer]:
+    """Run a model once and tell its layers in forward order.
+
+    Args:
+        model: Any module. It is run in the mode that it is in, and its buffers are put back afterwards.
+        inputs: What the model is called with.
+        exclude: Patterns of what always trains, see :class:`LayerWatch`.
+        kwargs: Keyword arguments for the call.
+
+    Raises:
+        ValueError: The model has no trainable parameter.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from smartfrz_lightning.layers import find_layers
+        >>> net = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+        >>> [layer.parameters for layer in find_layers(net, torch.tensor([1, 2]))]
+        [('0.weight', '1.weight', '1.bias'), ('2.weight', '2.bias')]
+    """
+    before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    watch = LayerWatch(model, exclude)
+    try:
+        with torch.enable_grad():
+            out = model(*inputs, **kwargs)
+    finally:
+        watch.stop()
+    out = dict(out) if hasattr(out, "items") else out  # outputs of transformers
+    watch.leads_to(*tensors_in(out))
+    found = watch.layers()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in before:  # a cache may be made in the first call
+                buffer.copy_(before[name])
+    return found
+
+
+def _moved(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape or not before.is_floating_point():
+        return before.shape != after.shape or not torch.equal(before, after)
+    return not torch.equal(before.nan_to_num(), after.nan_to_num())  # NaN is what it was

@@ -1,0 +1,138 @@
+"""What the autograd graph of a loss says about parameters: which operation uses them, in which order, and the heads."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+_PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attention", "trilinear", "dot", "mv")
+
+
+@dataclass
+class ParameterUse:
+    """How parameters were used in a forward pass. Times are autograd sequence numbers; parameters go by name.
+
+    Attributes:
+        first: When each parameter was first used.
+        last: When it was last used.
+        in_product: Parameters that were multiplied, convolved or looked up.
+        fed_by: For each other parameter, those whose product feeds the operation that uses it.
+        heads: Parameters of the last operation on each path to a loss.
+    """
+
+    first: dict[str, int] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
+    in_product: set[str] = field(default_factory=set)
+    fed_by: dict[str, frozenset[str]] = field(default_factory=dict)
+    heads: set[str] = field(default_factory=set)
+
+    def read(self, losses: Iterable[Tensor], names: Mapping[int, str]) -> None:
+        """Add what the graphs of some losses show; call it before their ``backward``.
+
+        Args:
+            losses: The losses.
+            names: Names of the parameters, by ``id``.
+        """
+        roots = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
+        sources = _sources(roots, names)
+        for node, source in sources.items():
+            if source is None:
+                self._add(node, sources)
+        self.heads |= _heads(roots, sources, names)
+
+    def _add(self, node: Any, sources: dict[Any, frozenset[str] | None]) -> None:
+        used = _used(node, sources)
+        if not used:
+            return
+        at = node._sequence_nr()
+        for name in used:
+            self.first[name] = min(at, self.first.get(name, at))
+            self.last[name] = max(at, self.last.get(name, at))
+        if is_product(node):
+            self.in_product |= used
+        elif feeder := _feeder(node, sources):
+            for name in used:
+                self.fed_by.setdefault(name, feeder)
+
+
+def is_product(node: Any) -> bool:
+    """Whether a node of the graph multiplies matrices, convolves or looks up: the work that layers are made of."""
+    name = node.name().lower()
+    return any(part in name for part in _PRODUCTS) and "upsample" not in name
+
+
+def _children(node: Any) -> list[Any]:
+    return [child for child, _ in node.next_functions if child is not None]
+
+
+def _sources(roots: list[Any], names: Mapping[int, str]) -> dict[Any, frozenset[str] | None]:
+    """For every node the parameters that it was computed from alone; ``None`` if anything else went into it.
+
+    A transpose, a cast, a mask or a weight norm of parameters stands for them.
+    """
+    found: dict[Any, frozenset[str] | None] = {}
+    stack = list(roots)
+    while stack:
+        node = stack[-1]
+        if node in found:
+            stack.pop()
+            continue
+        waiting = [child for child in _children(node) if child not in found]
+        if waiting:
+            stack += waiting
+            continue
+        stack.pop()
+        found[node] = _source(node, found, names)
+    return found
+
+
+def _source(node: Any, found: dict[Any, frozenset[str] | None], names: Mapping[int, str]) -> frozenset[str] | None:
+    if (leaf := getattr(node, "variable", None)) is not None:
+        name = names.get(id(leaf))
+        return None if name is None else frozenset({name})
+    own = [found[child] for child in _children(node)]
+    if not own or any(source is None for source in own):
+        return None
+    kind = node.name()
+    constant = any(child is None for child, _ in node.next_functions)
+    if "embedding" in kind.lower() or (constant and not kind.startswith(("Mul", "Div"))):
+        return None  # the indices, or an input that needs no gradient
+    return frozenset().union(*(source for source in own if source))
+
+
+def _used(node: Any, sources: dict[Any, frozenset[str] | None]) -> frozenset[str]:
+    return frozenset().union(*(sources[child] or () for child in _children(node)))
+
+
+def _feeder(node: Any, sources: dict[Any, frozenset[str] | None]) -> frozenset[str]:
+    """The parameters of the product whose output reaches this node through operations with a single input."""
+    while True:
+        inputs = {child for child in _children(node) if sources[child] is None}
+        if len(inputs) != 1:
+            return frozenset()
+        node = inputs.pop()
+        if is_product(node):
+            return _used(node, sources)
+
+
+def _heads(roots: list[Any], sources: dict[Any, frozenset[str] | None], names: Mapping[int, str]) -> set[str]:
+    """Parameters with a path to a loss on which no others lie.
+
+    What is added (a bias, a penalty on weights) lies beside the path, and so does a single number (a temperature).
+    """
+    numbers = {names.get(id(leaf)) for node in sources if (leaf := getattr(node, "variable", None)) is not None
+               and leaf.numel() == 1}  # fmt: skip
+    heads: set[str] = set()
+    seen, stack = set(), [node for node in roots if sources[node] is None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        used = _used(node, sources) if not node.name().startswith(("Add", "Sub")) or is_product(node) else frozenset()
+        if used - numbers:
+            heads |= used - numbers
+        else:
+            stack += [child for child in _children(node) if sources[child] is None]
+    return heads

@@ -1,0 +1,9 @@
+"""What SmartFreezeCallback is made of: a choice at the start, a trial of it, and the attention predictor."""
+
+from smartfrz_lightning.stages.attention import AttentionStage
+from smartfrz_lightning.stages.stage import Stage
+from smartfrz_lightning.stages.start import StartStage
+from smartfrz_lightning.stages.verify import VerifyStage
+from smartfrz_lightning.stages.windowed import WindowedStage
+
+__all__ = ["AttentionStage", "Stage", "StartStage", "VerifyStage", "WindowedStage"]

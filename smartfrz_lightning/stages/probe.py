@@ -1,0 +1,174 @@
+"""Probe: the gradients of all layers in the first steps of a run, in which only the heads move."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from smartfrz_lightning.history.sampling import WeightSampler
+from smartfrz_lightning.history.statistics_shift import statistics_shift
+from smartfrz_lightning.layers.layer import Layer
+
+_SCHEDULED = {"params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "max_momentum"}
+_SCHEDULED |= {"base_momentum", "weight_decay"}
+
+
+class Probe:
+    """Watches gradients without letting them act, and leaves no trace.
+
+    While an optimizer steps, it holds the parameters of the heads alone, as the gradients of the others are to be those
+    of heads that know something; all other gradients are zero. Between two batches the model and its optimizers are as
+    they came, so that a validation, an average of the weights or a checkpoint sees nothing of the probe.
+
+    Args:
+        model: The model, before its first step.
+        optimizers: All that step.
+        sample_size: Watched weights a layer.
+        seed: Fixes which.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[Optimizer], sample_size: int = 1024, seed: int = 0
+    ) -> None:
+        self._model, self._optimizers, self._sample_size, self._seed = model, optimizers, sample_size, seed
+        self._layers: list[Layer] = []
+        self._heads: dict[str, nn.Parameter] = {}
+        self._before = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
+        self._before |= _averages(model)
+        self._moved: dict[str, Tensor] = {}
+        self._states: list[dict[str, Any]] = [{} for _ in optimizers]  # of the heads, as the probe left them
+        self._settings: list[list[dict[str, Any]]] = []
+        self._own_settings = [[_own(group) for group in optimizer.param_groups] for optimizer in optimizers]
+        self._own_states: list[dict[str, Any]] = []
+        self._groups: list[tuple[dict[str, Any], list]] = []  # those that hold the heads alone now
+        self._rows: list[Tensor] = []
+        self._row: Tensor | None = None
+        self.looked = False
+        """Whether gradients were taken in this step."""
+
+    @property
+    def steps(self) -> int:
+        """Steps whose gradients were watched."""
+        return len(self._rows)
+
+    def watch(self, layers: Sequence[Layer]) -> None:
+        """These are the layers."""
+        self._layers = list(layers)
+        self._sampler = WeightSampler(self._model, self._layers, self._sample_size, self._seed)
+        names = [name for layer in layers if layer.pinned == "output" for name in layer.parameters]
+        self._heads = {name: self._model.get_parameter(name) for name in names}
+        for name, parameter in self._heads.items():
+            self._before.setdefault(name, parameter.detach().clone())
+        self._own_states = [
+            {name: copy.deepcopy(optimizer.state[p]) for name, p in self._heads.items() if p in optimizer.state}
+            for optimizer in self._optimizers
+        ]
+
+    @torch.no_grad()
+    def before_batch(self) -> None:
+        """Go on with the heads as the probe left them."""
+        if self._moved:
+            self._set(self._moved, self._states, self._settings)
+
+    @torch.no_grad()
+    def take_gradients(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step: note its gradients down, and leave it the heads alone."""
+        self.looked = True
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if self._row is None:
+            self._row = self._empty().zero_()
+        own = [any(id(self._model.get_parameter(n)) in held for n in layer.parameters) for layer in self._layers]
+        now = self._sampler.gradients(torch.empty_like(self._row))
+        mask = torch.tensor(own, device=now.device)
+        self._row[mask] = now[mask]
+        heads = {id(parameter) for parameter in self._heads.values()}
+        stock = type(optimizer).__module__.startswith("torch.optim")
+        for group in optimizer.param_groups:
+            kept = [parameter for parameter in group["params"] if id(parameter) in heads]
+            for parameter in group["params"]:
+                if id(parameter) in heads or parameter.grad is None:
+                    continue
+                if kept or stock:  # whoever reads gradients now may expect one of each
+                    parameter.grad.zero_()
+                else:
+                    parameter.grad = None  # not every optimizer does with an empty group
+            if kept or stock:
+                self._groups.append((group, group["params"]))
+                group["params"] = kept
+
+    def optimizer_stepped(self) -> None:
+        """An optimizer has stepped, or the batch is over: its groups are whole again."""
+        for group, parameters in self._groups:
+            group["params"] = parameters
+        self._groups.clear()
+
+    @torch.no_grad()
+    def batch_done(self, stepped: bool) -> None:
+        """A batch is over: everything is as it came until the next one."""
+        self.optimizer_stepped()
+        if stepped:
+            self.looked = False
+            if self._row is not None and torch.isfinite(self._row).all():  # an overflow under AMP is no gradient
+                self._rows.append(self._row)
+            self._row = None
+        self.set_aside()
+
+    @torch.no_grad()
+    def set_aside(self) -> None:
+        """Put the model and its optimizers back, and keep what the probe has moved for the next batch."""
+        self._moved = {name: self._tensor(name).detach().clone() for name in self._before}
+        self._states = [
+            {name: optimizer.state[p] for name, p in self._heads.items() if p in optimizer.state}
+            for optimizer in self._optimizers
+        ]
+        self._settings = [[_own(group) for group in optimizer.param_groups] for optimizer in self._optimizers]
+        self._set(self._before, copy.deepcopy(self._own_states), self._own_settings)
+
+    def _set(self, tensors: dict[str, Tensor], states: list[dict[str, Any]], settings: list[list[dict]]) -> None:
+        for name, tensor in tensors.items():
+            self._tensor(name).copy_(tensor)
+        for optimizer, own in zip(self._optimizers, states, strict=True):
+            for name, parameter in self._heads.items():
+                optimizer.state.pop(parameter, None)
+                if name in own:
+                    optimizer.state[parameter] = own[name]
+        for optimizer, groups in zip(self._optimizers, settings, strict=True):
+            for group, own in zip(optimizer.param_groups, groups, strict=True):
+                group.update(copy.deepcopy(own))
+
+    def gradients(self) -> Tensor:
+        """``[steps, layers, sample_size]``, on the CPU; the layers in forward order."""
+        return torch.stack([row.cpu() for row in self._rows])
+
+    def weights(self) -> Tensor:
+        """``[layers, sample_size]``: the watched weights, on the CPU."""
+        return self._sampler(self._empty()).cpu()
+
+    def shift(self) -> float:
+        """How far the statistics of the batches lie from those that the network came with, in nats."""
+        norms = [name for layer in self._layers for name in layer.stateful]
+        return statistics_shift(self._model, norms, self._before, self._moved)
+
+    def _tensor(self, name: str) -> Tensor:
+        module, _, own = name.rpartition(".")
+        return getattr(self._model.get_submodule(module), own)
+
+    def _empty(self) -> Tensor:
+        return torch.empty(len(self._layers), self._sample_size, device=next(self._model.parameters()).device)
+
+
+def _averages(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters without gradients that may be averages of those that train: together they are no larger."""
+    still = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    training = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if sum(parameter.numel() for parameter in still.values()) > training:
+        return {}
+    return {name: parameter.detach().clone() for name, parameter in still.items()}
+
+
+def _own(group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer keeps in a group, without what schedulers set."""
+    return {name: copy.deepcopy(value) for name, value in group.items() if name not in _SCHEDULED}

@@ -1,0 +1,268 @@
+"""StartStage: watch gradients in the first steps, and freeze a prefix before training begins."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from smartfrz_lightning.engine.rule import Decision
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.layers.untrained import untrained_end
+from smartfrz_lightning.predictor.start import StartPredictor
+from smartfrz_lightning.predictor.start_inputs import start_inputs
+from smartfrz_lightning.stages.probe import Probe
+from smartfrz_lightning.stages.schedule import LONG, UNVERIFIED, frozen_until, start_threshold
+from smartfrz_lightning.stages.stage import Stage
+
+SHARE, MOST, LEAST = 0.02, 30, 2
+"""A probe's length: a share of the run, the most steps, and the least that tell anything."""
+
+_OVERFLOWS = 10  # steps more, where gradients were not finite
+
+
+def probe_length(steps: float) -> int:
+    """Steps of the probe of a run: 2 %, but at most 30."""
+    return int(min(MOST, SHARE * steps + 1e-6))
+
+
+class StartStage(Stage):
+    """Freeze the prefix that need not train at all (this project).
+
+    In the first 2 % of the steps the head alone moves, while the gradients of all layers are watched. A predictor then
+    gives p(safe) of each prefix (the first layer, the first two, ...): how likely freezing it for the whole run ends at
+    most 2 points of accuracy below full training. Of those that are safe enough the one that saves most is frozen.
+    Layers with the random weights that they were made with always train, unless ``save`` asks for them.
+
+    In a long run the prefix trains again after two fifths; how this depends on the length, see
+    :mod:`smartfrz_lightning.stages.schedule`.
+
+    Args:
+        predictor: Safetensors file of a start predictor; the shipped one by default.
+        threshold: p(safe) from which a prefix is frozen; by default 0.65 in a short run in which a trial follows, 0.8 in
+            others.
+        save: Share of a step to save, in place of ``threshold``: of the prefixes that save as much, the safest one is
+            frozen, to the end of the run.
+        probe_steps: Steps of the probe; 2 % of the run by default, 30 at most. A run of fewer than 100 steps has none.
+        verified: Whether a :class:`~smartfrz_lightning.stages.VerifyStage` follows.
+        sample_size: Watched weights a layer.
+        seed: Fixes which.
+
+    Raises:
+        FileNotFoundError: There is no such predictor file.
+        ValueError: An argument is out of range, ``threshold`` and ``save`` are both given, or the predictor file cannot
+            be read.
+    """
+
+    thaws = True
+
+    def __init__(
+        self,
+        predictor: str | None = None,
+        threshold: float | None = None,
+        save: float | None = None,
+        probe_steps: int | None = None,
+        verified: bool = True,
+        sample_size: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        check_shares(threshold=threshold, save=save)
+        if save is not None and threshold is not None:
+            raise ValueError(f"save={save} and threshold={threshold}: give one of them")
+        if probe_steps is not None and (not isinstance(probe_steps, int) or probe_steps < LEAST):
+            raise ValueError(f"probe_steps={probe_steps!r}: must be a whole number of at least {LEAST}")
+        self._predictor = StartPredictor.load(predictor)
+        self.threshold, self.save, self.probe_steps, self.verified = threshold, save, probe_steps, verified
+        self._sample_size, self._seed = sample_size, seed
+
+    def reset(self) -> None:
+        self._probe: Probe | None = None
+        self._probing = False  # also across a resume
+        self._taken = 0  # steps of the probe
+        self._decided = False
+        self._due = False
+        self._released = False
+
+    def busy(self, run: TrainingRun) -> bool:
+        return self._probe is not None or self._due
+
+    def start(self, run: TrainingRun) -> None:
+        if (run.steps and not self._probing) or self._probe is not None:
+            return
+        self._decided = self._released = self._probing = False
+        if self.probe_steps is not None and self.probe_steps >= run.total_batches:
+            raise ValueError(
+                f"probe_steps={self.probe_steps}: the run has only {run.total_batches:g} batches; take fewer"
+            )
+        if why := self._why_not(run):
+            run.say(f"Nothing is frozen at the start: {why}.")
+            return
+        self._probe, self._probing, self._taken = Probe(run.model, run.optimizers, self._sample_size, self._seed), True, 0
+        if run.layers:
+            self.layers_found(run)
+
+    def _why_not(self, run: TrainingRun) -> str:
+        if self.probe_steps is None and probe_length(run.total_batches) < LEAST:
+            needs = math.ceil(LEAST / SHARE)
+            return f"that needs a run of {needs} steps, and this one has {run.total_batches:g}; give probe_steps or save"
+        if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
+            return "LBFGS asks for gradients many times a step"
+        if run.begun_before:
+            return "training had begun before"
+        return ""
+
+    def before_batch(self, run: TrainingRun) -> None:
+        if self._probe is not None:
+            self._probe.before_batch()
+
+    def layers_found(self, run: TrainingRun) -> None:
+        if self._probe is None:
+            return
+        if not run.active:
+            self._give_up(run, "no layer but the head trains")
+        else:
+            self._probe.watch(run.layers)
+
+    def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        if self._probe is not None:
+            self._probe.take_gradients(optimizer)
+
+    def optimizer_stepped(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        if self._probe is not None:
+            self._probe.optimizer_stepped()
+
+    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
+        if self._probe is None or not run.layers:
+            return
+        if stepped and not self._probe.looked:
+            self._probe.set_aside()
+            self._give_up(run, "the optimizer steps with a closure, whose gradients are not seen in this loop")
+        else:
+            self._probe.batch_done(stepped)
+
+    def step_done(self, run: TrainingRun) -> None:
+        if self._probe is None:
+            return
+        whole = run.total_steps
+        steps = probe_length(whole) if self.probe_steps is None else self.probe_steps
+        if self._probe.steps < LEAST <= steps:  # gradients of the first steps overflow under AMP
+            steps += _OVERFLOWS
+        self._taken += 1
+        self._due = self._taken >= steps
+
+    def check_due(self, run: TrainingRun) -> bool:
+        return self._due or bool(self._to_release(run))
+
+    def select(self, run: TrainingRun) -> Decision:
+        if not self._due:
+            names = self._to_release(run)
+            run.say(f"The prefix of {len(names)} layers was frozen for {run.steps} steps, and trains from here on.")
+            return Decision(thaw=names)
+        assert self._probe is not None
+        return self._choose(run, self._probe)
+
+    def asked(self, run: TrainingRun) -> None:
+        if self._due:
+            self._probe, self._probing, self._due, self._decided = None, False, False, True
+
+    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        self._released |= bool(thawed)
+
+    def _to_release(self, run: TrainingRun) -> list[str]:
+        whole = LONG if run.total_steps == math.inf else run.total_steps
+        if not self._decided or self._released or self.save is not None or run.steps < frozen_until(whole):
+            return []
+        return [name for name in run.frozen if name in run.untrained]
+
+    def end(self, run: TrainingRun) -> None:
+        if self._probe is not None and run.steps and run.layers:
+            self._give_up(
+                run,
+                f"training ended after {run.steps} steps, within the probe, in which nothing trains for good. Give the "
+                "Trainer max_epochs or max_steps and a data loader with a length, so that its length is known, or "
+                "fewer probe_steps, or start=False",
+            )
+        self._probe = None
+
+    def _give_up(self, run: TrainingRun, why: str) -> None:
+        self._probe, self._probing = None, False
+        run.say(f"Nothing is frozen at the start: {why}.")
+
+    # --- the choice
+
+    def _choose(self, run: TrainingRun, probe: Probe) -> Decision:
+        free = [number for number, layer in enumerate(run.layers) if not layer.pinned]
+        if probe.steps < LEAST or not free or run.cost is None or not run.cost.full.total:
+            run.say(f"Nothing is frozen at the start: the probe saw {probe.steps} steps and {len(free)} layers.")
+            return Decision()
+        gradients, weights = probe.gradients()[:, free], probe.weights()[free]
+        layers = [run.layers[number] for number in free]
+        names = [layer.name for layer in layers]
+        sizes = [float(layer.size) for layer in layers]
+        sizes.append(sum(layer.size for layer in run.layers) - sum(sizes))
+        silent = (gradients == 0).all(2).all(0) | (weights == 0).all(1)
+        if silent.any() and _adapts(run.model):
+            run.say("Nothing is frozen at the start: adapters have no gradients yet that tell anything.")
+            return Decision()
+        costs = run.cost.of_prefixes(names)
+        whole = min(run.total_steps, LONG)  # of a run without a known length only this much is known
+        verified = self.verified and self.save is None and not run.cannot_verify
+        shift = 0.0 if verified else probe.shift()
+        inputs = start_inputs(gradients, weights, torch.tensor(costs), torch.tensor(sizes), whole, shift)
+        safe = self._predictor(inputs).sigmoid().tolist()
+        able = len(names) - untrained_end(run.model, layers, silent.tolist())
+        if self.save is None and not able:
+            run.say("Nothing is frozen at the start: no layer that trains has been trained before.")
+            return Decision()
+        able = able if self.save is None else len(names)
+        threshold = self.threshold or (start_threshold(whole) if verified else UNVERIFIED)
+        count = choose_prefix(costs[:able], safe[:able], threshold, self.save)
+        of = f"After a probe of {probe.steps} steps"
+        if not count:
+            run.say(f"{of} nothing is frozen: p(safe) is {max(safe[:able]):.2f} at most, and has to be {threshold:.2f}.")
+            return Decision()
+        run.say(
+            f"{of} {count} of {len(names)} layers are frozen: p(safe) {safe[count - 1]:.2f}, saving "
+            f"{1 - costs[count - 1]:.0%} of a step."
+        )
+        if self.save is not None and costs[count - 1] > 1 - self.save + 1e-9:
+            run.say(f"save={self.save}: more than {1 - costs[count - 1]:.2f} of a step cannot be saved.")
+        return Decision(dict(zip(names[:count], safe, strict=False)), untrained=True)
+
+    def method_state(self) -> dict[str, Any]:
+        return {"decided": self._decided, "released": self._released, "probing": self._probing}
+
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        # A probe that was interrupted begins again.
+        self._decided, self._released, self._probing = state["decided"], state["released"], state["probing"]
+
+
+def choose_prefix(costs: Sequence[float], safe: Sequence[float], threshold: float, save: float | None = None) -> int:
+    """How many layers to freeze.
+
+    Args:
+        costs: What a step costs with the first layer frozen, with the first two, and so on, relative to full training.
+        safe: p(safe) of each of these.
+        threshold: The least p(safe) that is accepted.
+        save: Instead the least share of a step that is to be saved; if no prefix saves as much, the one that saves most.
+    """
+    prefixes = range(len(costs))
+    if save is None:
+        able = [number for number in prefixes if safe[number] >= threshold]
+        return 1 + min(able, key=lambda number: costs[number]) if able else 0
+    able = [number for number in prefixes if costs[number] <= 1 - save + 1e-9] or [costs.index(min(costs))]
+    return 1 + max(able, key=lambda number: safe[number])
+
+
+def check_shares(**shares: float | None) -> None:
+    """Raise ``ValueError`` for an argument that is not a number between 0 and 1."""
+    for name, value in shares.items():
+        if value is not None and (not isinstance(value, int | float) or not 0 < value < 1):
+            raise ValueError(f"{name}={value!r}: must be a number between 0 and 1")
+
+
+def _adapts(model: nn.Module) -> bool:
+    """Whether some matrices of a model never train, as where adapters do."""
+    return any(not parameter.requires_grad and parameter.ndim > 1 for parameter in model.parameters())

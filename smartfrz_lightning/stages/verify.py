@@ -1,0 +1,277 @@
+"""VerifyStage: try full training on shadow weights for a while, to see whether a frozen prefix costs anything."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from smartfrz_lightning.engine.rule import Decision
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.engine.shadow import ShadowStep, ShadowWeights
+from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.stages.rates import RateWatch
+from smartfrz_lightning.stages.schedule import LONG, UNVERIFIED, trial_begin, trial_steps, worth_trying
+from smartfrz_lightning.stages.stage import Stage
+
+_TELLING = 0.01  # differences below this share of the loss tell nothing, however steady they are
+
+
+class VerifyStage(Stage):
+    """Try whether a prefix that is frozen from the start holds the network back (this project).
+
+    For a tenth of the run (50 steps at most, 100 in a long run) a second set of weights, in which the prefix trains too,
+    takes the same steps in the same batches. If its loss is clearly higher, the prefix stays frozen; if somewhat higher,
+    as much of it as was safe without a trial; otherwise the model adopts the shadow weights, and everything trains.
+    Where there can be no trial, the part that was safe without one stays frozen.
+
+    Args:
+        likely: p(safe) of the part that stays without a clear result.
+        firm: Standard errors by which the shadow's loss has to be higher for all of the prefix to stay.
+        some: The same for a part of it.
+    """
+
+    thaws = True
+
+    def __init__(self, likely: float = UNVERIFIED, firm: float = 1.5, some: float = 0.5) -> None:
+        self.likely, self.firm, self.some = likely, firm, some
+
+    def reset(self) -> None:
+        self._trial: _Trial | None = None
+        self._over = False
+        self._stays: int | None = None  # layers of the prefix that stay, once that is decided
+        self._adopts = False
+        self._rates = RateWatch()
+        self._settings: list[dict[str, Any]] = []
+        self._sums: dict[str, float] | None = None
+        self._stepped = True
+
+    def busy(self, run: TrainingRun) -> bool:
+        return not self._over and bool(run.untrained)
+
+    def start(self, run: TrainingRun) -> None:
+        if not run.steps:
+            self._over = False
+        self._sums = _sums(run.model)
+        if run.cannot_verify and not run.steps:
+            run.say(
+                f"A frozen prefix cannot be tried: {run.cannot_verify}. It is frozen only as far as p(safe) is at least "
+                f"{self.likely:g}."
+            )
+
+    def before_batch(self, run: TrainingRun) -> None:
+        if self._trial is None and not self._over and self._stepped and run.untrained and run.steps:
+            self._begin(run)
+        self._stepped = False
+
+    def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        self._rates.note(run.optimizers, optimizer)
+        if self._trial is not None:
+            self._settings = [dict(group) for group in optimizer.param_groups]
+
+    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
+        self._stepped = stepped
+        trial = self._trial
+        if trial is None:
+            return
+        if not _prefix(run):  # somebody unfroze it
+            self._end_trial()
+        elif trial.step(self._settings, stepped) and trial.done:
+            self._decide(run, trial)
+        elif trial.failed:
+            self._cannot(run, f"its training step fails ({trial.failed})")
+
+    def check_due(self, run: TrainingRun) -> bool:
+        return self._stays is not None
+
+    def select(self, run: TrainingRun) -> Decision:
+        return Decision(thaw=[layer.name for layer in _prefix(run)[self._stays :]])
+
+    def asked(self, run: TrainingRun) -> None:
+        self._stays = None
+        self._end_trial()
+
+    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        if self._adopts and self._trial is not None and thawed:
+            self._trial.shadow.adopt(run.optimizers[0])
+            self._adopts = False
+
+    def end(self, run: TrainingRun) -> None:
+        if self._trial is not None:
+            self._trial.step_taker.disarm()
+            self._trial = None
+
+    def method_state(self) -> dict[str, Any]:
+        return {"over": self._over, "rates": self._rates.state_dict()}
+
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        self._over = state["over"]
+        self._rates.load_state_dict(state["rates"])
+
+    # --- the trial
+
+    def _begin(self, run: TrainingRun) -> None:
+        prefix = _prefix(run)
+        whole = LONG if run.total_steps == math.inf else run.total_steps
+        if run.steps < trial_begin(whole, self._rates.rising):
+            return
+        if not prefix or run.cost is None:
+            self._over = True
+            return
+        saves = 1 - run.agree(run.cost.relative([layer.name for layer in prefix]))
+        if run.cannot_verify or run.shadow_step is None:
+            self._keep_likely(run, f"it cannot be tried ({run.cannot_verify})")
+        elif not worth_trying(whole, run.steps, saves):
+            self._keep_likely(run, f"trying it would cost more than its {saves:.0%} of a step")
+        else:
+            self._open(run, run.shadow_step, prefix, trial_steps(whole))
+
+    def _open(self, run: TrainingRun, taker: ShadowStep, prefix: list[Layer], steps: int) -> None:
+        optimizer, why = run.optimizers[0], ""
+        now, before = _sums(run.model), self._sums or {}
+        moving = [name for name, value in now.items() if value != before.get(name, value)]
+        size = sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
+        try:
+            fits = taker.has_room(4 * size)
+            shadow = ShadowWeights(run.model, optimizer, prefix, moving) if fits else None
+            why = "" if fits else "it does not fit into the memory of the device"
+        except Exception as error:  # whatever an optimizer holds
+            shadow, why = None, f"its weights cannot be copied ({type(error).__name__}: {error})"
+        if taker.all_well(shadow is not None) and shadow is not None:
+            taker.arm()
+            self._trial = _Trial(taker, shadow, steps, run.steps)
+        else:
+            self._cannot(run, why or "it cannot be tried on another process")
+
+    def _cannot(self, run: TrainingRun, why: str) -> None:
+        self._end_trial()
+        self._keep_likely(run, why)
+
+    def _keep_likely(self, run: TrainingRun, why: str) -> None:
+        prefix = _prefix(run)
+        self._over, self._stays = True, likely_part(_confidence(run, prefix), self.likely)
+        if self._stays < len(prefix):
+            run.say(
+                f"{len(prefix) - self._stays} of {len(prefix)} frozen layers train again: {why}, and their p(safe) is "
+                f"below {self.likely:g}."
+            )
+
+    def _decide(self, run: TrainingRun, trial: "_Trial") -> None:
+        gain, error = run.agree(trial.step_taker.reduce(torch.tensor([trial.gain, trial.error])).tolist())
+        prefix = _prefix(run)
+        stays = how_many_stay(_confidence(run, prefix), gain, error, self.likely, self.firm, self.some)
+        self._over, self._stays, self._adopts = True, stays, not stays
+        so = "the prefix stays frozen" if stays == len(prefix) else f"{stays} of {len(prefix)} layers stay frozen"
+        run.say(
+            f"Trial, steps {trial.begun} to {run.steps + 1}: with everything training the loss was {abs(gain):.2g} ± "
+            f"{error:.2g} {'lower' if gain > 0 else 'higher'}; {so if stays else 'everything trains'}."
+        )
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.step_taker.disarm()
+        self._trial, self._over, self._adopts = None, True, False
+
+
+class _Trial:
+    """A trial under way: how the two losses differ."""
+
+    def __init__(self, step_taker: ShadowStep, shadow: ShadowWeights, steps: int, begun: int) -> None:
+        self.step_taker, self.shadow, self._steps, self.begun = step_taker, shadow, steps, begun
+        self.failed = ""
+        self._taken = 0
+        self._differences: list[tuple[int, float, float]] = []  # steps before, difference, loss of the model
+
+    @property
+    def done(self) -> bool:
+        """Whether its steps are over."""
+        return self._taken >= self._steps
+
+    def step(self, settings: list[dict[str, Any]], stepped: bool) -> bool:
+        """Repeat a batch on the shadow weights; returns whether it went well on every process."""
+        taker, loss = self.step_taker, None
+        own = taker.loss
+        try:
+            if stepped and not self.shadow.follow(settings):
+                raise RuntimeError("the optimizer got other parameters meanwhile")
+            loss = taker.take(self.shadow, stepped, lambda: self._taken + stepped >= self._steps)
+        except Exception as error:  # whatever the user's code raises
+            self.failed = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if not taker.all_well(not self.failed):
+            self.failed = self.failed or "on another process"
+            return False
+        self._note(own, loss)
+        self._taken += stepped
+        return True
+
+    def _note(self, frozen: Tensor | None, full: Tensor | None) -> None:
+        if frozen is None or full is None:
+            return
+        own, other = float(frozen.detach()), float(full.detach())
+        difference = own - other
+        if math.isnan(difference):  # what breaks down is as bad as can be
+            difference = -math.inf if math.isfinite(own) else math.inf if math.isfinite(other) else math.nan
+        self._differences.append((self._taken, difference, own))
+
+    @property
+    def _late(self) -> Tensor:
+        """In the first half the shadow's optimizer warms up to what was frozen."""
+        late = [(difference, loss) for taken, difference, loss in self._differences if taken >= self._steps // 2]
+        return torch.tensor(late or [(0.0, 0.0)], dtype=torch.float64).T
+
+    @property
+    def gain(self) -> float:
+        """How much lower the shadow's loss was, on average over the second half of the steps."""
+        return float(self._late[0].mean())
+
+    @property
+    def error(self) -> float:
+        """The standard error of that, at least a hundredth of the loss; infinite if there was but one batch."""
+        differences, losses = self._late
+        if len(differences) < 2:
+            return math.inf
+        return max(float(differences.std() / len(differences) ** 0.5), _TELLING * abs(float(losses.mean())))
+
+
+def how_many_stay(
+    safe: Sequence[float], gain: float, error: float, likely: float = UNVERIFIED, firm: float = 1.5, some: float = 0.5
+) -> int:
+    """How many layers of a prefix stay frozen after a trial.
+
+    Args:
+        safe: p(safe) of freezing the first layer, the first two, and so on.
+        gain: How much lower the loss was with everything training.
+        error: The standard error of that.
+        likely: The least p(safe) of the part that stays without a clear result.
+        firm: Standard errors that are clearly.
+        some: Standard errors that are somewhat.
+    """
+    if math.isnan(gain):  # both broke down
+        return likely_part(safe, likely)
+    if math.isinf(gain):  # one did, and there is no error
+        return len(safe) if gain < 0 else 0
+    if gain + firm * error <= 0:
+        return len(safe)
+    return likely_part(safe, likely) if gain + some * error <= 0 else 0
+
+
+def likely_part(safe: Sequence[float], likely: float = UNVERIFIED) -> int:
+    """How many layers the longest prefix has whose p(safe) is high enough."""
+    return max((number for number, share in enumerate(safe, 1) if share >= likely), default=0)
+
+
+def _prefix(run: TrainingRun) -> list[Layer]:
+    return [layer for layer in run.frozen_layers if layer.name in run.untrained]
+
+
+def _confidence(run: TrainingRun, prefix: Sequence[Layer]) -> list[float]:
+    return [run.confidence.get(layer.name, 1.0) for layer in prefix]
+
+
+@torch.no_grad()
+def _sums(model: nn.Module) -> dict[str, float]:
+    """Of parameters without gradients: those of an average of the weights move."""
+    still = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: float(parameter.double().sum()) for name, parameter in still.items()}
