@@ -4,19 +4,20 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from smartfrz_lightning.report.ledger import batch_size
+from smartfrz_lightning.cost import batch_size
 
 
 class BatchSizes(Callback):
     """All that a benchmark adds to plain training besides its clock: a few microseconds a step.
 
     Attributes:
-        seen: Sizes of all batches so far, see :func:`~smartfrz_lightning.report.ledger.batch_size`.
+        seen: Sizes of all batches so far, see :func:`~smartfrz_lightning.cost.batch_size`.
+        first: Size of the first batch.
         steps: Batches after which an optimizer stepped.
     """
 
     def __init__(self) -> None:
-        self.seen, self.steps = 0.0, 0
+        self.seen, self.first, self.steps = 0.0, 0.0, 0
         self._global_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -25,14 +26,15 @@ class BatchSizes(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.seen += batch_size(batch)
+        size = batch_size(batch)
+        self.seen, self.first = self.seen + size, self.first or size
         self.steps += trainer.global_step != self._global_step
         self._global_step = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
         """What was added up so far."""
-        return {"seen": self.seen, "steps": self.steps}
+        return {"seen": self.seen, "first": self.first, "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.seen, self.steps = state_dict["seen"], state_dict["steps"]
+        self.seen, self.first, self.steps = (state_dict[name] for name in ("seen", "first", "steps"))

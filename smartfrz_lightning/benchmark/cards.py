@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from smartfrz_lightning.callbacks.attention import AttentionFreezeCallback
 from smartfrz_lightning.callbacks.auto import AutoFreezeCallback
 from smartfrz_lightning.callbacks.budget import BudgetFreezeCallback
 from smartfrz_lightning.callbacks.grades import GradESFreezeCallback
@@ -26,6 +27,7 @@ from smartfrz_lightning.callbacks.static import StaticFreezeCallback
 
 CALLBACKS = (
     SmartFreezeCallback,
+    AttentionFreezeCallback,
     StaticFreezeCallback,
     IntervalFreezeCallback,
     LinearFreezeCallback,

@@ -25,7 +25,7 @@ def draw_pictures(benchmark: Benchmark, results: Sequence[Result], rows: Sequenc
     """Draw all pictures that the results allow into the output folder.
 
     Returns:
-        The files: ``accuracy_cost.png``, ``freezing.png``, ``memory.png``, ``moments.png`` and, where the benchmark
+        The files: ``accuracy_cost.png``, ``freezing.png``, ``step_cost.png``, ``moments.png`` and, where the benchmark
         recorded a run, ``cka.png`` and ``gradient.png``.
     """
     output, seed = Path(benchmark.output), benchmark.seeds[0]
@@ -34,7 +34,7 @@ def draw_pictures(benchmark: Benchmark, results: Sequence[Result], rows: Sequenc
     pictures = {"accuracy_cost.png": _accuracy_cost(results, rows, benchmark)}
     if froze:
         pictures["freezing.png"] = _freezing(froze)
-        pictures["memory.png"] = _memory([*froze, *(r for r in runs if r["run"] == benchmark.baseline)])
+        pictures["step_cost.png"] = _step_cost([r for r in froze if r["timeline"]["states"]])
         pictures["moments.png"] = _moments(froze)
     recorded = benchmark.folder("recording", seed)
     if (recorded / "recording.safetensors").exists():
@@ -123,13 +123,13 @@ def _freezing(runs: Sequence[Result]) -> Figure:
     return figure
 
 
-def _memory(runs: Sequence[Result]) -> Figure:
-    """Bytes saved for the backward pass against steps (Fig. 5a)."""
-    figure, axes = _one_panel("optimizer step", "saved for backward, MB")
+def _step_cost(runs: Sequence[Result]) -> Figure:
+    """FLOPs of a step against steps."""
+    figure, axes = _one_panel("optimizer step", "FLOPs of a step, relative")
     for number, run in enumerate(runs):
         states, steps = run["timeline"]["states"], run["timeline"]["steps"]
         at = [state["step"] for state in states] + [steps]
-        values = [state["saved_bytes"] / 1e6 for state in states]
+        values = [sum(state["flops"].values()) / sum(states[0]["flops"].values()) for state in states]
         line = ["-", "--", ":", "-."][number // 10]
         axes.step(at, [*values, values[-1]], where="post", linestyle=line, label=run["run"])
     axes.set_ylim(bottom=0)

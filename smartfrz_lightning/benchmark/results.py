@@ -45,14 +45,3 @@ def cost(result: Result, by: str) -> float:
     if by == "seconds" and result.get("jobs", 1) > 1:
         return math.nan
     return float(result["seconds"]["train"]) if by == "seconds" else float(sum(result["timeline"]["spent"].values()))
-
-
-def saved_bytes(result: Result) -> tuple[float, float]:
-    """What autograd keeps for the backward pass: mean over the run's steps, and the most."""
-    states, steps = result["timeline"]["states"], result["timeline"]["steps"]
-    if not states or not steps:
-        return float("nan"), float("nan")
-    ends = [state["step"] for state in states[1:]] + [steps]
-    lengths = [end - state["step"] for state, end in zip(states, ends, strict=True)]
-    mean = sum(state["saved_bytes"] * length for state, length in zip(states, lengths, strict=True)) / steps
-    return mean, max(state["saved_bytes"] for state in states)

@@ -86,7 +86,10 @@ def run_once(
         callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
         for old in folder.glob("freeze_timeline*"):
             old.unlink()  # of a run that was begun before: reports overwrite nothing
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=_interrupted(folder, digest(benchmark, run)))
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
         freezer = next((c for c in callbacks if isinstance(c, FreezingCallback)), None)
         timeline = freezer.timeline if freezer else Timeline()
@@ -104,6 +107,7 @@ def run_once(
         "seconds": clock.seconds,
         "timeline": timeline.state_dict(),
         "jobs": benchmark.jobs,
+        "peak_bytes": peak,
         **_circumstances(trainer.world_size),
     }
     return trainer.strategy.broadcast(result)  # all processes go on alike
@@ -166,8 +170,8 @@ def _plain_timeline(arguments: list[str], sizes: BatchSizes) -> Timeline:
     cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     measured = next(c for c in callbacks_of(cli.trainer) if isinstance(c, FreezingCallback)).timeline
-    start = replace(measured.states[0], seen=sizes.seen)
-    return Timeline(layers=measured.layers, states=[start], costs=measured.costs, steps=sizes.steps)
+    start = replace(measured.states[0], work=sizes.seen / sizes.first)
+    return Timeline(layers=measured.layers, states=[start], cost=measured.cost, steps=sizes.steps)
 
 
 def _arguments(

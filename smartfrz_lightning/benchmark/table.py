@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from smartfrz_lightning.benchmark.frontier import above_frontier
-from smartfrz_lightning.benchmark.results import Result, cost, find_result, saved_bytes
+from smartfrz_lightning.benchmark.results import Result, cost, find_result
 from smartfrz_lightning.benchmark.spec import Published
 from smartfrz_lightning.extras import require
 
@@ -29,7 +29,7 @@ class Row:
         flops: Training FLOPs relative to the baseline's run of the same seed, mean.
         seconds: Seconds of training relative to it, mean; the method's overhead is in it, validation is not.
         seconds_sd: Their sample standard deviation.
-        memory: Bytes that autograd saves for the backward pass, mean over the steps, relative to the baseline.
+        memory: Peak memory of the GPU relative to the baseline, mean; ``nan`` on a CPU.
         overhead: Seconds in the callback's hooks as a share of the seconds of training.
         above_flops: Points above the frontier of the same seed at equal FLOPs, mean and half the width of its interval.
         above_seconds: The same at equal time.
@@ -91,7 +91,7 @@ def compare(
                 flops=_mean([cost(result, "flops") / cost(full, "flops") for result, full in pairs]),
                 seconds=_mean(seconds),
                 seconds_sd=_sd(seconds),
-                memory=_mean([saved_bytes(result)[0] / saved_bytes(full)[0] for result, full in pairs]),
+                memory=_mean([r["peak_bytes"] / full["peak_bytes"] for r, full in pairs if full.get("peak_bytes")]),
                 overhead=_mean([r["timeline"]["callback_seconds"] / cost(r, "seconds") for r in own]),
                 above_flops=_above(results, method, baseline, shortened, "flops"),
                 above_seconds=_above(results, method, baseline, shortened, "seconds"),
@@ -191,7 +191,7 @@ def _heads(metric: str, baseline: str, published: Mapping[str, Published], front
         "",
         "FLOPs",
         "time ± sd",
-        "saved activations",
+        "GPU memory",
         "in the callback, % of time",
     ]
     if frontier:

@@ -50,12 +50,11 @@ class FreezeLog:
 
 def frozen_metrics(timeline: Timeline) -> dict[str, float]:
     """What is frozen now, as numbers: layers, those of the front, and FLOPs of a step and saved so far, as shares."""
-    frozen, states = timeline.frozen, timeline.states
-    per_size = [state.flops.total / state.size for state in states]
+    frozen = timeline.frozen
     return {
         "freeze/layers": float(len(frozen)),
         "freeze/front": float(len(front(timeline.layers, frozen))),
-        "freeze/step_flops": per_size[-1] / per_size[0] if states and per_size[0] else 1.0,
+        "freeze/step_flops": timeline.cost.relative(frozen) if timeline.cost else 1.0,
         "freeze/flops_saved": timeline.saved,
     }
 

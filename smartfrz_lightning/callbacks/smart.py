@@ -168,9 +168,9 @@ class SmartFreezeCallback(FreezingCallback):
     def select(self, run: TrainingRun) -> Decision:
         return Decision.of(self._turn.select(run)) if self._turn is not None else Decision()
 
-    def asked(self, run: TrainingRun) -> None:
+    def decision_applied(self, run: TrainingRun) -> None:
         if self._turn is not None:
-            self._turn.asked(run)
+            self._turn.decision_applied(run)
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
         for stage in self.stages.values():

@@ -379,7 +379,7 @@ class Freezer:
             finder.look_again, self._check_waits, self._turned_up = True, True, False
             return
         self.change(answer.freeze, answer.thaw, answer.untrained)
-        self.method.asked(self.run)
+        self.method.decision_applied(self.run)
 
     def _refuse_unknown(self, decision: Decision, where: str) -> None:
         unknown = {*decision.freeze, *decision.thaw} - {layer.name for layer in self.run.layers}

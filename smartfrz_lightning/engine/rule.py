@@ -115,7 +115,7 @@ class FreezingRule(ABC):
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
         """Layers froze, or train again."""
 
-    def asked(self, run: TrainingRun) -> None:
+    def decision_applied(self, run: TrainingRun) -> None:
         """The answer of :meth:`select` is known, and has been applied."""
 
     def method_state(self) -> dict[str, Any]:

@@ -1,64 +1,78 @@
-"""When a prefix that is frozen from the start is tried and unfrozen, by the length of the run.
-
-What is best in runs of a few hundred steps differs from what is best in those of thousands. Every rule goes from one to
-the other with the logarithm of the length, so that no length is a border.
-"""
+"""Schedule: when a prefix that is frozen from the start is tried and unfrozen, by the length of the run."""
 
 import math
-
-SHORT, LONG = 400, 1500
-"""Lengths of a run, in steps, up to which it counts as short and from which on as long."""
-
-KEPT = 0.4
-"""Share of a long run for which a prefix stays frozen; in a short one to the end."""
-
-VERIFIED, UNVERIFIED = 0.65, 0.8
-"""p(safe) at which a prefix is frozen in a short run if a trial follows, and if none does or the run is long."""
-
-TRIAL_SHARE, TRIAL_STEPS, LONG_TRIAL_STEPS, LEAST_TRIAL = 0.1, 50, 100, 10
-"""Length of the trial: a share of the run, its most steps in a short and in a long run, and the fewest that tell."""
-
-TRIAL_BEGIN, WARM_UP = 0.1, 250
-"""When it begins in a short run, as a share of it, and the most steps for which it waits while learning rates rise."""
+from dataclasses import dataclass
 
 
-def length_weight(steps: float) -> float:
-    """0 for a short run, 1 for a long one, and in between by the logarithm of its steps."""
-    return min(1.0, max(0.0, math.log(steps / SHORT) / math.log(LONG / SHORT))) if steps > 0 else 0.0
+@dataclass(frozen=True)
+class Schedule:
+    """What is best in runs of a few hundred steps differs from what is best in those of thousands.
 
-
-def start_threshold(steps: float) -> float:
-    """p(safe) at which a prefix is frozen that a trial follows."""
-    return VERIFIED + (UNVERIFIED - VERIFIED) * length_weight(steps)
-
-
-def frozen_until(steps: float) -> float:
-    """Steps after which a prefix that was frozen from the start trains again; ``inf`` in a short run."""
-    weight = length_weight(steps)
-    return math.inf if not weight else int((1 - (1 - KEPT) * weight) * round(steps) + 1e-6)
-
-
-def trial_steps(steps: float) -> int:
-    """Steps of the trial."""
-    most = TRIAL_STEPS + (LONG_TRIAL_STEPS - TRIAL_STEPS) * length_weight(steps)
-    return int(min(most, TRIAL_SHARE * steps) + 1e-6)
-
-
-def trial_begin(steps: float, warming_up: bool = False) -> float:
-    """Steps of the run before the trial: in a long one none, as what it releases has then missed nothing else."""
-    if warming_up:
-        return min(TRIAL_BEGIN * steps, WARM_UP)
-    return (1 - length_weight(steps)) * TRIAL_BEGIN * steps
-
-
-def worth_trying(steps: float, done: float, saves: float) -> bool:
-    """Whether a frozen prefix saves more after a trial that begins now than the trial costs.
+    Every rule goes from one to the other with the logarithm of the length, so that no length is a border. Lengths count
+    optimizer steps; a run of unknown length counts as a long one.
 
     Args:
-        steps: Of the run.
-        done: Steps that are done.
-        saves: Share of a step that the prefix saves.
+        short: Steps up to which a run counts as short.
+        long: Steps from which on it counts as long.
+        kept: Share of a long run for which a prefix stays frozen; in a short one it does to the end.
+        verified: p(safe) at which a prefix is frozen in a short run, if a trial follows.
+        unverified: The same if none does, or the run is long.
+        trial_share: Length of the trial, as a share of the run.
+        trial_steps: Its most steps, in a short and in a long run.
+        least_trial: The fewest steps that tell anything.
+        trial_begin: When it begins in a short run, as a share of the run; in a long one at once.
+        warm_up: The most steps for which it waits while learning rates rise.
     """
-    takes = trial_steps(steps)
-    left = min(frozen_until(steps), steps) - done - takes
-    return takes >= LEAST_TRIAL and saves * left >= takes
+
+    short: float = 400
+    long: float = 1500
+    kept: float = 0.4
+    verified: float = 0.65
+    unverified: float = 0.8
+    trial_share: float = 0.1
+    trial_steps: tuple[int, int] = (50, 100)
+    least_trial: int = 10
+    trial_begin: float = 0.1
+    warm_up: int = 250
+
+    def weight(self, steps: float) -> float:
+        """0 for a short run, 1 for a long one."""
+        if steps <= self.short or steps >= self.long:
+            return float(steps >= self.long)
+        return math.log(steps / self.short) / math.log(self.long / self.short)
+
+    def threshold(self, steps: float) -> float:
+        """p(safe) at which a prefix is frozen that a trial follows."""
+        return self.verified + (self.unverified - self.verified) * self.weight(steps)
+
+    def frozen_until(self, steps: float) -> float:
+        """Steps after which a prefix that was frozen from the start trains again; ``inf`` in a short run."""
+        weight = self.weight(steps)
+        return math.inf if not weight else int((1 - (1 - self.kept) * weight) * round(steps) + 1e-6)
+
+    def trial_length(self, steps: float) -> int:
+        """Steps of the trial."""
+        most = self.trial_steps[0] + (self.trial_steps[1] - self.trial_steps[0]) * self.weight(steps)
+        return int(min(most, self.trial_share * steps) + 1e-6)
+
+    def begin(self, steps: float, warming_up: bool = False) -> float:
+        """Steps of the run before the trial. In a long run none: what the trial releases has then missed nothing."""
+        if warming_up:
+            return min(self.trial_begin * steps, self.warm_up)
+        return (1 - self.weight(steps)) * self.trial_begin * steps
+
+    def worth_trying(self, steps: float, done: float, saves: float) -> bool:
+        """Whether a frozen prefix saves more after a trial that begins now than the trial costs.
+
+        Args:
+            steps: Of the run.
+            done: Steps that are done.
+            saves: Share of a step that the prefix saves.
+        """
+        takes = self.trial_length(steps)
+        left = min(self.frozen_until(steps), steps) - done - takes
+        return takes >= self.least_trial and saves * left >= takes
+
+    def known(self, steps: float) -> float:
+        """The length by which a run goes whose own is ``inf`` where it is not known."""
+        return self.long if steps == math.inf else steps

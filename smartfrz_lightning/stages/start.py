@@ -14,7 +14,7 @@ from smartfrz_lightning.layers.untrained import untrained_end
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import start_inputs
 from smartfrz_lightning.stages.probe import Probe
-from smartfrz_lightning.stages.schedule import LONG, UNVERIFIED, frozen_until, start_threshold
+from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.stage import Stage
 
 SHARE, MOST, LEAST = 0.02, 30, 2
@@ -40,13 +40,15 @@ class StartStage(Stage):
     :mod:`smartfrz_lightning.stages.schedule`.
 
     Args:
-        predictor: Safetensors file of a start predictor; the shipped one by default.
+        predictor: Safetensors file of a start predictor, or a module that gives the log-odds of
+            :func:`~smartfrz_lightning.predictor.start_inputs.start_inputs`; the shipped one by default.
         threshold: p(safe) from which a prefix is frozen; by default 0.65 in a short run in which a trial follows, 0.8 in
             others.
         save: Share of a step to save, in place of ``threshold``: of the prefixes that save as much, the safest one is
             frozen, to the end of the run.
         probe_steps: Steps of the probe; 2 % of the run by default, 30 at most. A run of fewer than 100 steps has none.
         verified: Whether a :class:`~smartfrz_lightning.stages.VerifyStage` follows.
+        schedule: How the rules depend on the length of the run.
         sample_size: Watched weights a layer.
         seed: Fixes which.
 
@@ -60,11 +62,12 @@ class StartStage(Stage):
 
     def __init__(
         self,
-        predictor: str | None = None,
+        predictor: str | nn.Module | None = None,
         threshold: float | None = None,
         save: float | None = None,
         probe_steps: int | None = None,
         verified: bool = True,
+        schedule: Schedule | None = None,
         sample_size: int = 1024,
         seed: int = 0,
     ) -> None:
@@ -73,7 +76,8 @@ class StartStage(Stage):
             raise ValueError(f"save={save} and threshold={threshold}: give one of them")
         if probe_steps is not None and (not isinstance(probe_steps, int) or probe_steps < LEAST):
             raise ValueError(f"probe_steps={probe_steps!r}: must be a whole number of at least {LEAST}")
-        self._predictor = StartPredictor.load(predictor)
+        self._predictor = predictor if isinstance(predictor, nn.Module) else StartPredictor.load(predictor)
+        self.schedule = schedule or Schedule()
         self.threshold, self.save, self.probe_steps, self.verified = threshold, save, probe_steps, verified
         self._sample_size, self._seed = sample_size, seed
 
@@ -163,7 +167,7 @@ class StartStage(Stage):
         assert self._probe is not None
         return self._choose(run, self._probe)
 
-    def asked(self, run: TrainingRun) -> None:
+    def decision_applied(self, run: TrainingRun) -> None:
         if self._due:
             self._probe, self._probing, self._due, self._decided = None, False, False, True
 
@@ -171,8 +175,8 @@ class StartStage(Stage):
         self._released |= bool(thawed)
 
     def _to_release(self, run: TrainingRun) -> list[str]:
-        whole = LONG if run.total_steps == math.inf else run.total_steps
-        if not self._decided or self._released or self.save is not None or run.steps < frozen_until(whole):
+        until = self.schedule.frozen_until(self.schedule.known(run.total_steps))
+        if not self._decided or self._released or self.save is not None or run.steps < until:
             return []
         return [name for name in run.frozen if name in run.untrained]
 
@@ -207,7 +211,7 @@ class StartStage(Stage):
             run.say("Nothing is frozen at the start: adapters have no gradients yet that tell anything.")
             return Decision()
         costs = run.cost.of_prefixes(names)
-        whole = min(run.total_steps, LONG)  # of a run without a known length only this much is known
+        whole = min(run.total_steps, self.schedule.long)  # of a run without a known length only this much is known
         verified = self.verified and self.save is None and not run.cannot_verify
         shift = 0.0 if verified else probe.shift()
         inputs = start_inputs(gradients, weights, torch.tensor(costs), torch.tensor(sizes), whole, shift)
@@ -217,7 +221,7 @@ class StartStage(Stage):
             run.say("Nothing is frozen at the start: no layer that trains has been trained before.")
             return Decision()
         able = able if self.save is None else len(names)
-        threshold = self.threshold or (start_threshold(whole) if verified else UNVERIFIED)
+        threshold = self.threshold or (self.schedule.threshold(whole) if verified else self.schedule.unverified)
         count = choose_prefix(costs[:able], safe[:able], threshold, self.save)
         of = f"After a probe of {probe.steps} steps"
         if not count:

@@ -13,7 +13,7 @@ from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.engine.shadow import ShadowStep, ShadowWeights
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.stages.rates import RateWatch
-from smartfrz_lightning.stages.schedule import LONG, UNVERIFIED, trial_begin, trial_steps, worth_trying
+from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.stage import Stage
 
 _TELLING = 0.01  # differences below this share of the loss tell nothing, however steady they are
@@ -31,12 +31,16 @@ class VerifyStage(Stage):
         likely: p(safe) of the part that stays without a clear result.
         firm: Standard errors by which the shadow's loss has to be higher for all of the prefix to stay.
         some: The same for a part of it.
+        schedule: When the trial begins, and how long it takes.
     """
 
     thaws = True
 
-    def __init__(self, likely: float = UNVERIFIED, firm: float = 1.5, some: float = 0.5) -> None:
+    def __init__(
+        self, likely: float = 0.8, firm: float = 1.5, some: float = 0.5, schedule: Schedule | None = None
+    ) -> None:
         self.likely, self.firm, self.some = likely, firm, some
+        self.schedule = schedule or Schedule()
 
     def reset(self) -> None:
         self._trial: _Trial | None = None
@@ -89,7 +93,7 @@ class VerifyStage(Stage):
     def select(self, run: TrainingRun) -> Decision:
         return Decision(thaw=[layer.name for layer in _prefix(run)[self._stays :]])
 
-    def asked(self, run: TrainingRun) -> None:
+    def decision_applied(self, run: TrainingRun) -> None:
         self._stays = None
         self._end_trial()
 
@@ -114,8 +118,8 @@ class VerifyStage(Stage):
 
     def _begin(self, run: TrainingRun) -> None:
         prefix = _prefix(run)
-        whole = LONG if run.total_steps == math.inf else run.total_steps
-        if run.steps < trial_begin(whole, self._rates.rising):
+        whole = self.schedule.known(run.total_steps)
+        if run.steps < self.schedule.begin(whole, self._rates.rising):
             return
         if not prefix or run.cost is None:
             self._over = True
@@ -123,10 +127,10 @@ class VerifyStage(Stage):
         saves = 1 - run.agree(run.cost.relative([layer.name for layer in prefix]))
         if run.cannot_verify or run.shadow_step is None:
             self._keep_likely(run, f"it cannot be tried ({run.cannot_verify})")
-        elif not worth_trying(whole, run.steps, saves):
+        elif not self.schedule.worth_trying(whole, run.steps, saves):
             self._keep_likely(run, f"trying it would cost more than its {saves:.0%} of a step")
         else:
-            self._open(run, run.shadow_step, prefix, trial_steps(whole))
+            self._open(run, run.shadow_step, prefix, self.schedule.trial_length(whole))
 
     def _open(self, run: TrainingRun, taker: ShadowStep, prefix: list[Layer], steps: int) -> None:
         optimizer, why = run.optimizers[0], ""
@@ -236,7 +240,7 @@ class _Trial:
 
 
 def how_many_stay(
-    safe: Sequence[float], gain: float, error: float, likely: float = UNVERIFIED, firm: float = 1.5, some: float = 0.5
+    safe: Sequence[float], gain: float, error: float, likely: float = 0.8, firm: float = 1.5, some: float = 0.5
 ) -> int:
     """How many layers of a prefix stay frozen after a trial.
 
@@ -257,7 +261,7 @@ def how_many_stay(
     return likely_part(safe, likely) if gain + some * error <= 0 else 0
 
 
-def likely_part(safe: Sequence[float], likely: float = UNVERIFIED) -> int:
+def likely_part(safe: Sequence[float], likely: float = 0.8) -> int:
     """How many layers the longest prefix has whose p(safe) is high enough."""
     return max((number for number, share in enumerate(safe, 1) if share >= likely), default=0)
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
+    AttentionFreezeCallback,
     AutoFreezeCallback,
     GradientNormFreezeCallback,
     IntervalFreezeCallback,
@@ -17,13 +18,14 @@ from smartfrz_lightning import (
     StaticFreezeCallback,
 )
 from smartfrz_lightning.engine import Freezer
+from smartfrz_lightning.stages import StartStage
 
 EPOCHS = 4
 
 METHODS = {
-    "smart": lambda: SmartFreezeCallback(start="none", threshold=0.3, every_n_train_steps=5, snapshot_every_n_steps=1),
-    "smart by epoch": lambda: SmartFreezeCallback(start="none", threshold=0.3, front_only=False),
-    "smart, probe": lambda: SmartFreezeCallback(probe_steps=5, save=0.1),
+    "smart": lambda: AttentionFreezeCallback(threshold=0.3, front_only=True, every_n_train_steps=5, snapshot_every_n_steps=1),
+    "smart by epoch": lambda: AttentionFreezeCallback(threshold=0.3, front_only=False),
+    "smart, probe": lambda: SmartFreezeCallback(StartStage(probe_steps=5, save=0.1), verify=False, attention=False),
     "movement": lambda: MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1),
     "auto": lambda: AutoFreezeCallback(percentile=70),
     "gradient norm": lambda: GradientNormFreezeCallback(alpha=0.5),

@@ -14,7 +14,7 @@ from smartfrz_lightning import StaticFreezeCallback
 
 @pytest.fixture(autouse=True)
 def four_batches(monkeypatch):
-    monkeypatch.setattr("smartfrz_lightning.engine.freezer.SETTLING_SHARE", 0.1)  # of 40 batches
+    monkeypatch.setattr("smartfrz_lightning.engine.frozen.SETTLING_SHARE", 0.1)  # of 40 batches
 
 
 class Long(Classifier):

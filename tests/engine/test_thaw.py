@@ -107,7 +107,7 @@ def test_the_history_of_a_thawed_layer_begins_anew():
 def test_change_refuses_what_is_no_layer():
     net = mlp(norm=False)
     freezer = Freezer(net, torch.optim.SGD(net.parameters(), lr=0.1), ScriptedFreeze({}))
-    freezer.timeline.layers = find_layers(net, torch.rand(2, 12))
+    freezer.run.layers = find_layers(net, torch.rand(2, 12))
     with pytest.raises(ValueError, match=r"change.*\['net.77'\]"):
         freezer.change(freeze_now=["0", "net.77"])
     assert not freezer.run.frozen and net[0].weight.requires_grad

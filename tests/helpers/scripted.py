@@ -20,7 +20,7 @@ class ScriptedFreeze(FreezingCallback):
 
     def select(self, run):
         def named(script):
-            return {run.layers[number].name for number in script.get(run.timeline.steps, ())}
+            return {run.layers[number].name for number in script.get(run.global_steps, ())}
 
         freeze = [layer.name for layer in run.active if layer.name in named(self.script)]
         return Decision(freeze, sorted(named(self.thaw_script)))
