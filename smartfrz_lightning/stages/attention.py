@@ -62,19 +62,19 @@ class AttentionStage(WindowedStage):
         self._network.to(next(run.model.parameters()).device)
 
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        self._rates.note(run.optimizers, optimizer)
+        self._rates.note(run.optimizers)
 
     @property
     def reads_gradients(self) -> bool:
         return False  # the rates alone
 
     def check_due(self, run: TrainingRun) -> bool:
-        if not _few_epochs(run) or self._rates.rising:
+        if not _few_epochs(run) or self._rates.rising(run.optimizers):
             return False
         return run.passed(max(1.0, run.total_batches / CHECKS)) and run.batches < run.total_batches
 
     def epoch_check_due(self, run: TrainingRun, epoch: int) -> bool:
-        return not _few_epochs(run) and not self._rates.rising
+        return not _few_epochs(run) and not self._rates.rising(run.optimizers)
 
     def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
         confidences = freeze_confidence(self._network, windows).tolist()

@@ -39,6 +39,7 @@ class Probe:
         self._before = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
         self._before |= _averages(model)
         self._moved: dict[str, Tensor] = {}
+        self._aside = False  # whether what the probe moved is put aside
         self._states: list[dict[str, Any]] = [{} for _ in optimizers]  # of the heads, as the probe left them
         self._settings: list[list[dict[str, Any]]] = []
         self._own_settings = [[_own(group) for group in optimizer.param_groups] for optimizer in optimizers]
@@ -70,13 +71,15 @@ class Probe:
     @torch.no_grad()
     def before_batch(self) -> None:
         """Go on with the heads as the probe left them."""
-        if self._moved:
+        if self._aside:
             self._set(self._moved, self._states, self._settings)
+            self._aside = False
 
     @torch.no_grad()
     def take_gradients(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step: note its gradients down, and leave it the heads alone."""
         self.looked = True
+        self.before_batch()  # another optimizer may have stepped in this batch
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if self._row is None:
             self._row = self._empty().zero_()
@@ -99,26 +102,29 @@ class Probe:
                 self._groups.append((group, group["params"]))
                 group["params"] = kept
 
+    @torch.no_grad()
     def optimizer_stepped(self) -> None:
-        """An optimizer has stepped, or the batch is over: its groups are whole again."""
+        """An optimizer has stepped, or the batch is over: everything is as it came until the next one."""
         for group, parameters in self._groups:
             group["params"] = parameters
         self._groups.clear()
+        self.set_aside()
 
-    @torch.no_grad()
     def batch_done(self, stepped: bool) -> None:
-        """A batch is over: everything is as it came until the next one."""
+        """A batch is over."""
         self.optimizer_stepped()
         if stepped:
             self.looked = False
             if self._row is not None and torch.isfinite(self._row).all():  # an overflow under AMP is no gradient
                 self._rows.append(self._row)
             self._row = None
-        self.set_aside()
 
     @torch.no_grad()
     def set_aside(self) -> None:
         """Put the model and its optimizers back, and keep what the probe has moved for the next batch."""
+        if self._aside:
+            return
+        self._aside = True
         self._moved = {name: self._tensor(name).detach().clone() for name in self._before}
         self._states = [
             {name: optimizer.state[p] for name, p in self._heads.items() if p in optimizer.state}

@@ -62,7 +62,7 @@ class Schedule:
         return (1 - self.weight(steps)) * self.trial_begin * steps
 
     def worth_trying(self, steps: float, done: float, saves: float) -> bool:
-        """Whether a frozen prefix saves more after a trial that begins now than the trial costs.
+        """Whether a prefix that stays frozen saves more than a trial costs that begins now.
 
         Args:
             steps: Of the run.
@@ -70,7 +70,7 @@ class Schedule:
             saves: Share of a step that the prefix saves.
         """
         takes = self.trial_length(steps)
-        left = min(self.frozen_until(steps), steps) - done - takes
+        left = min(self.frozen_until(steps), steps) - done
         return takes >= self.least_trial and saves * left >= takes
 
     def known(self, steps: float) -> float:

@@ -71,7 +71,7 @@ class VerifyStage(Stage):
         self._stepped = False
 
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        self._rates.note(run.optimizers, optimizer)
+        self._rates.note(run.optimizers)
         if self._trial is not None:
             self._settings = [dict(group) for group in optimizer.param_groups]
 
@@ -107,6 +107,9 @@ class VerifyStage(Stage):
             self._trial.step_taker.disarm()
             self._trial = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_trial": None}
+
     def method_state(self) -> dict[str, Any]:
         return {"over": self._over, "rates": self._rates.state_dict()}
 
@@ -119,7 +122,7 @@ class VerifyStage(Stage):
     def _begin(self, run: TrainingRun) -> None:
         prefix = _prefix(run)
         whole = self.schedule.known(run.total_steps)
-        if run.steps < self.schedule.begin(whole, self._rates.rising):
+        if run.steps < self.schedule.begin(whole, self._rates.rising(run.optimizers)):
             return
         if not prefix or run.cost is None:
             self._over = True
@@ -169,7 +172,7 @@ class VerifyStage(Stage):
         self._over, self._stays, self._adopts = True, stays, not stays
         so = "the prefix stays frozen" if stays == len(prefix) else f"{stays} of {len(prefix)} layers stay frozen"
         run.say(
-            f"Trial, steps {trial.begun} to {run.steps + 1}: with everything training the loss was {abs(gain):.2g} ± "
+            f"Trial, steps {trial.begun} to {run.steps}: with everything training the loss was {abs(gain):.2g} ± "
             f"{error:.2g} {'lower' if gain > 0 else 'higher'}; {so if stays else 'everything trains'}."
         )
 

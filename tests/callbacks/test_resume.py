@@ -9,6 +9,7 @@ from conftest import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import ScriptedFreeze
+from staging import Batches
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
@@ -24,31 +25,6 @@ from smartfrz_lightning import (
     SmartFreezeCallback,
     StaticFreezeCallback,
 )
-
-
-class Batches:
-    """A loader that shuffles by the Trainer's epoch and, within an epoch, goes on where it was saved."""
-
-    def __init__(self, module):
-        self.module, self.position = module, 0
-
-    def __len__(self):
-        return 8
-
-    def __iter__(self):
-        order = list(range(8))
-        random.Random(self.module.current_epoch).shuffle(order)
-        batches = list(DataLoader(Vectors(), 8))
-        self.position %= 8
-        while self.position < 8:
-            self.position += 1
-            yield batches[order[self.position - 1]]
-
-    def state_dict(self):
-        return {"position": self.position}
-
-    def load_state_dict(self, state):
-        self.position = state["position"]
 
 
 class Seeded(Classifier):

@@ -1,0 +1,381 @@
+"""The start stage: in the probe nothing trains for good, no trace is left, and what is safe is frozen."""
+
+import pytest
+import torch
+from conftest import Classifier, Vectors, mlp
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
+from staging import FROZEN, NOTHING, OPTIMIZERS, InOrder, Safe, Watch, moved, notes, quiet_mlp, same, smart, trained
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from smartfrz_lightning import Freezer, SmartFreezeCallback
+from smartfrz_lightning.stages import StartStage
+from smartfrz_lightning.stages.start import choose_prefix, probe_length
+
+STEPS = 5
+
+
+def probing(predictor=None, **how):
+    return smart(predictor, verify=False, probe=STEPS, **how)
+
+
+TRAINERS = {
+    "plain": {},
+    "accumulation": {"accumulate_grad_batches": 2, "max_epochs": 5},
+    "clipping by norm": {"gradient_clip_val": 0.1},
+    "clipping by value": {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"},
+    "bf16": {"precision": "bf16-mixed"},
+    "double": {"precision": "64-true"},
+}
+
+
+@pytest.mark.parametrize("predictor", [Safe(), NOTHING], ids=["safe", "unsafe"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_probe_leaves_no_trace(make_trainer, trainer, optimizer, predictor):
+    model, watch, freezer = Classifier(trained(mlp()), OPTIMIZERS[optimizer]), Watch(), probing(predictor)
+    make_trainer(watch, freezer, watch, **TRAINERS[trainer]).fit(model)
+    batches = STEPS * TRAINERS[trainer].get("accumulate_grad_batches", 1)
+    states, held = watch.states[::2], watch.optimizers[::2]
+    for state, names in zip(states[1 : batches + 1], held[1 : batches + 1], strict=True):
+        assert {n for n in moved(states[0], state) if n.endswith(("weight", "bias"))} <= {"9.weight", "9.bias"}
+        assert names <= {"9.weight", "9.bias"}
+    assert moved(states[0], watch.states[2 * batches + 1]) == set() == watch.optimizers[2 * batches + 1]
+    assert freezer.frozen == (FROZEN if predictor is not NOTHING else [])
+    assert [event.step for event in freezer.timeline.events] == [STEPS] * len(freezer.frozen)
+    still = {name for name in states[0] if name.split(".")[0] in ("0", "1", "4", "5")}
+    changed = moved(states[0], watch.states[-1])
+    assert "7.weight" in changed and (not changed & still if freezer.frozen else changed > {"0.weight", "4.weight"})
+
+
+def test_the_head_learns_in_the_probe(make_trainer):
+    class Losses(InOrder):
+        def train_dataloader(self):
+            return DataLoader(Vectors(8), 8)  # the same batch each time
+
+    model = Losses(quiet_mlp(norm=False))
+    make_trainer(probing(), max_epochs=8).fit(model)
+    assert all(later < before for before, later in zip(model.losses[: STEPS - 1], model.losses[1:STEPS], strict=True))
+    assert model.losses[STEPS] > model.losses[STEPS - 1]  # the head is as it came
+
+
+def test_other_callbacks_see_gradients_of_every_parameter_from_the_first_step_on(make_trainer):
+    class Norms(Callback):
+        norms = []
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            training = [p for p in pl_module.parameters() if p.requires_grad]
+            self.norms.append(torch.stack([p.grad.norm() for p in training]))
+
+    norms = Norms()
+    norms.norms = []
+    make_trainer(probing(), norms, max_epochs=1).fit(Classifier(trained(mlp(norm=False))))
+    assert len(norms.norms) == 8 and (norms.norms[0][:-2] == 0).all() and (norms.norms[0][-2:] > 0).all()
+
+
+def test_averages_of_the_weights_see_nothing_of_the_probe(make_trainer):
+    class Teacher(Classifier):
+        """Keeps an average of its weights, and a centre in a buffer."""
+
+        def __init__(self):
+            super().__init__(trained(mlp()))
+            self.average = nn.Linear(16, 3).requires_grad_(False)
+            self.average.load_state_dict(self.net[9].state_dict())
+            self.register_buffer("centre", torch.zeros(3))
+
+        def training_step(self, batch, batch_idx):
+            self.centre.lerp_(self(batch[0]).detach().mean(0), 0.1)
+            self.average.weight.data.lerp_(self.net[9].weight.detach(), 0.5)
+            return super().training_step(batch, batch_idx)
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == STEPS:
+                self.model = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+                self.average = {n: t.clone() for n, t in average._average_model.module.named_parameters()}
+
+    model, average, look = Teacher(), EMAWeightAveraging(decay=0.5), Look()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    freezer = probing()
+    make_trainer(average, freezer, look, limit_val_batches=0).fit(model)
+    assert freezer.frozen == FROZEN and moved(before, look.model) == set()
+    assert all(torch.allclose(tensor, before[name]) for name, tensor in look.average.items())
+
+
+def test_what_does_not_freeze_trains_as_if_there_had_been_no_probe(make_trainer):
+    class Later(InOrder):
+        def training_step(self, batch, batch_idx):
+            return None if self.trainer.fit_loop.total_batch_idx < STEPS else super().training_step(batch, batch_idx)
+
+    probed, plain = InOrder(quiet_mlp()), Later(quiet_mlp())
+    make_trainer(probing(NOTHING)).fit(probed)
+    make_trainer().fit(plain)
+    assert probed.losses[STEPS:] == plain.losses and same(probed, plain)
+
+
+def test_a_checkpoint_from_the_probe_holds_the_weights_that_came_and_the_probe_starts_again(make_trainer, tmp_path):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    before = quiet_mlp().state_dict()
+    make_trainer(probing(), every, enable_checkpointing=True).fit(InOrder(quiet_mlp()))
+    path = str(tmp_path / "step=3.ckpt")
+    saved = torch.load(path, weights_only=True)
+    assert {n: t for n, t in saved["state_dict"].items() if not torch.equal(t, before[n.removeprefix("net.")])} == {}
+    assert not saved["optimizer_states"][0]["state"]
+    resumed = probing()
+    make_trainer(resumed).fit(InOrder(quiet_mlp()), ckpt_path=path)
+    assert {event.step for event in resumed.timeline.events} == {3 + STEPS} and resumed.frozen == FROZEN
+
+
+@pytest.mark.parametrize("step", [STEPS, STEPS + 1, 12])
+def test_resume_behind_the_probe_is_exact(make_trainer, tmp_path, step):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, freezer = InOrder(quiet_mlp()), probing()
+    make_trainer(freezer, every, enable_checkpointing=True).fit(whole)
+    again, resumed = InOrder(quiet_mlp()), probing()
+    make_trainer(resumed).fit(again, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    assert same(whole, again) and resumed.timeline.events == freezer.timeline.events
+    assert again.losses == whole.losses[step:]
+
+
+def test_groups_and_several_optimizers(make_trainer):
+    class Two(Classifier):
+        def __init__(self):
+            super().__init__(trained(mlp()))
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            body, head = self.net[:7], self.net[7:]
+            return [torch.optim.AdamW(body.parameters(), 0.01), torch.optim.SGD(head.parameters(), 0.01)]
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+    watch, freezer = Watch(), probing(NOTHING)
+    make_trainer(freezer, watch).fit(Two())
+    assert moved(watch.states[0], watch.states[STEPS]) == set() == watch.optimizers[STEPS]
+
+    def split(parameters):
+        *body, weight, bias = parameters
+        return torch.optim.AdamW([{"params": body, "lr": 0.001}, {"params": [weight, bias]}], 0.01)
+
+    watch, freezer = Watch(), probing()
+    make_trainer(freezer, watch).fit(Classifier(trained(mlp()), split))
+    assert moved(watch.states[0], watch.states[STEPS]) == set() and freezer.frozen == FROZEN
+
+
+def test_what_an_optimizer_begins_with_is_put_back(make_trainer):
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == STEPS:
+                state = trainer.optimizers[0].state
+                self.sums = {float((entry["sum"] - 0.1).abs().sum()) for entry in state.values()}
+
+    look, freezer = Look(), probing()
+    model = Classifier(trained(mlp()), lambda p: torch.optim.Adagrad(p, 0.05, initial_accumulator_value=0.1))
+    make_trainer(look, freezer).fit(model)
+    assert look.sums == {0.0} and freezer.frozen == FROZEN  # such a state does not count as training that had begun
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_under_a_grad_scaler(make_trainer, fused):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)  # halves until it fits
+    model = Classifier(trained(mlp(norm=False)), lambda p: torch.optim.SGD(p, 0.01, fused=fused))
+    freezer = probing()
+    make_trainer(freezer, max_epochs=8, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]).fit(model)
+    assert freezer.frozen == FROZEN
+
+
+def test_the_length_of_the_probe_is_a_share_of_the_run():
+    assert [probe_length(steps) for steps in (99, 100, 200, 100_000, float("inf"))] == [1, 2, 4, 30, 30]
+
+
+def test_prefixes_are_chosen_by_threshold_or_saving():
+    costs, safe = [0.9, 0.7, 0.5, 0.3], [0.95, 0.9, 0.8, 0.2]
+    assert choose_prefix(costs, safe, threshold=0.85) == 2 and choose_prefix(costs, safe, threshold=0.99) == 0
+    assert choose_prefix(costs, safe, threshold=0.85, save=0.5) == 3
+    assert choose_prefix(costs, safe, threshold=0.85, save=0.9) == 4  # as much as can be
+
+
+class Adapter(nn.Module):
+    """A layer that never trains, with a small one beside it that does, as LoRA makes it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def adapted():
+    net = trained(mlp(norm=False))
+    for number in (0, 4, 7):
+        net[number] = Adapter(net[number])
+    return net
+
+
+def test_nothing_of_adapters_is_frozen(make_trainer):
+    freezer = probing(Safe((1.1, 3.0)))
+    make_trainer(freezer).fit(Classifier(adapted()))
+    assert not freezer.frozen and "adapters" in notes(freezer)
+
+
+def test_a_layer_without_gradient_or_of_zeros_tells_nothing():
+    from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
+
+    def columns(silent, zero):
+        generator = torch.Generator().manual_seed(0)
+        gradients, weights = torch.randn(3, 4, 8, generator=generator), torch.randn(4, 8, generator=generator)
+        gradients[:, 1] *= 1 - silent
+        weights[1] *= 1 - zero
+        inputs = start_inputs(gradients, weights, torch.linspace(0.9, 0.5, 4), torch.ones(5), 100)
+        return inputs[:, INPUTS.index("front_to_all")]
+
+    plain = columns(0, 0)
+    for told in (columns(1, 0), columns(0, 1), columns(1, 1)):
+        assert (told - plain).abs().max() < 1  # in logarithms; the norm of a zero is at -20
+
+
+def test_from_scratch_nothing_is_frozen_but_for_a_saving(make_trainer):
+    freezer = probing(Safe((1.1, 3.0)))
+    make_trainer(freezer).fit(Classifier(mlp()))
+    assert not freezer.frozen and "no layer that trains has been trained before" in notes(freezer)
+    start = StartStage(Safe((1.1, 3.0)), save=0.1, probe_steps=STEPS)
+    saving = SmartFreezeCallback(start, verify=False, attention=False)
+    make_trainer(saving).fit(Classifier(mlp()))
+    assert saving.frozen
+
+
+def test_new_layers_behind_pretrained_ones_train(make_trainer):
+    net = mlp()
+    trained(net[:7])
+    freezer = probing(Safe((1.1, 3.0)))
+    make_trainer(freezer).fit(Classifier(net))
+    assert freezer.frozen == FROZEN
+
+
+def test_excluded_and_frozen_layers_are_left_alone(make_trainer):
+    net = trained(nn.Sequential(*mlp(), nn.Linear(3, 3), nn.Linear(3, 3)))
+    net[0].requires_grad_(False)
+    freezer = probing(Safe((1.1, 3.0)), exclude="net.4")
+    make_trainer(freezer).fit(Classifier(net))
+    assert freezer.frozen == [] or "net.4" not in freezer.frozen
+    assert not net[0].weight.requires_grad and net[4].weight.requires_grad
+
+
+def test_a_second_fit_is_not_probed_again_and_another_model_is(make_trainer):
+    model, freezer = Classifier(trained(mlp())), probing()
+    make_trainer(freezer).fit(model)
+    events = list(freezer.timeline.events)
+    make_trainer(freezer).fit(model)
+    assert freezer.timeline.events == events
+    watch = Watch()
+    make_trainer(freezer, watch).fit(Classifier(trained(mlp(seed=3))))
+    assert moved(watch.states[0], watch.states[STEPS]) == set() and freezer.frozen == FROZEN
+
+
+def test_after_a_learning_rate_finder(make_trainer):
+    class Tuned(Classifier):
+        def __init__(self):
+            super().__init__(trained(mlp()))
+            self.lr = 0.05
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), self.lr)
+
+    watch, freezer = Watch(), probing()
+    make_trainer(LearningRateFinder(num_training_steps=10), freezer, watch).fit(Tuned())
+    assert moved(watch.states[0], watch.states[STEPS]) == set() and freezer.frozen == FROZEN
+
+
+# --- runs without a probe
+
+
+def test_a_run_that_is_too_short_says_how_long_it_has_to_be(make_trainer):
+    freezer = SmartFreezeCallback()
+    make_trainer(freezer).fit(Classifier(trained(mlp())))
+    assert "needs a run of 100 steps, and this one has 24" in freezer.timeline.notes[0]
+
+
+def test_a_run_that_ends_within_the_probe_says_so(make_trainer):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(Vectors())
+
+    class Endless(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Stream(), 8)
+
+    freezer = SmartFreezeCallback()
+    make_trainer(freezer, max_epochs=2, limit_val_batches=0).fit(Endless(trained(mlp())))
+    assert "training ended after 16 steps, within the probe" in notes(freezer) and not freezer.frozen
+
+
+def test_training_that_had_begun_before_is_not_probed(make_trainer, tmp_path):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
+    make_trainer(every, enable_checkpointing=True).fit(InOrder(quiet_mlp()))
+    freezer, watch = probing(), Watch()
+    make_trainer(freezer, watch).fit(InOrder(quiet_mlp()), ckpt_path=str(tmp_path / "step=8.ckpt"))
+    assert "training had begun before" in notes(freezer) and not freezer.frozen
+    assert "0.weight" in moved(watch.states[0], watch.states[1])
+
+
+def test_optimizers_with_closures_are_not_probed(make_trainer):
+    freezer = probing()
+    make_trainer(freezer, max_epochs=1).fit(Classifier(mlp(norm=False), lambda p: torch.optim.LBFGS(p, lr=0.1)))
+    assert "LBFGS" in notes(freezer)
+    net = mlp(norm=False)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    engine = Freezer(net, optimizer, probing(), batches_per_epoch=8, total_batches=200)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        return loss
+
+    for x in torch.rand(8, 4, 12):
+        with engine.batch(x):
+            optimizer.step(closure)
+    engine.end()
+    assert "steps with a closure" in "\n".join(engine.timeline.notes) and not engine.run.frozen
+
+
+def test_a_broken_off_probe_is_not_gone_on_with(make_trainer):
+    class Breaks(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 2:
+                raise RuntimeError("enough")
+
+    freezer, model, watch = probing(), Classifier(trained(mlp())), Watch()
+    with pytest.raises(RuntimeError, match="enough"):
+        make_trainer(freezer, Breaks()).fit(model)
+    make_trainer(freezer, watch, max_epochs=1).fit(model)
+    assert moved(watch.states[0], watch.states[STEPS]) == set()  # the next fit is a run of its own
+
+
+def test_embeddings_with_sparse_gradients(make_trainer):
+    class Factors(Classifier):
+        def __init__(self):
+            super().__init__(None, lambda parameters: torch.optim.SGD(parameters, 0.1))
+            self.users, self.items = (nn.Embedding(20, 4, sparse=True) for _ in range(2))
+            self.head = nn.Linear(4, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.head(self.users(batch[:, 0]) * self.items(batch[:, 1])).square().mean()
+
+        def train_dataloader(self):
+            return DataLoader(torch.randint(20, (64, 2), generator=torch.Generator().manual_seed(0)), 8)
+
+    freezer = probing()
+    make_trainer(freezer, limit_val_batches=0).fit(Factors())
+    assert freezer.timeline.steps == 24
