@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import Classifier
+from models import Classifier
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

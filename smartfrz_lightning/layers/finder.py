@@ -27,6 +27,7 @@ class LayerWatch:
         self._model, self._exclude = model, tuple(exclude)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._ran: dict[str, int] = {}
+        self._norms: dict[str, Any] = {}
         self._use = ParameterUse()
         self._buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self._hooks = [
@@ -36,8 +37,12 @@ class LayerWatch:
         ]
 
     def _ran_hook(self, name: str) -> Callable:
-        def hook(module: nn.Module, *_: Any) -> None:
+        def hook(module: nn.Module, args: tuple) -> None:
             self._ran.setdefault(name, sequence_number())
+            node = args[0].grad_fn if args and isinstance(args[0], Tensor) else None
+            if node is not None and not any(True for _ in module.parameters(recurse=False)):
+                buffer = next(own for own, _ in module.named_buffers(prefix=name, recurse=False))
+                self._norms.setdefault(buffer, node)
             for own, parameter in module.named_parameters(prefix=name, recurse=False):
                 self._names.setdefault(id(parameter), own)  # FSDP2 puts gathered weights in the place of its own
 
@@ -45,7 +50,7 @@ class LayerWatch:
 
     def leads_to(self, *losses: Tensor) -> None:
         """These are the losses; call it before their ``backward``."""
-        self._use.read(losses, self._names)
+        self._use.read(losses, self._names, self._norms)
 
     def stop(self) -> None:
         """Watch the forward pass no more."""

@@ -27,18 +27,23 @@ class ParameterUse:
     fed_by: dict[str, frozenset[str]] = field(default_factory=dict)
     heads: set[str] = field(default_factory=set)
 
-    def read(self, losses: Iterable[Tensor], names: Mapping[int, str]) -> None:
+    def read(self, losses: Iterable[Tensor], names: Mapping[int, str], norms: Mapping[str, Any]) -> None:
         """Add what the graphs of some losses show; call it before their ``backward``.
 
         Args:
             losses: The losses.
             names: Names of the parameters, by ``id``.
+            norms: Nodes that gave the inputs of norms without parameters, by the name of a buffer of the norm.
         """
         roots = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
         sources = _sources(roots, names)
         for node, source in sources.items():
             if source is None:
                 self._add(node, sources)
+        for name, node in norms.items():
+            if node in sources:
+                self.first.setdefault(name, node._sequence_nr() + 1)
+                self.fed_by.setdefault(name, _used(node, sources) if is_product(node) else _feeder(node, sources))
         self.heads |= _heads(roots, sources, names)
 
     def _add(self, node: Any, sources: dict[Any, frozenset[str] | None]) -> None:

@@ -87,6 +87,7 @@ class StartStage(Stage):
         self._taken = 0  # steps of the probe
         self._decided = False
         self._due = False
+        self._answer = Decision()
         self._released = False
 
     def busy(self, run: TrainingRun) -> bool:
@@ -154,7 +155,8 @@ class StartStage(Stage):
         if self._probe.steps < LEAST <= steps:  # gradients of the first steps overflow under AMP
             steps += _OVERFLOWS
         self._taken += 1
-        self._due = self._taken >= steps
+        if self._taken >= steps:  # on every process, as sharded weights are gathered
+            self._due, self._answer = True, self._choose(run, self._probe)
 
     def check_due(self, run: TrainingRun) -> bool:
         return self._due or bool(self._to_release(run))
@@ -164,8 +166,7 @@ class StartStage(Stage):
             names = self._to_release(run)
             run.say(f"The prefix of {len(names)} layers was frozen for {run.steps} steps, and trains from here on.")
             return Decision(thaw=names)
-        assert self._probe is not None
-        return self._choose(run, self._probe)
+        return self._answer
 
     def decision_applied(self, run: TrainingRun) -> None:
         if self._due:

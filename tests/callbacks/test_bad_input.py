@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scripted import ScriptedFreeze
 from torch import nn
 
-from smartfrz_lightning import AutoFreezeCallback, HistoryRecorder, SmartFreezeCallback
+from smartfrz_lightning import AttentionFreezeCallback, AutoFreezeCallback, HistoryRecorder, SmartFreezeCallback
 from smartfrz_lightning.callbacks.strategies import check_strategy
 from smartfrz_lightning.experiments.images import ImageFolderDataModule
 from smartfrz_lightning.experiments.networks import CifarResNet
@@ -56,22 +56,22 @@ class NeverSteps(Classifier):
 
 def test_unknown_pattern(make_trainer):
     with pytest.raises(ValueError, match=r"exclude='net.11'.*close names.*net"):
-        make_trainer(SmartFreezeCallback(start="none", exclude=["net.11"])).fit(NeverSteps(mlp()))
+        make_trainer(AttentionFreezeCallback(threshold=0.9, front_only=True, exclude=["net.11"])).fit(NeverSteps(mlp()))
 
 
 def test_unknown_pattern_like_nothing(make_trainer):
     with pytest.raises(ValueError, match=r"exclude='\?\?' matches no.*of NeverSteps; its names begin with \['net'"):
-        make_trainer(SmartFreezeCallback(start="none", exclude=["??"])).fit(NeverSteps(mlp()))
+        make_trainer(AttentionFreezeCallback(threshold=0.9, front_only=True, exclude=["??"])).fit(NeverSteps(mlp()))
 
 
 def test_no_trainable_parameter(make_trainer):
     with pytest.raises(ValueError, match="no trainable parameter"):
-        make_trainer(SmartFreezeCallback(start="none")).fit(NeverSteps(mlp().requires_grad_(False)))
+        make_trainer(AttentionFreezeCallback(threshold=0.9, front_only=True)).fit(NeverSteps(mlp().requires_grad_(False)))
 
 
 def test_two_freezing_callbacks(make_trainer):
     with pytest.raises(MisconfigurationException, match="in one Trainer"):
-        make_trainer(SmartFreezeCallback(start="none"), ScriptedFreeze({})).fit(NeverSteps(mlp()))
+        make_trainer(AttentionFreezeCallback(threshold=0.9, front_only=True), ScriptedFreeze({})).fit(NeverSteps(mlp()))
 
 
 def with_strategy(strategy):
@@ -112,7 +112,7 @@ def test_a_trainer_of_the_other_package():
             return [torch.rand(2, 12)]
 
     quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    trainer = pytorch_lightning.Trainer(callbacks=[SmartFreezeCallback(start="none")], max_epochs=1, **quiet)
+    trainer = pytorch_lightning.Trainer(callbacks=[AttentionFreezeCallback(threshold=0.9, front_only=True)], max_epochs=1, **quiet)
     with pytest.raises(TypeError, match="LightningModule from lightning.pytorch instead of pytorch_lightning"):
         trainer.fit(Module())
 
@@ -133,10 +133,10 @@ def test_a_string_of_what_to_exclude_in_yaml(tmp_path):
 
 def test_the_sizes_of_a_predictor_are_those_of_its_file(tmp_path):
     save_predictor(AttentionPredictor(sample_size=64), tmp_path / "small.safetensors", window=12)
-    method = SmartFreezeCallback(start="none", predictor=str(tmp_path / "small.safetensors"))
+    method = AttentionFreezeCallback(threshold=0.9, front_only=True, predictor=str(tmp_path / "small.safetensors"))
     assert (method.sample_size, method.window) == (64, 12)
     with pytest.raises(ValueError, match="looks at 64 sampled weights, but sample_size=1024"):
-        SmartFreezeCallback(start="none", predictor=str(tmp_path / "small.safetensors"), sample_size=1024)
+        AttentionFreezeCallback(threshold=0.9, front_only=True, predictor=str(tmp_path / "small.safetensors"), sample_size=1024)
 
 
 def test_reference_of_another_architecture(make_trainer, tmp_path):

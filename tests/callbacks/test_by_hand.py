@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from torch import nn
 
 from smartfrz_lightning import (
+    AttentionFreezeCallback,
     AutoFreezeCallback,
     BudgetFreezeCallback,
     FreezingCallback,
@@ -176,7 +177,7 @@ def test_the_threshold_of_the_predictor_decides():
     start, noise = torch.randn(40, 1, 1024, generator=generator), torch.randn(40, 30, 1024, generator=generator)
     windows = start + torch.logspace(-5, 0.5, 40)[:, None, None] * noise.cumsum(1) / 30
     names = [str(number) for number in range(40)]
-    method = SmartFreezeCallback(start="none")
+    method = AttentionFreezeCallback(threshold=0.9, front_only=True)
     method.reset()
     run = TrainingRun(nn.Linear(2, 2), batches_per_epoch=8, total_batches=80)
     method.start(run)
@@ -186,11 +187,11 @@ def test_the_threshold_of_the_predictor_decides():
         method.threshold = threshold
         ready = method.ready(windows, names, list(range(30)))
         assert ready == {n: value for n, value in zip(names, confidence, strict=True) if value > threshold}
-    assert SmartFreezeCallback(start="none").threshold == 0.9
+    assert AttentionFreezeCallback(threshold=0.9, front_only=True).threshold == 0.9
 
 
 def test_defaults_are_those_of_the_paper():
-    for method in (SmartFreezeCallback(start="none"), MovementFreezeCallback()):
+    for method in (AttentionFreezeCallback(threshold=0.9, front_only=True), MovementFreezeCallback()):
         assert (method.window, method.sample_size) == (30, 1024)
     run = TrainingRun(nn.Linear(2, 2))
     assert (run.steps, run.batches, run.epoch, run.progress) == (0, 0, 0, None)

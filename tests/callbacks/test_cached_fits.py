@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torchvision
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from scripted import ScriptedFreeze
-from test_resume import Batches
+from staging import Batches
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset

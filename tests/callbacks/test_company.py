@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,

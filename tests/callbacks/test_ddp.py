@@ -11,7 +11,7 @@ import torch
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from lightning.pytorch import Trainer
 from scripted import SaveEnd, ScriptedFreeze
 
@@ -27,7 +27,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 def test_two_processes(tmp_path, strategy):
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path), strategy=strategy))
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1] / "helpers"), root=str(tmp_path), strategy=strategy))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

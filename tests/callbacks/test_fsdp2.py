@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from ddp_worker import Sized, plain_net
+from ddp_worker import Sized, freezing, plain_net
 from scripted import ScriptedFreeze
 from two_processes import two_processes
-
-from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.engine import probed_start, second_look
 
 SCRIPT = {"script": {"3": [0], "8": [1]}}
 # Resumed after eight steps, with one layer frozen or none; the last one with the shipped predictor, after four.
@@ -22,9 +19,10 @@ THAWS = {
     "has just thawed": {"script": {"3": [0], "10": [0]}, "thaw": {"8": [0]}, "sharded": True},
     "has just thawed, one file": {"script": {"3": [0], "10": [0]}, "thaw": {"8": [0]}, "sharded": False},
 }
-PROBE = {"script": {}, "smart": {"probe_steps": 4, "save": 0.1}}
-LONG = {"script": {}, "smart": {"probe_steps": 2, "threshold": 0.01}, "foreseen": 10}  # of its 12 steps
-HISTORY = {"script": {}, "sharded": True, "threshold": 0.999}
+PROBE = {"start": {"probe_steps": 4, "save": 0.1}}
+LATER = {"trial": "own", "long": True, "probe": 2}
+ATTENTION = {"threshold": 0.01, "front_only": True, "snapshot_every_n_steps": 1}
+HISTORY = {"attention": {**ATTENTION, "threshold": 0.999}, "sharded": True}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +35,9 @@ def outcomes(folder):
     cases = {
         "script": SCRIPT,
         "cached": {**SCRIPT, "cache": True},
-        "predictor": {"script": {}},
+        "predictor": {"attention": ATTENTION},
         "probe": PROBE,
-        "long": LONG,
+        "later": LATER,
         **RESUMED,
         **THAWS,
         "history": HISTORY,
@@ -78,29 +76,19 @@ def test_the_front_cache_is_off_and_it_is_said(outcomes):
         assert cached["losses"] == plain["losses"]
 
 
-def test_a_probe_sees_and_holds_what_it_does_in_one_process(make_trainer, outcomes):
-    first, second = outcomes["probe"]
-    single, freezer = Sized(plain_net(), 64, 16), SmartFreezeCallback(**PROBE["smart"])
+@pytest.mark.parametrize("case", ["probe", "later"])
+def test_the_start_stage_decides_as_in_one_process(make_trainer, outcomes, case):
+    first, second = outcomes[case]
+    single, freezer = Sized(plain_net(), 64, 16), freezing({"probe": PROBE, "later": {**LATER, "trial": "own"}}[case])
     make_trainer(freezer).fit(single)
-    assert first["frozen"] == second["frozen"] == freezer.frozen == freezer.timeline.start.held != []
-    assert first["untrained"] == second["untrained"] == freezer.timeline.start.untrained == ["net.0", "net.3"]
-    assert first["sure"] == second["sure"] == pytest.approx(freezer.timeline.start.sure, rel=1e-3)
-    for name, tensor in single.state_dict().items():
-        assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
-
-
-def test_in_a_long_run_what_is_held_trains_after_two_fifths(make_trainer, outcomes, monkeypatch):
-    first, second = outcomes["long"]
-    monkeypatch.setattr(second_look, "FORESEEN", LONG["foreseen"])
-    monkeypatch.setattr(probed_start, "untrained_end", lambda *_: 0)
-    single, freezer = Sized(plain_net(), 64, 16), SmartFreezeCallback(**LONG["smart"])
-    make_trainer(freezer).fit(single)
-    assert [(event.kind, event.step) for event in freezer.timeline.events] == [("freeze", 2)] * 2 + [("thaw", 4)] * 2
     events = [(event.layer, event.kind, event.step) for event in freezer.timeline.events]
-    assert first["events"] == second["events"] == events and first["frozen"] == []
-    for name, tensor in single.state_dict().items():
-        assert torch.equal(first["weights"][name], second["weights"][name]), name
-        assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
+    if case == "probe":
+        assert first["events"] == second["events"] == events != []
+        for name, tensor in single.state_dict().items():
+            assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
+    else:  # sharded weights cannot be tried: what is safe without a trial freezes, and that is said
+        assert first["events"] == second["events"] and ("net.0", "freeze", 2) in first["events"]
+        assert "cannot be tried: strategy=ModelParallelStrategy" in first["notes"][0]
 
 
 def test_with_the_shipped_predictor(outcomes):

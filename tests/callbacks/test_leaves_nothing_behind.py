@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _len_torch_dispatch_stack
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
+    AttentionFreezeCallback,
     AutoFreezeCallback,
     HistoryRecorder,
     LinearFreezeCallback,
@@ -192,7 +193,7 @@ def test_a_callback_thaws_what_it_froze(make_trainer):
 
 
 METHODS = {
-    "smart": lambda: SmartFreezeCallback(start="none", snapshot_every_n_steps=1),
+    "smart": lambda: AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1),
     "smart, probe": lambda: SmartFreezeCallback(probe_steps=3, save=0.1),
     "movement": lambda: MovementFreezeCallback(window=4, snapshot_every_n_steps=1),
     "auto": lambda: AutoFreezeCallback(percentile=70),
@@ -224,7 +225,7 @@ def test_a_callback_can_be_pickled_and_keeps_no_model_alive(make_trainer, name):
 def test_a_saved_state_does_not_move_with_the_training():
     net = mlp(norm=False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    freezer = Freezer(net, optimizer, SmartFreezeCallback(start="none", snapshot_every_n_steps=1, window=3))
+    freezer = Freezer(net, optimizer, AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1, window=3))
     states = []
     for x, y in DataLoader(Vectors(), 8):
         with freezer.batch((x, y)):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from lightning.pytorch import Callback
 
 from smartfrz_lightning import (

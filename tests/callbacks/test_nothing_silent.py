@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from scripted import ScriptedFreeze
@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
+    AttentionFreezeCallback,
     IntervalFreezeCallback,
     LinearFreezeCallback,
     MovementFreezeCallback,
@@ -54,7 +55,7 @@ def test_a_language_model_with_tied_weights_freezes(make_trainer, method):
 
 @pytest.mark.parametrize("exclude", ["net.0", "net.4", ()])
 def test_a_first_layer_that_always_trains_is_said_once(make_trainer, caplog, exclude):
-    freezer = SmartFreezeCallback(start="none", snapshot_every_n_steps=1, exclude=exclude)
+    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1, exclude=exclude)
     with caplog.at_level("INFO"):
         make_trainer(freezer, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
     said = [record.message for record in caplog.records if "always trains" in record.message]
@@ -75,7 +76,7 @@ def test_a_run_of_a_single_epoch_is_checked(make_trainer):
         def train_dataloader(self):
             return DataLoader(Vectors(300), 8)
 
-    freezer = SmartFreezeCallback(start="none")
+    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True)
     make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(Longer(mlp(norm=False), still))
     assert freezer.frozen == ["net.0", "net.4", "net.7"] and 0.1 < freezer.timeline.saved < 0.7
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import ScriptedFreeze
@@ -13,6 +13,7 @@ from staging import Batches
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
+    AttentionFreezeCallback,
     AutoFreezeCallback,
     BudgetFreezeCallback,
     GradESFreezeCallback,
@@ -64,13 +65,12 @@ class Kill(Callback):
 
 
 def smart():
-    return SmartFreezeCallback(
-        start="none", threshold=0.3, front_only=False, every_n_epochs=1, snapshot_every_n_steps=1
+    return AttentionFreezeCallback(threshold=0.3, front_only=False, every_n_epochs=1, snapshot_every_n_steps=1
     )
 
 
 def by_step():
-    return SmartFreezeCallback(start="none", threshold=0.3, every_n_train_steps=5, window=6, snapshot_every_n_steps=1)
+    return AttentionFreezeCallback(front_only=True, threshold=0.3, every_n_train_steps=5, window=6, snapshot_every_n_steps=1)
 
 
 def scripted():

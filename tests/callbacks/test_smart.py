@@ -4,13 +4,13 @@ import csv
 
 import pytest
 import torch
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import IterableDataset
 from transformers import BertConfig, BertForSequenceClassification
 
-from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning import AttentionFreezeCallback, SmartFreezeCallback
 
 
 def still(parameters):
@@ -19,7 +19,7 @@ def still(parameters):
 
 @pytest.mark.parametrize("front_only", [False, True])
 def test_a_model_that_hardly_moves_freezes_all_but_its_head(make_trainer, tmp_path, front_only):
-    freezer = SmartFreezeCallback(start="none", front_only=front_only, snapshot_every_n_steps=1)
+    freezer = AttentionFreezeCallback(threshold=0.9, front_only=front_only, snapshot_every_n_steps=1)
     trainer = make_trainer(freezer, logger=CSVLogger(tmp_path), log_every_n_steps=1, max_epochs=4)
     trainer.fit(Classifier(mlp(norm=False), still))
     assert freezer.frozen == ["net.0", "net.4", "net.7"]
@@ -33,14 +33,14 @@ def test_a_model_that_hardly_moves_freezes_all_but_its_head(make_trainer, tmp_pa
 
 
 def test_a_model_that_moves_fast_freezes_nothing_and_says_why(make_trainer, capsys):
-    freezer = SmartFreezeCallback(start="none", snapshot_every_n_steps=1, threshold=0.999)
+    freezer = AttentionFreezeCallback(front_only=True, snapshot_every_n_steps=1, threshold=0.999)
     make_trainer(freezer).fit(Classifier(mlp(), lambda p: torch.optim.SGD(p, lr=0.5)))
     assert not freezer.frozen
     assert "Freezing saved nothing" in capsys.readouterr().out
 
 
 def test_an_early_sweep_is_warned_of(make_trainer):
-    freezer = SmartFreezeCallback(start="none", snapshot_every_n_steps=1, every_n_train_steps=6)
+    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1, every_n_train_steps=6)
     with pytest.warns(UserWarning, match="froze 3 of 3 layers at once, after 25% of the run.* raise threshold=0.9"):
         make_trainer(freezer).fit(Classifier(mlp(norm=False), still))
     assert freezer.frozen
@@ -58,7 +58,7 @@ def test_front_only_waits_for_the_layers_before(make_trainer):
 
 @pytest.mark.parametrize("excluded", ["net.0", "net.4"])
 def test_what_is_excluded_does_not_stand_in_the_way(make_trainer, excluded):
-    freezer = SmartFreezeCallback(start="none", snapshot_every_n_steps=1, exclude=excluded)
+    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1, exclude=excluded)
     make_trainer(freezer).fit(Classifier(mlp(norm=False), still))
     assert freezer.frozen == [name for name in ("net.0", "net.4", "net.7") if name != excluded]
     assert freezer.timeline.saved > 0
@@ -73,7 +73,7 @@ def test_loaders_without_length_and_runs_without_epochs(make_trainer, length):
 
     model, freezer = (
         Classifier(mlp(), still),
-        SmartFreezeCallback(start="none", every_n_train_steps=5, snapshot_every_n_steps=1),
+        AttentionFreezeCallback(threshold=0.9, front_only=True, every_n_train_steps=5, snapshot_every_n_steps=1),
     )
     trainer = make_trainer(freezer, limit_val_batches=0, **length)
     trainer.fit(model, torch.utils.data.DataLoader(Endless(), batch_size=None))
@@ -91,13 +91,13 @@ def test_bert_from_a_config(make_trainer):
         def validation_step(self, *_):
             pass
 
-    freezer = SmartFreezeCallback(start="none", snapshot_every_n_steps=1)
+    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1)
     make_trainer(freezer).fit(Bert(BertForSequenceClassification(config), still))
     assert len(freezer.frozen) == len(freezer.layers) - 1
 
 
 def test_memory_of_the_optimizer_is_given_back(make_trainer):
-    model, freezer = Classifier(mlp(), lambda p: torch.optim.Adam(p, lr=1e-6)), SmartFreezeCallback(start="none")
+    model, freezer = Classifier(mlp(), lambda p: torch.optim.Adam(p, lr=1e-6)), AttentionFreezeCallback(threshold=0.9, front_only=True)
     freezer._spacing = 1
 
     class Look(Callback):

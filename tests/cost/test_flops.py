@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.checkpoint import checkpoint

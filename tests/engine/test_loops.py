@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader

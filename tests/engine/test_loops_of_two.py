@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Vectors
+from models import Vectors
 from loop_worker import Net, sgd, train
 from torch.utils.data import DataLoader
 from two_processes import two_processes

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from scripted import ScriptedFreeze
 from torch import nn

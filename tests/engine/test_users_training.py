@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback

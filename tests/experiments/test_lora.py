@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 pytest.importorskip("peft")

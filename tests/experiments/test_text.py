@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from small_bert import bert
 
-from smartfrz_lightning import SmartFreezeCallback, extras
+from smartfrz_lightning import AttentionFreezeCallback, SmartFreezeCallback, extras
 from smartfrz_lightning.experiments import text_classifier
 from smartfrz_lightning.experiments.glue_files import read_glue
 from smartfrz_lightning.experiments.text import GlueDataModule
@@ -80,7 +80,7 @@ def test_fine_tuning_with_freezing_and_the_measures(tmp_path, make_trainer):
     data = GlueDataModule(file, [file, file], "cola", folder, batch_size=8, train_rows=48)
     model = TextClassifier(folder, optimizer=lambda p: torch.optim.AdamW(p, lr=0.01))
     assert model.model.bert.embeddings.word_embeddings.weight.shape == (11, 16)
-    freezer = SmartFreezeCallback(start="none", threshold=0.01, snapshot_every_n_steps=1, every_n_epochs=9)
+    freezer = AttentionFreezeCallback(front_only=True, threshold=0.01, snapshot_every_n_steps=1, every_n_epochs=9)
     trainer = make_trainer(freezer, max_epochs=10)
     trainer.fit(model, datamodule=data)
     assert freezer.frozen[0].startswith("model.bert.embeddings.") and freezer.timeline.saved > 0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from functorch.compile import make_boxed_func
 from scripted import ScriptedFreeze
 from torch import nn

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback

@@ -2,29 +2,27 @@
 
 import os
 import signal
-from dataclasses import asdict
 
 import torch
-from conftest import Classifier, Vectors
+from models import Classifier, Vectors
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from scripted import ScriptedFreeze
+from staging import A_PART, ANYWAY, LONG, NEVER, SHORT, Safe, notes, smart, trained
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
-from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.callbacks import look_beside
-from smartfrz_lightning.engine import probed_start, second_look
-from smartfrz_lightning.engine.second_look import FORESEEN, how_much_stays
+from smartfrz_lightning import AttentionFreezeCallback, SmartFreezeCallback
+from smartfrz_lightning.stages import StartStage
 
 
 def plain_net():
     torch.manual_seed(0)
     first = [nn.Linear(12, 16), nn.LayerNorm(16), nn.ReLU()]
-    return nn.Sequential(*first, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    return trained(nn.Sequential(*first, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)))
 
 
 class Sized(Classifier):
@@ -84,13 +82,19 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+VERDICTS = {"stays": ANYWAY, "adopted": NEVER, "part": A_PART, "own": {}}
+
+
 def freezing(settings):
-    look_beside.how_much_stays = (lambda *_: settings["stays"]) if "stays" in settings else how_much_stays
-    second_look.FORESEEN = settings.get("foreseen", FORESEEN)
-    if "smart" in settings:
-        if "threshold" in settings["smart"]:  # random weights count as trained ones
-            probed_start.untrained_end = lambda *_: 0
-        return SmartFreezeCallback(**settings["smart"])
+    """The callback of a case: the attention predictor, the start stage alone, a trial, or a script."""
+    if "attention" in settings:
+        return AttentionFreezeCallback(**settings["attention"])
+    if "start" in settings:
+        return SmartFreezeCallback(StartStage(**settings["start"]), verify=False, attention=False)
+    if "trial" in settings:  # p(safe) 0.95 of the first layer and 0.71 of both
+        schedule = LONG if settings.get("long") else SHORT
+        odds = Safe((0.6, 3.0), (1.1, 1.5 if settings.get("long") else 0.9))
+        return smart(odds, verdict=VERDICTS[settings["trial"]], schedule=schedule, probe=settings.get("probe"))
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
     return ScriptedFreeze(freeze, thaw, cache_front=settings.get("cache", False))
 
@@ -125,10 +129,9 @@ def fit(settings, folder):
         "events": [(event.layer, event.kind, event.step) for event in freezer.timeline.events],
         "confidences": [event.confidence for event in freezer.timeline.events],
         "losses": model.losses,
-        "look": freezer.timeline.look and asdict(freezer.timeline.look),
         "checkpoint": os.path.join(folder, "epoch=0.ckpt"),  # noqa: PTH118
         "bytes": count.steps,
-        "sure": freezer.timeline.start.sure if freezer.timeline.start else None,
+        "notes": notes(freezer),
         "hits": freezer.timeline.cache.hits if freezer.timeline.cache else 0,
     }
 

@@ -1,18 +1,12 @@
 """Run by torchrun in the tests: fits under FSDP2."""
 
-from ddp_worker import Sized, plain_net
+from ddp_worker import Sized, freezing, plain_net
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
-from scripted import ScriptedFreeze
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from two_processes import run_cases
-
-from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.engine import probed_start, second_look
-from smartfrz_lightning.engine.probed_start import untrained_end
-from smartfrz_lightning.engine.second_look import FORESEEN
 
 
 class Sharded(Sized):
@@ -24,16 +18,8 @@ class Sharded(Sized):
 
 
 def fit(settings, folder):
-    second_look.FORESEEN = settings.get("foreseen", FORESEEN)
-    probed_start.untrained_end = (lambda *_: 0) if "foreseen" in settings else untrained_end
     model = Sharded(plain_net(), 64, 8)
-    script, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
-    later = {"start": "none", "threshold": settings.get("threshold", 0.01), "snapshot_every_n_steps": 1}
-    freezer = (
-        ScriptedFreeze(script, thaw, cache_front=settings.get("cache", False))
-        if script
-        else SmartFreezeCallback(**settings.get("smart", later))
-    )
+    freezer = freezing(settings)
     saved = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     trainer = Trainer(
         callbacks=[freezer, saved] if "sharded" in settings else [freezer],
@@ -64,8 +50,7 @@ def fit(settings, folder):
         "losses": model.losses,
         "saved": freezer.timeline.saved,
         "windows": history["ring"] if history else None,
-        "untrained": getattr(freezer.timeline.start, "untrained", None),
-        "sure": freezer.timeline.start.sure if freezer.timeline.start else None,
+        "notes": freezer.timeline.notes,
         "cache": freezer.timeline.cache.stopped if freezer.timeline.cache else None,
     }
 

@@ -1,7 +1,7 @@
 """Run by torchrun in the tests: training loops of one's own under DDP, by hand and by Fabric."""
 
 import torch
-from conftest import Vectors
+from models import Vectors
 from ddp_worker import plain_net
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy

@@ -3,7 +3,7 @@
 import random
 
 import torch
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from smartfrz_lightning.engine.probe import Probe
 from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers import find_layers
+from smartfrz_lightning.stages.probe import Probe
 
 
 def trained(momentum=0.1):
@@ -35,7 +35,7 @@ def shift(net, change, batches=4, norms=("1", "4")):
     net, before = copy.deepcopy(net), buffers(net)
     for _ in range(batches):
         net(change(images()))
-    return statistics_shift(net, norms, before)
+    return statistics_shift(net, norms, before, buffers(net))
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.5, None])
@@ -57,9 +57,8 @@ def test_it_is_the_divergence_of_normal_distributions():
     x = torch.randn(100_000, 1) * 3 + 2
     net(x)
     expected = torch.distributions.kl_divergence(torch.distributions.Normal(2, 3), torch.distributions.Normal(1, 2))
-    assert statistics_shift(nn.Sequential(net), ["0"], {f"0.{n}": t for n, t in before.items()}) == pytest.approx(
-        float(expected), rel=0.05
-    )
+    before, after = ({f"0.{name}": tensor for name, tensor in kept.items()} for kept in (before, buffers(net)))
+    assert statistics_shift(nn.Sequential(net), ["0"], before, after) == pytest.approx(float(expected), rel=0.05)
 
 
 def test_the_first_norm_that_moves_counts():
@@ -74,17 +73,18 @@ def test_the_first_norm_that_moves_counts():
     assert shift(unusual, lambda x: 1 - x, norms=("0", "1")) == 0.0
 
 
-def test_a_probe_measures_it_before_it_puts_back():
+def test_a_probe_measures_it_and_leaves_no_trace():
     net = trained()
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     expected = shift(net, lambda x: 1 - x, 3)
     probe = Probe(net, [optimizer], sample_size=16)
     probe.watch(find_layers(net, images(2)))
+    before = buffers(net)
     for _ in range(3):
+        probe.before_batch()
         net(1 - images()).square().sum().backward()
         probe.take_gradients(optimizer)
         optimizer.step()
-        probe.step_done()
+        probe.batch_done(stepped=True)
     assert probe.shift() == pytest.approx(expected, rel=0.3) and probe.shift() > 0.1
-    probe.put_back()
-    assert probe.shift() == 0.0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.named_buffers())

@@ -10,7 +10,6 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.layers.layer import front, matches
 from smartfrz_lightning.layers.finder import find_layers
-from smartfrz_lightning.layers.graph import ParameterUse
 
 BERT = BertConfig(vocab_size=2000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
 IDS = torch.randint(0, 2000, (2, 8), generator=torch.Generator().manual_seed(0))
@@ -68,6 +67,18 @@ def test_only_the_output_is_pinned(model_and_layers):
     assert [layer.pinned for layer in layers] == [""] * (len(layers) - 1) + ["output"]
 
 
+def reaching(tensor):
+    """``id`` of every leaf with a path to a tensor in the autograd graph."""
+    found, seen, stack = set(), set(), [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            found.add(id(getattr(node, "variable", None)))
+            stack += [parent for parent, _ in node.next_functions if parent is not None]
+    return found
+
+
 def test_a_frozen_front_leaves_no_graph_below(model_and_layers):
     model, inputs, layers = model_and_layers
     cut = len(layers) // 2
@@ -84,7 +95,7 @@ def test_a_frozen_front_leaves_no_graph_below(model_and_layers):
     for hook in hooks:
         hook.remove()
     logits = out if isinstance(out, torch.Tensor) else out.logits
-    reaching = parameters_reaching([logits])
+    found = reaching(logits)
     # An attention module also runs the projection after its own weights, which may still train.
     inside = [layer.name for layer in layers[cut:]]
     for name, output in outputs.items():
@@ -92,7 +103,7 @@ def test_a_frozen_front_leaves_no_graph_below(model_and_layers):
             assert output.grad_fn is None, name
     for layer in layers:
         for name in layer.parameters:
-            assert (id(model.get_parameter(name)) in reaching) == (layer not in layers[:cut]), name
+            assert (id(model.get_parameter(name)) in found) == (layer not in layers[:cut]), name
 
 
 def test_batchnorm_goes_with_the_convolution_that_feeds_it():
@@ -182,3 +193,44 @@ def test_spectral_norm_is_held_still_with_its_layer():
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     net(torch.rand(2, 4))
     assert before and all(torch.equal(before[name], buffer) for name, buffer in net.named_buffers())
+
+
+def heads(net, *inputs):
+    return {layer.name for layer in find_layers(net, *inputs) if layer.pinned == "output"}
+
+
+def test_every_head_counts():
+    class Heads(nn.Module):
+        """A class and a box from one trunk, and a temperature, a bias and a penalty on the way to the loss."""
+
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.label, self.box = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+            self.temperature, self.bias = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            x = self.trunk(x).relu()
+            penalty = sum(parameter.square().sum() for parameter in self.parameters())
+            return (self.label(x) * self.temperature.exp() + self.bias).sum() + self.box(x).sum() + 0.1 * penalty
+
+    assert heads(Heads(), torch.rand(2, 4)) == {"label", "box"}
+
+
+def test_both_towers_of_a_contrastive_loss_have_a_head():
+    class Towers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image, self.text = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x, y):
+            return self.scale.exp() * self.image(x) @ self.text(y).T
+
+    assert heads(Towers(), torch.rand(3, 4), torch.rand(3, 4)) == {"image.2", "text.2"}
+
+
+def test_auxiliary_classifiers_are_heads_and_residual_blocks_are_not():
+    net = torchvision.models.googlenet(aux_logits=True, init_weights=False)
+    assert heads(net, torch.rand(2, 3, 64, 64)) == {"aux1.fc2", "aux2.fc2", "fc"}
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 3)
+    assert heads(encoder, torch.rand(2, 4, 16)) == {"layers.2.linear2"}

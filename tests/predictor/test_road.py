@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import safe_open
 
-from smartfrz_lightning import HistoryRecorder, SmartFreezeCallback
+from smartfrz_lightning import AttentionFreezeCallback, HistoryRecorder, SmartFreezeCallback
 from smartfrz_lightning.cli import main
 from smartfrz_lightning.history.recording import Recording
-from smartfrz_lightning.predictor import FreezeConfidence, load_predictor
+from smartfrz_lightning.predictor import freeze_confidence, load_predictor
 from smartfrz_lightning.predictor.labels import stable_range_labels
 from smartfrz_lightning.similarity.cka import linear_cka
 
@@ -119,11 +119,11 @@ def test_a_predictor_is_trained_by_the_command_and_used(recorded, make_trainer):
     main(["fit", "--config", str(folder / "config.yaml")])
     card = (folder / "p.md").read_text()
     assert "held_out: ['other']" in card and "val/other/auroc_within_instant" in card
-    freezer = SmartFreezeCallback(start="none", predictor=str(folder / "p.safetensors"), sample_size=64, threshold=0.01)
+    freezer = AttentionFreezeCallback(str(folder / "p.safetensors"), threshold=0.01, front_only=True)
     make_trainer(freezer).fit(Classifier(mlp()))
     ours, shipped = load_predictor(folder / "p.safetensors"), load_predictor()
     assert ours.sample_size == 64 != shipped.sample_size
     windows = torch.randn(3, 30, 64).cumsum(1)
-    confidences = FreezeConfidence(ours)(windows, list("abc"), list(range(30)))
+    confidences = freeze_confidence(ours, windows)
     assert freezer.frozen and len(set(confidences.tolist())) == 3
     assert all(0.01 < event.confidence < 1 for event in freezer.timeline.events)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from torch import nn
 

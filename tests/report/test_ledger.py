@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from conftest import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptedFreeze

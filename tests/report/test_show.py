@@ -5,7 +5,7 @@ import io
 
 import fsspec
 import pytest
-from conftest import Classifier, mlp
+from models import Classifier, mlp
 from rich.console import Console
 from scripted import ScriptedFreeze
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from smartfrz_lightning.engine.probed_start import choose_front, probe_length
+from smartfrz_lightning.stages.start import choose_prefix, probe_length
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
 
@@ -103,10 +103,10 @@ def test_a_file_says_what_it_is(tmp_path):
 @settings(max_examples=100, deadline=None)
 def test_what_is_chosen_is_what_was_asked_for(fronts, share):
     costs, sure = [list(column) for column in zip(*fronts, strict=True)]
-    held = choose_front(costs, sure, threshold=share)
+    held = choose_prefix(costs, sure, threshold=share)
     able = [cost for cost, likelihood in fronts if likelihood >= share]
     assert (held == 0) == (not able) and (not held or costs[held - 1] == min(able))
-    held = choose_front(costs, sure, threshold=0.5, save=share)
+    held = choose_prefix(costs, sure, threshold=0.5, save=share)
     able = [likelihood for cost, likelihood in fronts if cost <= 1 - share + 1e-9]
     assert sure[held - 1] == max(able) if able else costs[held - 1] == min(costs)
 
