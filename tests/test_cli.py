@@ -29,7 +29,7 @@ def test_benchmark_is_a_command_of_its_own(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("config", "shorter", "said"),
     [
-        ("quickstart", ["--data.size=32", "--trainer.limit_train_batches=5"], "too short a run"),
+        ("quickstart", ["--data.size=32", "--trainer.limit_train_batches=5"], "needs a run of 100 steps"),
         ("from_scratch", ["--trainer.max_epochs=3"], "of training FLOPs saved"),
     ],
 )

@@ -23,9 +23,9 @@ ROOMS = [
     "report",
     "engine",
 ]
-ROOMS += ["callbacks", "experiments", "outcomes", "benchmark", "cli"]
+ROOMS += ["stages", "callbacks", "experiments", "benchmark", "cli"]
 # What works on plain modules and tensors.
-PLAIN = ["layers", "freezing", "history", "similarity", "cost", "report", "engine"]
+PLAIN = ["layers", "freezing", "history", "similarity", "cost", "report", "engine", "stages"]
 
 
 def room_of(module):

@@ -70,7 +70,8 @@ def run_once(
     folder.mkdir(parents=True, exist_ok=True)
     with log_file(folder).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         # Without a method, training is plain: what the engine costs, the others' times show.
-        freezing = [{"class_path": run.callback, "init_args": run.arguments}] if run.callback else []
+        own = {"report": str(folder), **run.arguments}
+        freezing = [{"class_path": run.callback, "init_args": own}] if run.callback else []
         chosen = freezing if extra_callbacks is None else extra_callbacks
         arguments = _arguments(benchmark, run, seed, folder, chosen, max_steps)
         try:

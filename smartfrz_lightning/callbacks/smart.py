@@ -1,19 +1,17 @@
 """SmartFreezeCallback: choose a prefix at the start, try it, then ask the attention predictor."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.engine.rule import Decision, FreezingRule
+from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.stages.attention import AttentionStage
 from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import StartStage
 from smartfrz_lightning.stages.verify import VerifyStage
-
-Own = TypeVar("Own", bound=Stage)
 
 
 class SmartFreezeCallback(FreezingCallback):
@@ -61,7 +59,7 @@ class SmartFreezeCallback(FreezingCallback):
 
     def __init__(
         self,
-        start: bool | Stage = True,
+        start: bool | str | Stage = True,
         verify: bool | Stage = True,
         attention: bool | Stage = True,
         threshold: float | None = None,
@@ -80,7 +78,7 @@ class SmartFreezeCallback(FreezingCallback):
             cache_dtype=cache_dtype,
         )
         if start == "none":
-            raise ValueError("start='none': the paper's method by itself is AttentionFreezeCallback()")
+            raise ValueError("start='none': the paper's method by itself is AttentionFreezeCallback now")
         for name, value in (("start", start), ("verify", verify), ("attention", attention)):
             if not isinstance(value, bool | Stage):
                 raise ValueError(f"{name}={value!r}: must be True, False or a Stage")
@@ -102,7 +100,6 @@ class SmartFreezeCallback(FreezingCallback):
         if not self.stages:
             raise ValueError("start, verify and attention are all False: nothing would ever freeze")
         self.works_sharded = all(stage.works_sharded for stage in self.stages.values())
-        self._epoch_ended = False
 
     @property
     def reads_gradients(self) -> bool:

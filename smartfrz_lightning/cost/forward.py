@@ -1,33 +1,71 @@
 """ForwardFlops: what the forward pass of a model costs, by module."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from smartfrz_lightning.private.pytorch import HigherOrderOperator, TorchDispatchMode
 
 aten = torch.ops.aten
 
 
-def _recurrent(x: Sequence[int], weights: Sequence[Any]) -> int:
+def _recurrent(x: Tensor, *weights: Tensor) -> int:
     """Fused LSTM and RNN layers, which the table lacks: at every step of every sequence all weights are multiplied."""
-    positions = torch.Size(x[:-1]).numel()
-    return 2 * positions * sum(torch.Size(weight).numel() for weight in weights if weight is not None and len(weight) == 2)
+    positions = x.numel() // x.shape[-1]
+    return 2 * positions * sum(weight.numel() for weight in weights if weight.ndim == 2)
 
 
-_ATTENTION_CPU = aten._scaled_dot_product_flash_attention_for_cpu
-_MISSING: dict[Any, Callable[..., int]] = {
-    aten.mkldnn_rnn_layer: lambda x, w1, w2, *args, out_shape=None, **kw: _recurrent(x, (w1, w2)),
-    aten._cudnn_rnn: lambda x, weights, *args, out_shape=None, **kw: _recurrent(x, weights),
+def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    aten.mkldnn_rnn_layer: lambda x, w1, w2, *args, **kw: _recurrent(x, w1, w2),
+    aten._cudnn_rnn: lambda x, weights, *args, **kw: _recurrent(x, *weights),
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # missing in older versions of PyTorch
+    **flop_registry,
 }
-if _ATTENTION_CPU not in flop_registry:  # in older versions of PyTorch
-    _MISSING[_ATTENTION_CPU] = flop_registry[aten._scaled_dot_product_flash_attention]
+
+
+class _Counter(TorchDispatchMode):
+    """PyTorch's ``FlopCounterMode`` without its module tracker; that one fails on some higher-order operators."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            _warn_of_uncounted(func)
+            return func(*args, **kwargs)
+        formula = _FORMULAS.get(func.overloadpacket)
+        if formula is None and torch.is_inference_mode_enabled():
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.total += int(formula(*args, **kwargs, out_val=out))
+        return out
+
+
+@functools.cache
+def _warn_of_uncounted(func: Any) -> None:
+    warnings.warn(f"{func} runs functions of its own, whose FLOPs are not counted", stacklevel=2)
 
 
 class ForwardFlops:
-    """Count the FLOPs of a forward pass with PyTorch's ``FlopCounterMode``, by the module that is running.
+    """Count the FLOPs of a forward pass with the formulas of PyTorch's ``FlopCounterMode``, by the module that runs.
 
     Only modules that own parameters are told apart. Operations inside of compiled regions, and of
     higher-order operators such as ``torch.cond``, are not counted.
@@ -44,7 +82,7 @@ class ForwardFlops:
         self.segments: list[tuple[str, float]] = []
         self.running = False
         self._model = model
-        self._counter = FlopCounterMode(display=False, custom_mapping=_MISSING)
+        self._counter = _Counter()
         self._modes = contextlib.ExitStack()
         self._inside: list[str] = []
         self._counted = 0
@@ -83,13 +121,13 @@ class ForwardFlops:
     def resume(self) -> None:
         """Count on."""
         if self.running and self._paused:
-            self._counted, self._paused = self._counter.get_total_flops(), False
+            self._counted, self._paused = self._counter.total, False
             self._inside.clear()
 
     def _note(self) -> None:
         if self._paused:
             return
-        total = self._counter.get_total_flops()
+        total = self._counter.total
         if total > self._counted:
             self.segments.append((self._inside[-1] if self._inside else "", total - self._counted))
             self._counted = total

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from smartfrz_lightning.private.pytorch import sequence_number
+
 _PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attention", "trilinear", "dot", "mv")
 
 
@@ -42,7 +44,7 @@ class ParameterUse:
                 self._add(node, sources)
         for name, node in norms.items():
             if node in sources:
-                self.first.setdefault(name, node._sequence_nr() + 1)
+                self.first.setdefault(name, sequence_number(node) + 1)
                 self.fed_by.setdefault(name, _used(node, sources) if is_product(node) else _feeder(node, sources))
         self.heads |= _heads(roots, sources, names)
 
@@ -50,7 +52,7 @@ class ParameterUse:
         used = _used(node, sources)
         if not used:
             return
-        at = node._sequence_nr()
+        at = sequence_number(node)
         for name in used:
             self.first[name] = min(at, self.first.get(name, at))
             self.last[name] = max(at, self.last.get(name, at))

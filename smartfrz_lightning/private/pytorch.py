@@ -34,11 +34,11 @@ __all__ = [
     "communication_hooks",
     "compile_callbacks",
     "compile_config",
+    "drawing_from",
     "has_global_hooks",
-        "is_compiled",
+    "is_compiled",
     "is_plain",
     "module_hooks",
-    "drawing_from",
     "own_tensors",
     "placeholder",
     "random_states",
@@ -63,9 +63,9 @@ def torch_is_older(major: int, minor: int) -> bool:
     return Version(torch.__version__) < Version(f"{major}.{minor}.0.dev0")
 
 
-def sequence_number() -> int:
-    """The number that autograd gives to the next operation of this thread that it records."""
-    return torch.autograd._get_sequence_nr()
+def sequence_number(node: Any = None) -> int:
+    """The number that autograd gave to a node, or gives to the next operation of this thread that it records."""
+    return torch.autograd._get_sequence_nr() if node is None else node._sequence_nr()
 
 
 def register_gradient_hooks(new: torch.Tensor, old: torch.Tensor) -> None:

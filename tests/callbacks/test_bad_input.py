@@ -19,34 +19,43 @@ from smartfrz_lightning.experiments.networks import CifarResNet
 from smartfrz_lightning.predictor import AttentionPredictor, save_predictor
 from smartfrz_lightning.predictor.start import SHIPPED_START
 from smartfrz_lightning.predictor.weights import SHIPPED
+from smartfrz_lightning.stages import AttentionStage, StartStage, VerifyStage
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("kind", "arguments", "says"),
     [
-        ({"start": "none", "window": 0}, "window=0"),
-        ({"sample_size": 0}, "sample_size=0"),
-        ({"start": "none", "snapshot_every_n_steps": 0}, "snapshot_every_n_steps=0"),
-        ({"threshold": 0.0}, "threshold=0.0"),
-        ({"threshold": 1}, "threshold=1"),
-        ({"start": "none", "every_n_epochs": 0}, "every_n_epochs=0"),
-        ({"start": "none", "every_n_epochs": 1, "every_n_train_steps": 10}, "give one of them"),
-        ({"start": "none", "sample_size": 512}, "sample_size=512"),
-        ({"start": "later"}, "start='later': must be 'probe' or 'none'"),
-        ({"save": 1.5}, "save=1.5: must lie between 0 and 1"),
-        ({"save": 0.4, "threshold": 0.9}, "save=0.4 and threshold=0.9: give one of them"),
-        ({"start": "none", "save": 0.4}, "save=0.4 belongs to start='probe'"),
-        ({"start": "none", "probe_steps": 4}, "probe_steps=4 belongs to start='probe'"),
-        ({"probe_steps": 1}, "probe_steps=1: must be at least 2"),
-        ({"window": 20}, "window=20: with start='probe' the front is chosen once"),
-        ({"every_n_epochs": 2, "front_only": False}, "every_n_epochs=2, front_only=False: with start='probe'"),
-        ({"predictor": str(SHIPPED)}, "is no start predictor of version 1: those that judge windows"),
-        ({"start": "none", "predictor": str(SHIPPED_START)}, "is not a predictor of this package"),
+        (AttentionFreezeCallback, {"window": 0}, "window=0"),
+        (AttentionFreezeCallback, {"snapshot_every_n_steps": 0}, "snapshot_every_n_steps=0"),
+        (AttentionFreezeCallback, {"every_n_epochs": 0}, "every_n_epochs=0"),
+        (AttentionFreezeCallback, {"every_n_epochs": 1, "every_n_train_steps": 10}, "give one of them"),
+        (AttentionFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number between 0 and 1"),
+        (AttentionFreezeCallback, {"predictor": str(SHIPPED_START)}, "is not a predictor of this package"),
+        (AttentionStage, {"threshold": 1}, "threshold=1: must be a number between 0 and 1"),
+        (SmartFreezeCallback, {"threshold": 0.0}, "threshold=0.0"),
+        (SmartFreezeCallback, {"threshold": 1}, "threshold=1"),
+        (SmartFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number"),
+        (SmartFreezeCallback, {"start": "none"}, "start='none': the paper's method .* AttentionFreezeCallback"),
+        (SmartFreezeCallback, {"start": "later"}, "start='later': must be True, False or a Stage"),
+        (SmartFreezeCallback, {"verify": "yes"}, "verify='yes': must be True, False or a Stage"),
+        (SmartFreezeCallback, {"save": 1.5}, "save=1.5: must be a number between 0 and 1"),
+        (SmartFreezeCallback, {"save": 0.4, "threshold": 0.9}, "save=0.4 and threshold=0.9: give one of them"),
+        (SmartFreezeCallback, {"start": False, "save": 0.4}, "save=0.4: belongs to the start stage"),
+        (SmartFreezeCallback, {"save": 0.4, "verify": VerifyStage()}, "save=0.4 and verify"),
+        (SmartFreezeCallback, dict.fromkeys(("start", "verify", "attention"), False), "nothing would ever freeze"),
+        (StartStage, {"probe_steps": 1}, "probe_steps=1: must be a whole number of at least 2"),
+        (StartStage, {"probe_steps": 2.5}, "probe_steps=2.5: must be a whole number"),
+        (StartStage, {"predictor": str(SHIPPED)}, "is no start predictor of version 1"),
     ],
 )
-def test_arguments(arguments, says):
+def test_arguments(kind, arguments, says):
     with pytest.raises(ValueError, match=says):
-        SmartFreezeCallback(**arguments)
+        kind(**arguments)
+
+
+def test_a_misspelt_argument_names_the_callback():
+    with pytest.raises(TypeError, match="SmartFreezeCallback.* 'treshold'"):
+        SmartFreezeCallback(treshold=0.8)
 
 
 class NeverSteps(Classifier):
@@ -117,26 +126,27 @@ def test_a_trainer_of_the_other_package():
         trainer.fit(Module())
 
 
-def test_a_string_of_what_to_exclude_in_yaml(tmp_path):
+def test_callbacks_and_stages_in_yaml(tmp_path):
+    """By their import path, as in a LightningCLI of one's own."""
     config = tmp_path / "config.yaml"
     config.write_text(
-        "trainer:\n  callbacks:\n    - class_path: SmartFreezeCallback\n"
-        "      init_args: {start: none, exclude: layer, window: 20}\n"
-        "    - class_path: StaticFreezeCallback\n      init_args: {exclude: [a, b], report: false}\n"
+        "trainer:\n  callbacks:\n    - class_path: smartfrz_lightning.SmartFreezeCallback\n"
+        "      init_args:\n        exclude: layer\n        verify: false\n"
+        "        start: {class_path: smartfrz_lightning.stages.StartStage, init_args: {threshold: 0.7}}\n"
+        "    - class_path: smartfrz_lightning.StaticFreezeCallback\n"
+        "      init_args: {exclude: [a, b], report: false}\n"
     )
     model = "--model=lightning.pytorch.demos.boring_classes.BoringModel"
-    with pytest.warns(UserWarning, match="window=20: the predictor was trained on windows of 30"):
-        cli = LightningCLI(run=False, args=[f"--config={config}", model, "--trainer.accelerator=cpu"])
+    cli = LightningCLI(run=False, args=[f"--config={config}", model, "--trainer.accelerator=cpu"])
     smart, static = (c for c in cli.trainer.callbacks if hasattr(c, "exclude"))
     assert (smart.exclude, static.exclude) == (("layer",), ("a", "b")) and static.report is False
+    assert list(smart.stages) == ["start", "attention"] and smart.stages["start"].threshold == 0.7
 
 
 def test_the_sizes_of_a_predictor_are_those_of_its_file(tmp_path):
     save_predictor(AttentionPredictor(sample_size=64), tmp_path / "small.safetensors", window=12)
-    method = AttentionFreezeCallback(threshold=0.9, front_only=True, predictor=str(tmp_path / "small.safetensors"))
+    method = AttentionFreezeCallback(str(tmp_path / "small.safetensors"))
     assert (method.sample_size, method.window) == (64, 12)
-    with pytest.raises(ValueError, match="looks at 64 sampled weights, but sample_size=1024"):
-        AttentionFreezeCallback(threshold=0.9, front_only=True, predictor=str(tmp_path / "small.safetensors"), sample_size=1024)
 
 
 def test_reference_of_another_architecture(make_trainer, tmp_path):

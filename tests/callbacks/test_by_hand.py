@@ -21,15 +21,15 @@ from smartfrz_lightning import (
 from smartfrz_lightning.callbacks.budget import choose_layers
 from smartfrz_lightning.engine import TrainingRun
 from smartfrz_lightning.layers import find_layers
-from smartfrz_lightning.report import Timeline
+from smartfrz_lightning.predictor import freeze_confidence, load_predictor
 
 
 def run_of(weights):
     """A chain of so many layers, each a matrix of 2 x 2, with the last one the output."""
     net = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(weights)))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    timeline = Timeline(find_layers(net, torch.rand(1, 2)))
-    return TrainingRun(net, [optimizer], timeline=timeline, batches_per_epoch=8, total_batches=8)
+    layers = find_layers(net, torch.rand(1, 2))
+    return TrainingRun(net, [optimizer], layers=layers, batches_per_epoch=8, total_batches=8)
 
 
 def give(run, gradients):
@@ -181,17 +181,17 @@ def test_the_threshold_of_the_predictor_decides():
     method.reset()
     run = TrainingRun(nn.Linear(2, 2), batches_per_epoch=8, total_batches=80)
     method.start(run)
-    confidence = method._confidence(windows, names, list(range(30))).tolist()
+    confidence = freeze_confidence(load_predictor(), windows).tolist()
     assert min(confidence) < 0.3 and max(confidence) > 0.9 and len(set(confidence)) > 30
     for threshold in (0.3, 0.5, 0.7, 0.9):
         method.threshold = threshold
         ready = method.ready(windows, names, list(range(30)))
         assert ready == {n: value for n, value in zip(names, confidence, strict=True) if value > threshold}
-    assert AttentionFreezeCallback(threshold=0.9, front_only=True).threshold == 0.9
 
 
 def test_defaults_are_those_of_the_paper():
-    for method in (AttentionFreezeCallback(threshold=0.9, front_only=True), MovementFreezeCallback()):
+    assert (AttentionFreezeCallback().threshold, AttentionFreezeCallback().front_only) == (0.5, False)
+    for method in (AttentionFreezeCallback(), MovementFreezeCallback()):
         assert (method.window, method.sample_size) == (30, 1024)
     run = TrainingRun(nn.Linear(2, 2))
     assert (run.steps, run.batches, run.epoch, run.progress) == (0, 0, 0, None)

@@ -119,7 +119,7 @@ def test_the_same_training_and_less_of_it(make_trainer, method, trainer):
     assert freezer.timeline.spent.weight_gradient == without.timeline.spent.weight_gradient
     # What was not done is the forward pass of the frozen front, for the samples that were known.
     done = without.timeline.spent.forward - freezer.timeline.spent.forward
-    front = sum(cost.own + cost.following for cost in freezer.timeline.costs[:2]) / 6
+    front = sum(cost.forward for cost in freezer.timeline.cost.layers[:2]) / 6
     assert 0 < done <= use.hits * front * 1.001
 
 

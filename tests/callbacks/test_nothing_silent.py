@@ -14,7 +14,6 @@ from smartfrz_lightning import (
     IntervalFreezeCallback,
     LinearFreezeCallback,
     MovementFreezeCallback,
-    SmartFreezeCallback,
     StaticFreezeCallback,
 )
 
@@ -44,10 +43,9 @@ class TiedLanguageModel(LightningModule):
         return DataLoader(torch.randint(20, (60, 7), generator=torch.Generator().manual_seed(0)), 8)
 
 
-@pytest.mark.parametrize("method", [SmartFreezeCallback, MovementFreezeCallback])
+@pytest.mark.parametrize("method", [AttentionFreezeCallback, MovementFreezeCallback])
 def test_a_language_model_with_tied_weights_freezes(make_trainer, method):
-    paper = {"start": "none"} if method is SmartFreezeCallback else {}
-    freezer = method(snapshot_every_n_steps=1, every_n_train_steps=4, window=4, **paper)
+    freezer = method(snapshot_every_n_steps=1, every_n_train_steps=4, window=4, front_only=True)
     make_trainer(freezer, limit_val_batches=0).fit(TiedLanguageModel())
     assert freezer.layers[0].pinned == "output"
     assert freezer.frozen == ["blocks.0", "blocks.1", "blocks.2"] and freezer.timeline.saved > 0.1
@@ -60,7 +58,7 @@ def test_a_first_layer_that_always_trains_is_said_once(make_trainer, caplog, exc
         make_trainer(freezer, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
     said = [record.message for record in caplog.records if "always trains" in record.message]
     assert len(said) == (exclude == "net.0")
-    assert not said or "the first layer, 'net.0', always trains (excluded)" in said[0]
+    assert not said or "The first layer, 'net.0', always trains (excluded)" in said[0]
 
 
 @pytest.mark.parametrize("exclude", [["net.0"], []])

@@ -46,8 +46,8 @@ def test_two_machines(tmp_path, launch):
             "default_root_dir": str(tmp_path),
             "callbacks": [
                 {
-                    "class_path": "SmartFreezeCallback",
-                    "init_args": {"start": "none", "threshold": 0.01, "snapshot_every_n_steps": 1},
+                    "class_path": "AttentionFreezeCallback",
+                    "init_args": {"threshold": 0.01, "snapshot_every_n_steps": 1},
                 },
                 {"class_path": "scripted.SaveEnd", "init_args": {"folder": str(tmp_path)}},
             ],
@@ -55,7 +55,7 @@ def test_two_machines(tmp_path, launch):
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
     configs = ["--config", str(CONFIGS / "distributed" / "several_nodes.yaml"), "--config", str(tmp_path / "mine.yaml")]
-    path = f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    path = f"{Path(__file__).parents[1] / 'helpers'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     port, machines = free_port(), []
     for machine in (0, 1):
         start, own = launch(machine, port)

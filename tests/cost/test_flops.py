@@ -1,4 +1,4 @@
-"""Measured FLOPs against what the formulas of the layers give."""
+"""FLOPs of steps against what the formulas of the layers give, and against what PyTorch counts in a whole step."""
 
 import pytest
 import torch
@@ -6,14 +6,12 @@ import torchvision
 from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import BertConfig, BertForSequenceClassification
 
-from smartfrz_lightning.cost.flops import StepFlopCounter
-from smartfrz_lightning.cost.layer_flops import flops_when_frozen, layer_flops
-from smartfrz_lightning.cost.memory import SavedActivations
+from smartfrz_lightning.cost import CostMeter, ForwardFlops, batch_size, step_cost
 from smartfrz_lightning.freezing.freeze import freeze
-from smartfrz_lightning.layers.finder import find_layers
+from smartfrz_lightning.layers import find_layers
 
 
 def analytic(model, x):
@@ -39,38 +37,31 @@ def analytic(model, x):
     return flops
 
 
+def measured(model, layers, call):
+    counter = ForwardFlops(model)
+    counter.start()
+    call()
+    counter.stop()
+    return step_cost(model, layers, counter.segments)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 @pytest.mark.parametrize("pattern", ["none", "front", "every second"])
 def test_partly_frozen(name, pattern):
     model, x = getattr(torchvision.models, name)(), torch.rand(2, 3, 64, 64)
     layers = find_layers(model, x)
     by_layer = analytic(model, x)
+    cost = measured(model, layers, lambda: model(x))
+    assert {layer.layer: layer.own for layer in cost.layers} == by_layer and cost.before == 0
     count = len(layers)
     numbers = {"none": [], "front": range(count // 2), "every second": range(0, count - 1, 2)}[pattern]
-    freeze(model, [layers[number] for number in numbers])
-    with StepFlopCounter(model) as counter:
-        model(x).sum().backward()
     frozen = {layers[number].name for number in numbers}
-    first = next(layer.name for layer in layers if layer.name not in frozen)
     order = [layer.name for layer in layers]
-    weight = sum(flops for layer, flops in by_layer.items() if layer not in frozen)
-    # The input of the first layer that trains needs no gradient; neither does that of a downsampling branch beside it.
-    needs = {layer for layer in order if order.index(layer) > order.index(first)}
-    if name == "resnet18" and first.endswith("conv1") and first != "conv1":
-        needs -= {first.replace("conv1", "downsample.0")}
-    activation = sum(flops for layer, flops in by_layer.items() if layer in needs)
-    assert counter.flops.forward == sum(by_layer.values())
-    assert counter.flops.weight_gradient == weight
-    assert counter.flops.activation_gradient == pytest.approx(activation, rel=1e-3)
-
-
-def test_attention_is_activation_gradient_alone():
-    model = torchvision.models.vit_b_16(image_size=32)
-    with StepFlopCounter(model) as counter:
-        model(torch.rand(1, 3, 32, 32)).sum().backward()
-    flops = counter.flops
-    assert 0 < flops.weight_gradient < flops.forward
-    assert flops.activation_gradient > flops.forward - flops.weight_gradient
+    first = next(name for name in order if name not in frozen)
+    flops = cost.when_frozen(frozen)
+    assert flops.forward == sum(by_layer.values())
+    assert flops.weight_gradient == sum(own for layer, own in by_layer.items() if layer not in frozen)
+    assert flops.activation_gradient == sum(by_layer[name] for name in order[order.index(first) + 1 :])
 
 
 def transformer_flops(kind, batch, tokens, width, hidden, blocks):
@@ -117,92 +108,70 @@ def small_transformer(kind):
     return model, {"input_ids": torch.randint(50, (2, 11))}, rows
 
 
-def step(model, inputs):
-    out = model(**inputs)
-    getattr(out, "logits", out).sum().backward()
-
-
-@pytest.mark.parametrize("kind", ["vit", "bert"])
-@pytest.mark.parametrize("pattern", ["none", "front", "every second", "one block"])
-def test_partly_frozen_transformer(kind, pattern):
-    model, inputs, rows = small_transformer(kind)
-    layers = find_layers(model, **inputs)
-    names = [row[0] for row in rows]
-    assert [layer.name for layer in layers] == names
-    count = len(names)
-    chosen = {"none": [], "front": range(count // 2), "every second": range(0, count - 1, 2), "one block": range(3, 7)}
-    freeze(model, [layers[number] for number in chosen[pattern]])
-    with StepFlopCounter(model) as counter:
-        step(model, inputs)
-    trains = [number not in chosen[pattern] for number in range(count)]
-    activation = 0
-    for number, (_, own, attention, shared) in enumerate(rows):
-        if any(trains[: number - shared]):
-            activation += own
-        if attention and any(trains[: number + 1]):
-            activation += 2.5 * attention  # the fused backward computes the scores once more
-    forward = sum(own + attention for _, own, attention, _ in rows)
-    weight = sum(own for (_, own, _, _), training in zip(rows, trains, strict=True) if training)
-    assert counter.flops.forward == pytest.approx(forward, rel=1e-3)
-    assert counter.flops.weight_gradient == pytest.approx(weight, rel=1e-3)
-    assert counter.flops.activation_gradient == pytest.approx(activation, rel=1e-3)
-
-
 @pytest.mark.parametrize("kind", ["vit", "bert"])
 @pytest.mark.parametrize("front", [0, 3, 6, 11])
-def test_what_a_step_would_cost_is_what_it_costs(kind, front):
-    model, inputs, _ = small_transformer(kind)
+def test_prefixes_of_transformers_cost_what_a_whole_step_is_counted_to_cost(kind, front):
+    model, inputs, rows = small_transformer(kind)
     layers = find_layers(model, **inputs)
-    with StepFlopCounter(model) as everything:
-        step(model, inputs)
-    costs = layer_flops(layers, everything)
-    foreseen = flops_when_frozen(costs, everything.flops, {layer.name for layer in layers[:front]})
+    assert [layer.name for layer in layers] == [row[0] for row in rows]
+    cost = measured(model, layers, lambda: model(**inputs))
+    assert cost.full.forward == pytest.approx(sum(own + attention for _, own, attention, _ in rows), rel=1e-3)
     freeze(model, layers[:front])
-    with StepFlopCounter(model) as counter:
-        step(model, inputs)
-    # Query, key and value share one input: the chain that is assumed is off by at most those.
-    assert foreseen.total == pytest.approx(counter.flops.total, rel=0.02)
+    aten = torch.ops.aten  # fused attention on a CPU, which PyTorch's table lacks
+
+    def attention(q, k, v, *args, out_shape=None, **kwargs):
+        return sdpa_flop_count(q, k, v)
+
+    def twice(grad, q, k, v, *args, out_shape=None, **kwargs):
+        return 2 * sdpa_flop_count(q, k, v)
+
+    fused = aten._scaled_dot_product_flash_attention_for_cpu
+    table = {fused: attention, aten._scaled_dot_product_flash_attention_for_cpu_backward: twice}
+    with FlopCounterMode(display=False, custom_mapping=table) as counter:
+        out = model(**inputs)
+        getattr(out, "logits", out).sum().backward()
+    # Query, key and value share one input.
+    assert cost.when_frozen({layer.name for layer in layers[:front]}).total == pytest.approx(
+        counter.get_total_flops(), rel=0.03
+    )
 
 
-def test_saved_activations_vanish_with_the_front():
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
-    layers, x = find_layers(model, torch.rand(5, 8)), torch.rand(5, 8)
-    saved = []
-    for front in range(3):
-        freeze(model, layers[:front])
-        with SavedActivations(model) as activations:
-            model(x).sum().backward()
-        saved.append(activations.bytes)
-    # Inputs of the linear layers (8, 16 and 32 wide) and the outputs of the ReLUs, which are the same tensors.
-    assert saved == [4 * 5 * (8 + 16 + 32), 4 * 5 * (16 + 32), 4 * 5 * 32]
+def test_what_never_trains_costs_no_weight_gradient():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    net[0].requires_grad_(False)
+    net[2].requires_grad_(False)
+    x = torch.rand(4, 8)
+    cost = measured(net, find_layers(net, x), lambda: net(x))
+    assert cost.before == 512 and cost.layers[0].passing == 512
+    assert (cost.full.weight_gradient, cost.full.activation_gradient) == (512 + 128, 512 + 128)
 
 
-def test_saved_activations_are_counted_while_they_are_kept():
-    model, x = nn.Linear(8, 4), torch.rand(5, 8)
-    with SavedActivations(model) as one_after_the_other:
-        for factor in (1, 2, 3):
-            model(factor * x).sum().backward()
-    with SavedActivations(model) as together:
-        losses = [model(factor * x).sum() for factor in (1, 2, 3)]
-        sum(losses).backward()
-        model(x).sum().backward()
-    with SavedActivations(model) as the_same_input:
-        sum(model(x).sum() for _ in range(3)).backward()
-    one = 4 * 5 * 8
-    assert (one_after_the_other.bytes, together.bytes, the_same_input.bytes) == (one, 3 * one, one)
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_cost_what_their_products_cost(kind, gates):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(12, 32), nn.Linear(64, 3)
+            self.recurrent = kind(32, 64, batch_first=True)
 
-
-def test_blocks_that_run_again_in_the_backward_pass(make_trainer):
-    class Checkpointed(Classifier):
         def forward(self, x):
-            x = x.requires_grad_()  # reentrant checkpointing wants it
-            first, rest = self.net[:4], self.net[4:]
-            return checkpoint(rest, checkpoint(first, x, use_reentrant=True), use_reentrant=True)
+            return self.head(self.recurrent(self.first(x)[:, None].expand(-1, 7, -1))[0][:, -1])
 
-    freezer = ScriptedFreeze({4: [0]})
-    make_trainer(freezer, max_epochs=1).fit(Checkpointed(mlp(norm=False)))
-    before, after = (state.saved_bytes for state in freezer.timeline.states)
-    assert before >= after > 0
+    net, x = Recurrent(), torch.rand(8, 12)
+    cost = measured(net, find_layers(net, x), lambda: net(x))
+    assert [layer.own for layer in cost.layers][1] == 2 * 8 * 7 * gates * 64 * (32 + 64)
+
+
+def test_compiled_models_are_measured_too():
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.rand(4, 8)
+    compiled = torch.compile(net, backend="eager")
+    meter = CostMeter(net)
+    meter.before_batch(x)
+    with torch.compiler.set_stance("force_eager"):
+        loss = compiled(x).sum()
+    meter.before_backward()
+    loss.backward()
+    assert meter.after_batch(find_layers(net, x)).full.forward == 4 * 2 * (64 + 16)
 
 
 def test_manual_optimization_with_two_passes_a_step(make_trainer):
@@ -227,4 +196,40 @@ def test_manual_optimization_with_two_passes_a_step(make_trainer):
     assert len(once) == len(twice) == 2
     for one, two in zip(once, twice, strict=True):
         assert two.flops.total == 2 * one.flops.total
-        assert two.saved_bytes == one.saved_bytes  # the first pass has let go before the second begins
+
+
+def test_the_size_of_a_batch_is_that_of_all_its_tensors():
+    from transformers import BatchEncoding
+
+    short, long = ({"input_ids": torch.zeros(4, n, dtype=torch.long), "labels": torch.zeros(4)} for n in (5, 15))
+    assert (batch_size(short), batch_size(BatchEncoding(long))) == (24, 64)
+    assert batch_size([torch.zeros(3, 8, 8), torch.zeros(3, 16, 8)]) == 3 * 8 * 24  # a list of images
+    assert batch_size("a user's own kind of batch") == 1
+
+
+class Attends(nn.Module):
+    """Its cost grows faster than its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 2)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        return self.head(((x @ x.mT) @ x).mean(1))
+
+
+def test_sentences_of_different_length_count_as_what_they_cost():
+    net = Attends()
+    meter, total, counted = CostMeter(net), 0.0, 0.0
+    for length in (8, 64, 16, 8, 32, 16, 48, 64):
+        ids = torch.zeros(4, length, dtype=torch.long)
+        meter.before_batch(ids)
+        loss = net(ids).sum()
+        meter.before_backward()
+        loss.backward()
+        first = meter.after_batch(find_layers(net, ids)) or None
+        reference = first.full.forward if first else reference  # noqa: F821
+        total += meter.work() * reference
+        counted += 4 * (2 * 2 * length * length * 8 + 2 * 8 * 2)
+    assert total == pytest.approx(counted, rel=1e-6)

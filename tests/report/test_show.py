@@ -22,7 +22,7 @@ class Sure(ScriptedFreeze):
 
 @pytest.mark.parametrize(("kind", "confidence"), [(ScriptedFreeze, ""), (Sure, "0.75")])
 def test_confidence_stands_where_a_method_has_one(make_trainer, tmp_path, capsys, kind, confidence):
-    freezer = kind({4: [0]})
+    freezer = kind({4: [0]}, report=str(tmp_path))
     make_trainer(freezer, max_epochs=1).fit(Classifier(mlp()))
     rows = list(csv.DictReader((tmp_path / "freeze_timeline.csv").open()))
     assert [row["confidence"] for row in rows] == [confidence, "", "", ""]
@@ -45,7 +45,7 @@ def test_a_finished_fit_is_not_lost_when_it_cannot_be_shown(make_trainer, tmp_pa
         monkeypatch.setattr(Console, "print", closed)
     else:
         monkeypatch.setattr("smartfrz_lightning.callbacks.showing.plot_timeline", closed)
-    freezer = ScriptedFreeze({4: [0]})
+    freezer = ScriptedFreeze({4: [0]}, report=str(tmp_path))
     with pytest.warns(UserWarning, match="could not be (printed|written).*BrokenPipeError.*it is in .timeline"):
         make_trainer(freezer, max_epochs=1).fit(Classifier(mlp()))
     assert (tmp_path / "freeze_timeline.csv").exists() and freezer.timeline.frozen == ["net.0"]
@@ -61,10 +61,19 @@ def test_a_terminal_that_takes_ascii_only(make_trainer, monkeypatch):
 
 def test_the_next_run_overwrites_nothing(make_trainer, tmp_path):
     for step in (4, 6):
-        make_trainer(ScriptedFreeze({step: [0]}), max_epochs=1).fit(Classifier(mlp()))
+        make_trainer(ScriptedFreeze({step: [0]}, report=str(tmp_path)), max_epochs=1).fit(Classifier(mlp()))
     first, second = (list(csv.DictReader((tmp_path / f"freeze_timeline{n}.csv").open())) for n in ("", "-v1"))
     assert (first[0]["step"], second[0]["step"]) == ("4", "6")
     assert (tmp_path / "freeze_timeline-v1.png").exists()
+
+
+def test_without_a_logger_or_a_folder_no_file_is_written(make_trainer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for how in ({"logger": False}, {"barebones": True}):
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"))
+        settings = {**quiet, "num_sanity_val_steps": None} if "barebones" in how else {}
+        make_trainer(ScriptedFreeze({4: [0]}), max_epochs=1, **{**settings, **how}).fit(Classifier(mlp()))
+    assert not list(tmp_path.rglob("freeze_timeline*")) and "layers frozen" in capsys.readouterr().out
 
 
 def test_the_report_goes_where_it_is_told(make_trainer, tmp_path, capsys, monkeypatch):

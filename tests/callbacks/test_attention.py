@@ -1,4 +1,4 @@
-"""SmartFreezeCallback with the predictor that ships."""
+"""AttentionFreezeCallback with the predictor that ships."""
 
 import csv
 
@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import IterableDataset
 from transformers import BertConfig, BertForSequenceClassification
 
-from smartfrz_lightning import AttentionFreezeCallback, SmartFreezeCallback
+from smartfrz_lightning import AttentionFreezeCallback
 
 
 def still(parameters):
@@ -39,19 +39,12 @@ def test_a_model_that_moves_fast_freezes_nothing_and_says_why(make_trainer, caps
     assert "Freezing saved nothing" in capsys.readouterr().out
 
 
-def test_an_early_sweep_is_warned_of(make_trainer):
-    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1, every_n_train_steps=6)
-    with pytest.warns(UserWarning, match="froze 3 of 3 layers at once, after 25% of the run.* raise threshold=0.9"):
-        make_trainer(freezer).fit(Classifier(mlp(norm=False), still))
-    assert freezer.frozen
-
-
 def test_front_only_waits_for_the_layers_before(make_trainer):
-    class Third(SmartFreezeCallback):
+    class Third(AttentionFreezeCallback):
         def ready(self, windows, names, steps):
             return {name: 1.0 for name in names if name != "net.4"}
 
-    freezer = Third(start="none", snapshot_every_n_steps=1)
+    freezer = Third(front_only=True, snapshot_every_n_steps=1)
     make_trainer(freezer).fit(Classifier(mlp(norm=False), still))
     assert freezer.frozen == ["net.0"]
 
