@@ -22,18 +22,18 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from smartfrz_lightning.benchmark.overhead import minilm
+from smartfrz_lightning.cost.memory import SavedActivations
+from smartfrz_lightning.freezing.lean_backward import LeanBackward
 from torch import Tensor, nn
 
-from smartfrz_lightning.benchmark.overhead import minilm
 from smartfrz_lightning.benchmark.results import append_result, read_results
-from smartfrz_lightning.cost.memory import SavedActivations
 from smartfrz_lightning.experiments.networks import vit_32
 from smartfrz_lightning.extras import require
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.freezing.front_cache import FrontCache
-from smartfrz_lightning.freezing.lean_backward import LeanBackward
-from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.layers.finder import find_layers
+from smartfrz_lightning.layers.layer import Layer
 
 BATCHES = 2
 """Batches of data, that come again."""

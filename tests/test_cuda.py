@@ -4,15 +4,14 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from models import Classifier
+from staging import ANYWAY, NOTHING, notes, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from smartfrz_lightning import SmartFreezeCallback, StaticFreezeCallback
-from smartfrz_lightning.callbacks import look_beside, smart
-from smartfrz_lightning.engine import probed_start
+from smartfrz_lightning import StaticFreezeCallback
 from smartfrz_lightning.freezing.front_cache import FrontCache
-from smartfrz_lightning.freezing.lean_backward import LeanBackward, SpareMemory
 from smartfrz_lightning.freezing.sample_keys import row_digests, row_sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -54,7 +53,8 @@ class Pictures(Classifier):
 def fit(make_trainer, net, callback, precision="32-true", optimizer=None, epochs=5):
     torch.manual_seed(1)
     model = Pictures(copy.deepcopy(net), optimizer or (lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)))
-    make_trainer(callback, accelerator="gpu", precision=precision, max_epochs=epochs).fit(model)
+    callbacks = callback if isinstance(callback, list) else [callback]
+    make_trainer(*callbacks, accelerator="gpu", precision=precision, max_epochs=epochs).fit(model)
     return model
 
 
@@ -85,49 +85,23 @@ def test_a_cached_front_trains_as_one_that_runs(make_trainer, network, precision
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_probe_leaves_no_trace_under_mixed_precision_and_fused_steps(make_trainer, monkeypatch, precision):
-    class Never(nn.Module):
-        def forward(self, inputs):
-            return torch.full((len(inputs),), -9.0, device=inputs.device)
-
-    monkeypatch.setattr(smart.StartPredictor, "load", lambda path: Never())
+def test_the_probe_leaves_no_trace_under_mixed_precision_and_fused_steps(make_trainer, precision):
     torch.manual_seed(0)
     net, seen = resnet(), {}
 
-    class Watch(SmartFreezeCallback):
+    class Watch(Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
-            super().on_train_batch_end(trainer, pl_module, *args)
             seen[trainer.global_step] = copy.deepcopy(pl_module.net.state_dict())
 
-    probed = Watch(probe_steps=3)
-    model = fit(make_trainer, net, probed, precision, lambda p: torch.optim.AdamW(p, 1e-3, fused=True), epochs=2)
+    probed = smart(NOTHING, probe=3)
+    model = fit(
+        make_trainer, net, [probed, Watch()], precision, lambda p: torch.optim.AdamW(p, 1e-3, fused=True), epochs=2
+    )
     start = net.state_dict()
     assert all(torch.equal(tensor.cpu(), start[name]) for name, tensor in seen[3].items())
-    assert probed.timeline.start.held == [] and len(probed.timeline.start.profile) > 15
+    assert "a probe of 3 steps" in notes(probed) and not probed.frozen
     assert not torch.equal(model.net.conv1.weight.cpu(), start["conv1.weight"])
     assert all(torch.isfinite(torch.tensor(model.losses)))
-
-
-def test_lean_backward_has_the_gradients_of_pytorch():
-    torch.manual_seed(0)
-    net = efficientnet().cuda().train()
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    frozen = list(net.blocks.parameters())
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    x = torch.rand(4, 3, 64, 64, device="cuda")
-    found = []
-    for lean in (None, LeanBackward(net)):
-        if lean:
-            lean.open()
-        net.zero_grad()
-        net(x).square().sum().backward()
-        if lean:
-            lean.close()
-        found.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
-    assert torch.linalg.norm(found[0] - found[1]) < 1e-4 * torch.linalg.norm(found[0])
 
 
 def test_memory_is_saved_until_there_is_some_to_spare(monkeypatch):
@@ -179,23 +153,15 @@ def test_its_random_numbers_do_not_come_from_a_cache(make_trainer):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_copy_that_is_dropped_draws_and_leaves_nothing(make_trainer, monkeypatch, precision):
-    """The same dropout, the same losses, as if nobody had looked; in float32 convolutions may differ by rounding."""
-
-    class Sure(nn.Module):
-        def forward(self, inputs):
-            return torch.where(inputs[:, 0] < 0.5, 3.0, -3.0)
-
-    monkeypatch.setattr(smart.StartPredictor, "load", lambda path: Sure())
-    monkeypatch.setattr(probed_start, "untrained_end", lambda *_: 0)  # of random weights
-    monkeypatch.setattr(look_beside, "how_much_stays", lambda sure, *_: len(sure))
+def test_a_trial_that_changes_nothing_draws_and_leaves_nothing(make_trainer, precision):
+    """The same dropout, the same losses, as if there had been no trial; in float32 convolutions may differ by rounding."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 16), nn.ReLU())
     net.extend([nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)])
+    trained(net)
 
     def losses(**how):
-        freezer = SmartFreezeCallback(**how)
-        model = fit(make_trainer, net, freezer, precision, epochs=20)
-        return model.losses, freezer.timeline.look
+        freezer = smart(**how)
+        return fit(make_trainer, net, freezer, precision, epochs=20).losses, notes(freezer)
 
-    (looked, look), (blind, _) = losses(), losses(second_look=False)
-    assert look.steps == 12 and looked == pytest.approx(blind, rel=1e-4)
+    (tried, said), (untried, _) = losses(verdict=ANYWAY), losses(verify=False)
+    assert "Trial" in said and tried == pytest.approx(untried, rel=1e-4)

@@ -8,7 +8,6 @@ from jsonargparse import auto_cli
 
 pytest.importorskip("sklearn")
 
-from smartfrz_lightning.cost import LayerFlops, StepFlops
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.condense import condense
 from smartfrz_lightning.outcomes.examples import example, frontier, load_examples
@@ -21,6 +20,8 @@ from smartfrz_lightning.outcomes.learn import log_loss
 from smartfrz_lightning.outcomes.learn import main as learn
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
 from smartfrz_lightning.outcomes.rules import baselines, choose, fisher, oracle, slope, static
+
+from smartfrz_lightning.cost import LayerFlops, StepFlops
 from smartfrz_lightning.predictor.start import StartPredictor
 
 LAYERS = 10  # and a head

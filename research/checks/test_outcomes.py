@@ -14,9 +14,6 @@ pytest.importorskip("torchvision")
 
 from safetensors.torch import save_file
 from small_bert import bert
-from torchvision.io import write_png
-
-from smartfrz_lightning.engine import second_look
 from smartfrz_lightning.outcomes import texts
 from smartfrz_lightning.outcomes.__main__ import main as record
 from smartfrz_lightning.outcomes.case import Case, draw_cases
@@ -32,6 +29,9 @@ from smartfrz_lightning.outcomes.record import record_case
 from smartfrz_lightning.outcomes.sentences import documentation
 from smartfrz_lightning.outcomes.tasks import shifted
 from smartfrz_lightning.outcomes.texts import text_task
+from torchvision.io import write_png
+
+from smartfrz_lightning.engine import second_look
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import INPUTS
 

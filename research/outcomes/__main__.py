@@ -15,10 +15,10 @@ import yaml
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
-
 from smartfrz_lightning.outcomes.case import draw_cases
 from smartfrz_lightning.outcomes.examples import load_examples
 from smartfrz_lightning.outcomes.record import outcome_path, record_to
+
 from smartfrz_lightning.private.workers import in_processes
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from smartfrz_lightning.cost.layer_flops import front_costs
 from smartfrz_lightning.engine.probed_start import LEAST, probe_length
-from smartfrz_lightning.extras import require
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
+from torch import Tensor
+
+from smartfrz_lightning.extras import require
 from smartfrz_lightning.predictor.start_inputs import start_inputs
 
 require("sklearn", "vision")

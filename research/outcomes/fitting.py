@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from smartfrz_lightning.outcomes.examples import Example
 from torch import Tensor
 
 from smartfrz_lightning.extras import require
-from smartfrz_lightning.outcomes.examples import Example
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import INPUTS
 

@@ -17,12 +17,12 @@ from jsonargparse import auto_cli
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torchmetrics.functional.classification import binary_auroc
-
-from smartfrz_lightning.extras import require
 from smartfrz_lightning.outcomes.examples import Example, load_examples
 from smartfrz_lightning.outcomes.fitting import HARMLESS, harmless, recorded
 from smartfrz_lightning.outcomes.rules import Rule, baselines
+from torchmetrics.functional.classification import binary_auroc
+
+from smartfrz_lightning.extras import require
 from smartfrz_lightning.predictor.start import StartPredictor
 
 

@@ -15,13 +15,13 @@ from jsonargparse import auto_cli
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
-
 from smartfrz_lightning.outcomes.examples import Example, load_examples
 from smartfrz_lightning.outcomes.fitting import HARMLESS, fit, harmless, out_of_family, recorded
 from smartfrz_lightning.outcomes.judge import shown, verdict
 from smartfrz_lightning.outcomes.rules import choose
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
 from smartfrz_lightning.predictor.start_inputs import INPUTS
 
 DEPTH = ["depth", "depth_squared", "body"]

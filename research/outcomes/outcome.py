@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smartfrz_lightning.cost.layer_flops import LayerFlops, flops_when_frozen
+from smartfrz_lightning.outcomes.case import Case
 from torch import Tensor
 
 from smartfrz_lightning.cost.flops import StepFlops
-from smartfrz_lightning.cost.layer_flops import LayerFlops, flops_when_frozen
 from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
-from smartfrz_lightning.outcomes.case import Case
 
 FORMAT, VERSION = "smartfrz-outcome", 1
 

@@ -14,7 +14,6 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
-
 from smartfrz_lightning.outcomes.case import draw_cases
 from smartfrz_lightning.outcomes.networks import build, normalisation
 from smartfrz_lightning.outcomes.tasks import image_task

@@ -2,13 +2,13 @@
 
 import torch
 import torch.nn.functional as F
+from smartfrz_lightning.outcomes.case import Case
+from smartfrz_lightning.outcomes.training import Images, batch_at, learning_rate, make_optimizer
 from torch import Tensor, nn
 
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.outcomes.case import Case
-from smartfrz_lightning.outcomes.training import Images, batch_at, learning_rate, make_optimizer
 
 
 def probe_gradients(

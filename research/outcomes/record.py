@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-
-from smartfrz_lightning.cost.flops import StepFlopCounter
 from smartfrz_lightning.cost.layer_flops import layer_flops
-from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.outcome import Outcome, Run
 from smartfrz_lightning.outcomes.probe import probe_gradients
 from smartfrz_lightning.outcomes.setup import set_up
 from smartfrz_lightning.outcomes.training import evaluate, train
+
+from smartfrz_lightning.cost.flops import StepFlopCounter
+from smartfrz_lightning.history.sampling import WeightSampler
 
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Of the fronts, as shares of the layers before the head."""

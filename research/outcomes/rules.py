@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from torch import Tensor
-
 from smartfrz_lightning.engine.probed_start import choose_front
 from smartfrz_lightning.outcomes.examples import Example
 from smartfrz_lightning.outcomes.fitting import recorded
+from torch import Tensor
+
 from smartfrz_lightning.predictor.start import StartPredictor
 
 Rule = Callable[[Example], int]

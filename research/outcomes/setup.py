@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-
-from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.layers.finder import find_layers
 from smartfrz_lightning.outcomes.case import Case
 from smartfrz_lightning.outcomes.networks import TEXT, build, image_size, normalisation
 from smartfrz_lightning.outcomes.tasks import image_task
 from smartfrz_lightning.outcomes.texts import text_task
 from smartfrz_lightning.outcomes.training import Images
+from torch import nn
+
+from smartfrz_lightning.layers.finder import find_layers
+from smartfrz_lightning.layers.layer import Layer
 
 
 @dataclass

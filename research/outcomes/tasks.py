@@ -4,10 +4,10 @@ import random
 from pathlib import Path
 
 import torch
+from smartfrz_lightning.outcomes.case import Case
 from torch import Tensor
 
 from smartfrz_lightning.extras import require
-from smartfrz_lightning.outcomes.case import Case
 
 require("torchvision", "vision")
 

@@ -4,12 +4,12 @@ import random
 from pathlib import Path
 
 import torch
+from smartfrz_lightning.outcomes.case import Case
+from smartfrz_lightning.outcomes.sentences import documentation
 from torch import Tensor
 
 from smartfrz_lightning.experiments.glue_files import read_glue
 from smartfrz_lightning.extras import require
-from smartfrz_lightning.outcomes.case import Case
-from smartfrz_lightning.outcomes.sentences import documentation
 
 PACKAGES = (
     "asyncio", "email", "lightning", "matplotlib", "networkx", "numpy", "rich", "scipy", "sklearn", "sympy", "tkinter",

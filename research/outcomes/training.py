@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from smartfrz_lightning.outcomes.case import Case
 from torch import Tensor, nn
 
 from smartfrz_lightning.engine.stillness import SETTLING, SETTLING_SHARE, Stillness
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.outcomes.case import Case
 
 Images = tuple[Tensor, Tensor]
 

@@ -91,7 +91,9 @@ class BudgetFreezeCallback(FreezingCallback):
         return run.steps == self._choose_after
 
     def select(self, run: TrainingRun) -> Decision:
-        if run.steps != self._choose_after or not self._values or run.cost is None:  # an epoch is over: everything trains for one step
+        if (
+            run.steps != self._choose_after or not self._values or run.cost is None
+        ):  # an epoch is over: everything trains for one step
             return Decision(thaw=run.frozen)
         cost, full = run.cost, run.cost.full
         names = [layer.name for layer in run.layers]

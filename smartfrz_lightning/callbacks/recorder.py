@@ -129,7 +129,9 @@ class HistoryRecorder(Callback):
         found = self._observer.find()
         self._observer.after_batch()
         if found:
-            self._layers = [layer for layer in self._observer.finder.layers if layer.pinned not in ("unused", "excluded")]
+            self._layers = [
+                layer for layer in self._observer.finder.layers if layer.pinned not in ("unused", "excluded")
+            ]
             self._sampler = WeightSampler(pl_module, self._layers, self.sample_size, self.seed)
             self._probe.meet_reference(load_reference(self.reference, pl_module), self._layers)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs

@@ -7,7 +7,7 @@ from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.stages.windowed import WindowedStage
 
 
-class WindowedFreezingCallback(WindowedStage, FreezingCallback, ABC):
+class WindowedFreezingCallback(FreezingCallback, WindowedStage, ABC):
     """Base of the methods that look at windows of weight snapshots (paper, sections 3.1 and 3.2).
 
     A method says in :meth:`ready` which windows are those of finished layers.
@@ -45,5 +45,5 @@ class WindowedFreezingCallback(WindowedStage, FreezingCallback, ABC):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        FreezingCallback.__init__(self, **kwargs)
+        super().__init__(**kwargs)
         WindowedStage.__init__(self, front_only, snapshot_every_n_steps, window, sample_size, seed)

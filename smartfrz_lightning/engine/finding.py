@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from smartfrz_lightning.layers.layer import Layer, matches
 from smartfrz_lightning.layers.finder import LayerWatch
+from smartfrz_lightning.layers.layer import Layer, matches
 
 _LOOKS = 50
 """Batches that are watched at most for a layer that took no part in the first."""

@@ -154,7 +154,9 @@ class Freezer:
             ValueError: None was given.
         """
         if not isinstance(self.run.shadow_step, LoopStep):
-            raise ValueError("training_step: give Freezer(training_step=...) a function that returns the loss of a batch")
+            raise ValueError(
+                "training_step: give Freezer(training_step=...) a function that returns the loss of a batch"
+            )
         return self.run.shadow_step.training_step(*args, **kwargs)
 
     # --- one training, in the order in which it happens

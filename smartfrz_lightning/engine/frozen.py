@@ -45,9 +45,7 @@ class FrozenLayers:
         self.cache.start(self._run)
         self.watch()
 
-    def change(
-        self, stopped: Sequence[Layer], thawed: Sequence[Layer], optimizers: Sequence[Optimizer]
-    ) -> None:
+    def change(self, stopped: Sequence[Layer], thawed: Sequence[Layer], optimizers: Sequence[Optimizer]) -> None:
         """Freeze some layers and let others train, on every process."""
         self._processes.before_change()
         thaw(self._model, thawed)

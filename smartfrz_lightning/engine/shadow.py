@@ -52,7 +52,9 @@ class ShadowWeights:
                 register_gradient_hooks(own, parameter)
                 self.tensors[name] = memo[id(parameter)] = own
         self.tensors |= {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-        self._begun = {name: tensor.detach().clone() for name, tensor in self.tensors.items() if not tensor.requires_grad}
+        self._begun = {
+            name: tensor.detach().clone() for name, tensor in self.tensors.items() if not tensor.requires_grad
+        }
         self._memo = memo
         self.optimizer = _copy_optimizer(optimizer, memo)
 

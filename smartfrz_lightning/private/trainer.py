@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy

@@ -104,14 +104,20 @@ class StartStage(Stage):
         if why := self._why_not(run):
             run.say(f"Nothing is frozen at the start: {why}.")
             return
-        self._probe, self._probing, self._taken = Probe(run.model, run.optimizers, self._sample_size, self._seed), True, 0
+        self._probe, self._probing, self._taken = (
+            Probe(run.model, run.optimizers, self._sample_size, self._seed),
+            True,
+            0,
+        )
         if run.layers:
             self.layers_found(run)
 
     def _why_not(self, run: TrainingRun) -> str:
         if self.probe_steps is None and probe_length(run.total_batches) < LEAST:
             needs = math.ceil(LEAST / SHARE)
-            return f"that needs a run of {needs} steps, and this one has {run.total_batches:g}; give probe_steps or save"
+            return (
+                f"that needs a run of {needs} steps, and this one has {run.total_batches:g}; give probe_steps or save"
+            )
         if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
             return "LBFGS asks for gradients many times a step"
         if run.begun_before:
@@ -226,7 +232,9 @@ class StartStage(Stage):
         count = choose_prefix(costs[:able], safe[:able], threshold, self.save)
         of = f"After a probe of {probe.steps} steps"
         if not count:
-            run.say(f"{of} nothing is frozen: p(safe) is {max(safe[:able]):.2f} at most, and has to be {threshold:.2f}.")
+            run.say(
+                f"{of} nothing is frozen: p(safe) is {max(safe[:able]):.2f} at most, and has to be {threshold:.2f}."
+            )
             return Decision()
         run.say(
             f"{of} {count} of {len(names)} layers are frozen: p(safe) {safe[count - 1]:.2f}, saving "

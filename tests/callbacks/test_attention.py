@@ -4,9 +4,9 @@ import csv
 
 import pytest
 import torch
-from models import Classifier, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
+from models import Classifier, mlp
 from torch.utils.data import IterableDataset
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -90,7 +90,10 @@ def test_bert_from_a_config(make_trainer):
 
 
 def test_memory_of_the_optimizer_is_given_back(make_trainer):
-    model, freezer = Classifier(mlp(), lambda p: torch.optim.Adam(p, lr=1e-6)), AttentionFreezeCallback(threshold=0.9, front_only=True)
+    model, freezer = (
+        Classifier(mlp(), lambda p: torch.optim.Adam(p, lr=1e-6)),
+        AttentionFreezeCallback(threshold=0.9, front_only=True),
+    )
     freezer._spacing = 1
 
     class Look(Callback):

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import Classifier, mlp
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 
@@ -75,7 +75,9 @@ def test_unknown_pattern_like_nothing(make_trainer):
 
 def test_no_trainable_parameter(make_trainer):
     with pytest.raises(ValueError, match="no trainable parameter"):
-        make_trainer(AttentionFreezeCallback(threshold=0.9, front_only=True)).fit(NeverSteps(mlp().requires_grad_(False)))
+        make_trainer(AttentionFreezeCallback(threshold=0.9, front_only=True)).fit(
+            NeverSteps(mlp().requires_grad_(False))
+        )
 
 
 def test_two_freezing_callbacks(make_trainer):
@@ -121,7 +123,9 @@ def test_a_trainer_of_the_other_package():
             return [torch.rand(2, 12)]
 
     quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    trainer = pytorch_lightning.Trainer(callbacks=[AttentionFreezeCallback(threshold=0.9, front_only=True)], max_epochs=1, **quiet)
+    trainer = pytorch_lightning.Trainer(
+        callbacks=[AttentionFreezeCallback(threshold=0.9, front_only=True)], max_epochs=1, **quiet
+    )
     with pytest.raises(TypeError, match="LightningModule from lightning.pytorch instead of pytorch_lightning"):
         trainer.fit(Module())
 

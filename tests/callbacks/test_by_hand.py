@@ -16,7 +16,6 @@ from smartfrz_lightning import (
     GradientNormFreezeCallback,
     LinearFreezeCallback,
     MovementFreezeCallback,
-    SmartFreezeCallback,
 )
 from smartfrz_lightning.callbacks.budget import choose_layers
 from smartfrz_lightning.engine import TrainingRun

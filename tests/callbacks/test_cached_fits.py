@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import torchvision
-from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from staging import Batches
 from torch import nn

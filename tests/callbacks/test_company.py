@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.plugins import MixedPrecision
+from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.checkpoint import checkpoint

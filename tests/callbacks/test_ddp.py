@@ -27,7 +27,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 def test_two_processes(tmp_path, strategy):
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1] / "helpers"), root=str(tmp_path), strategy=strategy))
+    script.write_text(
+        SCRIPT.format(tests=str(Path(__file__).parents[1] / "helpers"), root=str(tmp_path), strategy=strategy)
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

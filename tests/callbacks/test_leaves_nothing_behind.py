@@ -8,12 +8,12 @@ import weakref
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
@@ -28,10 +28,10 @@ from smartfrz_lightning import (
     SmartFreezeCallback,
     StaticFreezeCallback,
 )
-from smartfrz_lightning.stages import StartStage
 from smartfrz_lightning.engine import Freezer
 from smartfrz_lightning.layers import find_layers
 from smartfrz_lightning.private.pytorch import compile_callbacks
+from smartfrz_lightning.stages import StartStage
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 QUIET |= {"enable_model_summary": False, "limit_val_batches": 0}
@@ -228,7 +228,9 @@ def test_a_callback_can_be_pickled_and_keeps_no_model_alive(make_trainer, name):
 def test_a_saved_state_does_not_move_with_the_training():
     net = mlp(norm=False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    freezer = Freezer(net, optimizer, AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1, window=3))
+    freezer = Freezer(
+        net, optimizer, AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1, window=3)
+    )
     states = []
     for x, y in DataLoader(Vectors(), 8):
         with freezer.batch((x, y)):

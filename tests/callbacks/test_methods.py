@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from models import Classifier, mlp
 from lightning.pytorch import Callback
+from models import Classifier, mlp
 
 from smartfrz_lightning import (
     AutoFreezeCallback,

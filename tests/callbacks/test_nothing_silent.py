@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.data import DataLoader

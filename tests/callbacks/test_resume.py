@@ -1,13 +1,12 @@
 """A run that was stopped and resumed ends bit for bit as the uninterrupted one."""
 
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from staging import Batches
 from torch.utils.data import DataLoader
@@ -23,7 +22,6 @@ from smartfrz_lightning import (
     MovementFreezeCallback,
     RandomFreezeCallback,
     SimilarityFreezeCallback,
-    SmartFreezeCallback,
     StaticFreezeCallback,
 )
 
@@ -65,12 +63,13 @@ class Kill(Callback):
 
 
 def smart():
-    return AttentionFreezeCallback(threshold=0.3, front_only=False, every_n_epochs=1, snapshot_every_n_steps=1
-    )
+    return AttentionFreezeCallback(threshold=0.3, front_only=False, every_n_epochs=1, snapshot_every_n_steps=1)
 
 
 def by_step():
-    return AttentionFreezeCallback(front_only=True, threshold=0.3, every_n_train_steps=5, window=6, snapshot_every_n_steps=1)
+    return AttentionFreezeCallback(
+        front_only=True, threshold=0.3, every_n_train_steps=5, window=6, snapshot_every_n_steps=1
+    )
 
 
 def scripted():

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from lightning.fabric import Fabric
+from models import Classifier, Vectors, mlp
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -23,7 +23,9 @@ from smartfrz_lightning.stages import StartStage
 EPOCHS = 4
 
 METHODS = {
-    "smart": lambda: AttentionFreezeCallback(threshold=0.3, front_only=True, every_n_train_steps=5, snapshot_every_n_steps=1),
+    "smart": lambda: AttentionFreezeCallback(
+        threshold=0.3, front_only=True, every_n_train_steps=5, snapshot_every_n_steps=1
+    ),
     "smart by epoch": lambda: AttentionFreezeCallback(threshold=0.3, front_only=False),
     "smart, probe": lambda: SmartFreezeCallback(StartStage(probe_steps=5, save=0.1), verify=False, attention=False),
     "movement": lambda: MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1),

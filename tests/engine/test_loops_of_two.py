@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from models import Vectors
 from loop_worker import Net, sgd, train
+from models import Vectors
 from torch.utils.data import DataLoader
 from two_processes import two_processes
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.data import DataLoader

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
+from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.data import DataLoader

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.data import DataLoader

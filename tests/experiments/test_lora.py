@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from models import Classifier, mlp
 from lightning.pytorch.callbacks import ModelCheckpoint
+from models import Classifier, mlp
 
 pytest.importorskip("peft")
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from small_bert import bert
 
-from smartfrz_lightning import AttentionFreezeCallback, SmartFreezeCallback, extras
+from smartfrz_lightning import AttentionFreezeCallback, extras
 from smartfrz_lightning.experiments import text_classifier
 from smartfrz_lightning.experiments.glue_files import read_glue
 from smartfrz_lightning.experiments.text import GlueDataModule

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from models import Classifier, mlp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
+from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 

@@ -4,10 +4,10 @@ import os
 import signal
 
 import torch
-from models import Classifier, Vectors
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from models import Classifier, Vectors
 from scripted import ScriptedFreeze
 from staging import A_PART, ANYWAY, LONG, NEVER, SHORT, Safe, notes, smart, trained
 from torch import nn

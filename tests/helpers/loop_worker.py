@@ -1,10 +1,10 @@
 """Run by torchrun in the tests: training loops of one's own under DDP, by hand and by Fabric."""
 
 import torch
-from models import Vectors
 from ddp_worker import plain_net
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
+from models import Vectors
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook

@@ -3,8 +3,8 @@
 import random
 
 import torch
-from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
+from models import Classifier, Vectors, mlp
 from torch import nn
 from torch.utils.data import DataLoader
 

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from smartfrz_lightning.freezing.freeze import freeze
-from smartfrz_lightning.layers.layer import front, matches
 from smartfrz_lightning.layers.finder import find_layers
+from smartfrz_lightning.layers.layer import front, matches
 
 BERT = BertConfig(vocab_size=2000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
 IDS = torch.randint(0, 2000, (2, 8), generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from torch.utils.flop_counter import FlopCounterMode
 
 from smartfrz_lightning.predictor.inference import freeze_confidence

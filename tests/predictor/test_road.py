@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from models import Classifier, mlp
 from lightning.pytorch.callbacks import ModelCheckpoint
+from models import Classifier, mlp
 from safetensors import safe_open
 
-from smartfrz_lightning import AttentionFreezeCallback, HistoryRecorder, SmartFreezeCallback
+from smartfrz_lightning import AttentionFreezeCallback, HistoryRecorder
 from smartfrz_lightning.cli import main
 from smartfrz_lightning.history.recording import Recording
 from smartfrz_lightning.predictor import freeze_confidence, load_predictor

@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from smartfrz_lightning.stages.start import choose_prefix, probe_length
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
+from smartfrz_lightning.stages.start import choose_prefix, probe_length
 
 
 def some(layers=6, batches=4, seed=0):

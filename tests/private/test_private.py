@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from models import Classifier, mlp
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from models import Classifier, mlp
 from torch import nn
 
 from smartfrz_lightning.private import pytorch, trainer
@@ -88,7 +88,9 @@ CHECKS = {
     "drawing_from": drawn_again,
     "random_states": drawn_again,
     "register_gradient_hooks": gradient_hooks,
-    "sequence_number": lambda: torch.ones(1, requires_grad=True).exp().grad_fn._sequence_nr() < pytorch.sequence_number(),
+    "sequence_number": lambda: (
+        torch.ones(1, requires_grad=True).exp().grad_fn._sequence_nr() < pytorch.sequence_number()
+    ),
     "steps_in_backward": steps_in_backward,
     "tensors_in": lambda: len(pytorch.tensors_in({"a": [torch.ones(1), 2], "b": (torch.ones(2),)})) == 2,
     "tree_leaves": lambda: pytorch.tree_leaves({"a": [1, (2,)]}) == [1, 2],

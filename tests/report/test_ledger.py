@@ -5,9 +5,9 @@ import time
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.data import DataLoader

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
+from models import Classifier, Vectors, mlp
 from staging import FROZEN, NOTHING, OPTIMIZERS, InOrder, Safe, Watch, moved, notes, quiet_mlp, same, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset

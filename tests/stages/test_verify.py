@@ -11,14 +11,29 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from models import Classifier, mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from models import Classifier, mlp
 from staging import (
-    A_PART, ANYWAY, EPOCHS, FROZEN, HALF_SURE, LONG, NEVER, NOTHING, OPTIMIZERS, InOrder, Safe, moved, notes, quiet_mlp,
-    same, smart, trained,
+    A_PART,
+    ANYWAY,
+    EPOCHS,
+    FROZEN,
+    HALF_SURE,
+    LONG,
+    NEVER,
+    NOTHING,
+    OPTIMIZERS,
+    InOrder,
+    Safe,
+    moved,
+    notes,
+    quiet_mlp,
+    same,
+    smart,
+    trained,
 )  # fmt: skip
 from torch import nn
 from torch.utils.data import DataLoader
@@ -121,9 +136,7 @@ def test_a_part_of_the_prefix_stays(make_trainer):
 def test_a_prefix_that_holds_the_network_back_is_unfrozen(make_trainer):
     """The first layer lets nothing through of what the classes depend on."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(12, 12), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)
-    )
+    net = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
     trained(net[0])
     with torch.no_grad():
         net[0].weight[:, :2] = 0
@@ -135,9 +148,7 @@ def test_a_prefix_that_holds_the_network_back_is_unfrozen(make_trainer):
 def test_a_prefix_that_is_better_left_alone_stays(make_trainer):
     """It passes on what the classes depend on; at this rate it would lose it."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(12, 12), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)
-    )
+    net = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
     net[0].weight.data = 3 * torch.eye(12)
     net[0].weight.data[11, 11] = 20.0  # no random matrix has such a singular value
     freezer = smart(Safe((0.5, 3.0), (1.1, -3.0)))
@@ -163,7 +174,9 @@ def test_with_nothing_to_train_both_losses_are_equal(make_trainer):
             return super().training_step((share * x + (1 - share) * x.flip(0), y), batch_idx) * self.global_step
 
     freezer = smart(verdict=ANYWAY)
-    make_trainer(freezer, max_epochs=EPOCHS).fit(Drawing(trained(mlp(norm=False)), lambda p: torch.optim.SGD(p, lr=0.0)))
+    make_trainer(freezer, max_epochs=EPOCHS).fit(
+        Drawing(trained(mlp(norm=False)), lambda p: torch.optim.SGD(p, lr=0.0))
+    )
     assert "the loss was 0 ±" in notes(freezer)
 
 
@@ -298,7 +311,9 @@ def test_nothing_outside_of_the_second_pass_is_touched(make_trainer, tmp_path):
 
     one, steps, rate, inner, wrote = fit(True)
     other, *rest = fit(False)
-    assert (steps, rate, inner) == tuple(rest[:3]) and [w for w in wrote if "own" in w] == [w for w in rest[3] if "own" in w]
+    assert (steps, rate, inner) == tuple(rest[:3]) and [w for w in wrote if "own" in w] == [
+        w for w in rest[3] if "own" in w
+    ]
     assert one.state == other.state and same(one, other)
 
 
