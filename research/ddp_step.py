@@ -1,6 +1,6 @@
 """What a step under DDP costs before and after freezing: all-reduced bytes and seconds, measured side by side.
 
-    torchrun --standalone --nproc_per_node 2 -m smartfrz_lightning.benchmark.ddp_step --model resnet50
+    torchrun --standalone --nproc_per_node 2 -m research.ddp_step --model resnet50
 
 Needs the extra ``vision``. Every repetition is one fit that goes through all states in turn.
 """
@@ -36,7 +36,7 @@ class FrontInTurn(FreezingCallback):
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.benchmark.ddp_step import FrontInTurn
+        >>> from research.ddp_step import FrontInTurn
         >>> from smartfrz_lightning.engine import TrainingRun
         >>> from smartfrz_lightning.layers import Layer
         >>> from smartfrz_lightning.report import Timeline
@@ -65,7 +65,7 @@ class CommunicationMeter(Callback):
 
     Example:
         >>> from lightning.pytorch import LightningModule
-        >>> from smartfrz_lightning.benchmark.ddp_step import CommunicationMeter
+        >>> from research.ddp_step import CommunicationMeter
         >>> meter = CommunicationMeter()
         >>> meter.on_train_batch_start(None, LightningModule(), None, 0)
         >>> meter.on_train_batch_end(None, LightningModule(), None, None, 0)
@@ -111,7 +111,7 @@ def main(model: str = "resnet50", image_size: int = 64, batch_size: int = 8, ste
         seeds: Repetitions.
     """
     if "WORLD_SIZE" not in os.environ:
-        sys.exit("start it with torchrun --standalone --nproc_per_node 2 -m smartfrz_lightning.benchmark.ddp_step")
+        sys.exit("start it with torchrun --standalone --nproc_per_node 2 -m research.ddp_step")
     if steps <= SETTLE or seeds < 1:
         sys.exit(f"steps={steps} and seeds={seeds}: give more than {SETTLE} steps and at least one seed")
     processes, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])

@@ -1,10 +1,9 @@
-"""What a frozen front costs: step time and memory of everything trains, frozen, frozen and cached, and lean backward.
+"""What a frozen front costs: step time of everything trains, frozen, and frozen and cached.
 
-    OMP_NUM_THREADS=1 python -m smartfrz_lightning.benchmark.front
-    python -m smartfrz_lightning.benchmark.front --device cuda --pixels 224 --batch 64 --precision bfloat16
+    OMP_NUM_THREADS=1 python -m research.front
+    python -m research.front --device cuda --pixels 224 --batch 64 --precision bfloat16
 
-The ways take turns, step by step, in one run. *Scattered* freezes the same layers but the first, so that the backward
-pass goes through all of them: once as PyTorch keeps activations, once lean. Needs the extras ``vision`` and ``text``.
+The ways take turns, step by step, in one run. Needs the extras ``vision`` and ``text``.
 """
 
 import contextlib
@@ -22,11 +21,9 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from smartfrz_lightning.benchmark.overhead import minilm
-from smartfrz_lightning.cost.memory import SavedActivations
-from smartfrz_lightning.freezing.lean_backward import LeanBackward
 from torch import Tensor, nn
 
+from research.overhead import minilm
 from smartfrz_lightning.benchmark.results import append_result, read_results
 from smartfrz_lightning.experiments.networks import vit_32
 from smartfrz_lightning.extras import require
@@ -84,7 +81,7 @@ NETWORKS = {
     "ViT 6 x 128": Subject(lambda _: vit_32(), 32, 16, fixed=True),
     "MiniLM": Subject(lambda _: minilm(), None, 16),
 }
-WAYS = ("everything", "frozen", "cached", "scattered", "scattered, lean")
+WAYS = ("everything", "frozen", "cached")
 
 
 class Way:
@@ -114,7 +111,7 @@ class Way:
         self._precision = precision
         self.net = net.train()
         self.optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9)
-        frozen = [] if way == "everything" else layers[way.startswith("scattered") : depth]
+        frozen = [] if way == "everything" else layers[:depth]
         freeze(net, frozen, [self.optimizer])
         for layer in frozen:
             for name in layer.stateful:
@@ -122,7 +119,6 @@ class Way:
         self._cache = FrontCache(net) if way == "cached" else None
         if self._cache is not None:
             self._cache.watch([name for layer in frozen for name in layer.parameters])
-        self._lean = LeanBackward(net) if way == "scattered, lean" else None
 
     def step(self, x: Tensor, y: Tensor) -> float:
         """Seconds of one step."""
@@ -135,26 +131,19 @@ class Way:
         _wait(x)
         return time.perf_counter() - start
 
-    def saved_bytes(self, x: Tensor, y: Tensor) -> int:
-        """The most that autograd keeps in one step."""
-        with SavedActivations(self.net) as saved, self._open():
-            self._loss(x, y).backward()
-        return saved.bytes
-
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self._precision, enabled=self._precision is not None):
             return F.cross_entropy(self.net(x), y)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
-        own = [part for part in (self._cache, self._lean) if part is not None]
-        for part in own:
-            part.open()
+        if self._cache is not None:
+            self._cache.open()
         try:
             yield
         finally:
-            for part in own:
-                part.close()
+            if self._cache is not None:
+                self._cache.close()
 
 
 def _wait(x: Tensor) -> None:
@@ -172,7 +161,7 @@ def measure(
     pixels: int | None = None,
     precision: torch.dtype | None = None,
 ) -> dict[str, list[float]]:
-    """Step time and kept bytes of each way, relative to training everything.
+    """Step time of each way, relative to training everything.
 
     Args:
         network: One of :data:`NETWORKS`.
@@ -203,10 +192,8 @@ def measure(
         x, y = data[number % BATCHES]
         for name, way in ways.items():
             seconds[name].append(way.step(x, y))
-    whole, kept = statistics.median(seconds["everything"]), ways["everything"].saved_bytes(*data[0])
-    return {
-        name: [statistics.median(seconds[name]) / whole, way.saved_bytes(*data[0]) / kept] for name, way in ways.items()
-    } | {"milliseconds": [1000 * whole], "megabytes": [kept / 1e6]}
+    whole = statistics.median(seconds["everything"])
+    return {name: [statistics.median(seconds[name]) / whole] for name in WAYS} | {"milliseconds": [1000 * whole]}
 
 
 def main(
@@ -243,18 +230,17 @@ def main(
             if case not in known:
                 known[case] = measure(case[0], case[1], steps, case[2], device, batch, pixels, mode)
                 append_result(path, {"key": case, "ways": known[case]})
-    about = f"Step time and kept activations, relative to training everything; median of {len(seeds)} seeds (range)"
+    about = f"Step time relative to training everything; median of {len(seeds)} seeds (range)"
     table = Table(title=about)
-    for head in ("network", "front", "step", "kept", *WAYS[1:], *[f"{way}: kept" for way in ("frozen", *WAYS[3:])]):
+    for head in ("network", "front", "step, ms", *WAYS[1:]):
         table.add_column(head, justify="left" if head == "network" else "right")
     for network in networks:
         for share in shares:
             runs = [known[(network, share, seed, *settings)] for seed in seeds]
-            cells = [f"{statistics.median(run[name][0] for run in runs):.0f}" for name in ("milliseconds", "megabytes")]
+            cells = [f"{statistics.median(run['milliseconds'][0] for run in runs):.0f}"]
             for way in WAYS[1:]:
                 times = [run[way][0] for run in runs]
                 cells.append(f"{statistics.median(times):.2f} ({min(times):.2f}-{max(times):.2f})")
-            cells += [f"{runs[0][way][1]:.2f}" for way in ("frozen", *WAYS[3:])]
             table.add_row(network, f"{share:.0%}", *cells)
     Console(width=max(150, Console().width)).print(table)
 

@@ -1,6 +1,6 @@
 """What the callback costs: fits with and without it in turn, and the seconds that each part of it takes.
 
-    python -m smartfrz_lightning.benchmark.overhead
+    python -m research.overhead
 
 Nothing freezes in these fits (the threshold is out of reach), so whatever they take longer is what the callback costs.
 Everything is on as by default: the weight history, the checks, the progress bar, a logger, the report, the picture.
@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from smartfrz_lightning.callbacks.smart import SmartFreezeCallback
+from smartfrz_lightning import AttentionFreezeCallback
 from smartfrz_lightning.experiments.networks import CifarResNet, vgg8, vit_32
 from smartfrz_lightning.extras import require
 
@@ -45,7 +45,7 @@ class Logits(nn.Module):
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.benchmark.overhead import minilm
+        >>> from research.overhead import minilm
         >>> minilm(layers=1)(torch.ones(2, 8, dtype=torch.long)).shape
         torch.Size([2, 2])
     """
@@ -63,7 +63,7 @@ def minilm(layers: int = 6) -> Logits:
     """BERT of the size of all-MiniLM-L6-v2, with random weights.
 
     Example:
-        >>> from smartfrz_lightning.benchmark.overhead import minilm
+        >>> from research.overhead import minilm
         >>> round(sum(parameter.numel() for parameter in minilm().parameters()) / 1e6, 1)
         22.7
     """
@@ -89,7 +89,7 @@ class Plain(LightningModule):
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from smartfrz_lightning.benchmark.overhead import Plain
+        >>> from research.overhead import Plain
         >>> len(Plain(nn.Flatten(), inputs=torch.rand(64, 3, 2, 2), batch_size=16).train_dataloader())
         4
     """
@@ -116,7 +116,7 @@ class StepClock(Callback):
     """Seconds from one training step's beginning to the next one's, of all steps but each epoch's last.
 
     Example:
-        >>> from smartfrz_lightning.benchmark.overhead import StepClock
+        >>> from research.overhead import StepClock
         >>> clock = StepClock()
         >>> for number in range(3):
         ...     clock.on_train_batch_start(None, None, None, number)
@@ -140,7 +140,7 @@ class HookClock:
 
     Example:
         >>> from lightning.pytorch import Callback
-        >>> from smartfrz_lightning.benchmark.overhead import HookClock
+        >>> from research.overhead import HookClock
         >>> callback = Callback()
         >>> clock = HookClock(callback)
         >>> callback.on_train_start(None, None)
@@ -187,7 +187,7 @@ def fit(network: str, batch_size: int, steps: int, epochs: int, *callbacks: Call
     """Seconds of one fit, and of its steps.
 
     Example:
-        >>> from smartfrz_lightning.benchmark.overhead import fit
+        >>> from research.overhead import fit
         >>> seconds, steps = fit("small CNN", batch_size=2, steps=3, epochs=1)
         >>> len(steps), seconds > sum(steps)
         (2, True)
@@ -217,14 +217,14 @@ def measure(network: str, steps: int, epochs: int) -> dict[str, float]:
     """One fit without the callback and one with it.
 
     Example:
-        >>> from smartfrz_lightning.benchmark.overhead import measure
+        >>> from research.overhead import measure
         >>> one = measure("small CNN", steps=4, epochs=2)
         >>> one["parts"] == sum(one[part] for part in ("start", "steps", "checks", "end"))
         True
     """
     batch_size = NETWORKS[network][1]
     plain, plain_steps = fit(network, batch_size, steps, epochs)
-    callback = SmartFreezeCallback(start="none", threshold=OUT_OF_REACH)
+    callback = AttentionFreezeCallback(threshold=OUT_OF_REACH, front_only=True)
     hooks = HookClock(callback)
     with_it, steps_with_it = fit(network, batch_size, steps, epochs, callback)
     step = statistics.median(plain_steps)
@@ -262,7 +262,7 @@ def main(networks: list[str] | None = None, steps: int = 100, epochs: int = 4, r
     if steps < 4 or repetitions < 1:
         sys.exit(f"steps={steps}, repetitions={repetitions}: give at least 4 steps and 1 repetition")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    fit(chosen[0], 2, 4, 1, SmartFreezeCallback(start="none"))  # what is imported and allocated once
+    fit(chosen[0], 2, 4, 1, AttentionFreezeCallback())  # what is imported and allocated once
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
         for _ in progress.track(range(repetitions), description=f"{len(chosen)} networks, {repetitions} repetitions"):

@@ -1,6 +1,6 @@
 """Record the outcomes of many cases, one file each.
 
-    python -m smartfrz_lightning.outcomes configs/outcomes/images.yaml data data/weights runs/outcomes
+    python -m research.outcomes research/configs/images.yaml data data/weights runs/outcomes
 
 Started again, it goes on with the cases that have no file yet. Needs the extra ``benchmark``.
 """
@@ -15,10 +15,10 @@ import yaml
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
-from smartfrz_lightning.outcomes.case import draw_cases
-from smartfrz_lightning.outcomes.examples import load_examples
-from smartfrz_lightning.outcomes.record import outcome_path, record_to
 
+from research.outcomes.case import draw_cases
+from research.outcomes.examples import load_examples
+from research.outcomes.record import outcome_path, record_to
 from smartfrz_lightning.private.workers import in_processes
 
 

@@ -13,12 +13,12 @@ class Case:
     """A network, a task, an optimizer and the length of a run.
 
     Attributes:
-        network: Name of the network, see :func:`~smartfrz_lightning.outcomes.networks.build`.
+        network: Name of the network, see :func:`~research.outcomes.networks.build`.
         weights: File name of its weights without suffix; empty for random ones.
         data: Folder of the images, or the name of a text task.
         classes: Which classes, by their number in the folder.
         images: Training images, or sentences.
-        shift: What is done to all images, see :mod:`~smartfrz_lightning.outcomes.tasks`.
+        shift: What is done to all images, see :mod:`~research.outcomes.tasks`.
         flips: Whether training images are flipped at random.
         optimizer: ``"sgd"``, ``"adamw"`` or ``"adam"``.
         rate: Peak learning rate.
@@ -29,7 +29,7 @@ class Case:
         later: Whether freezing at later moments is recorded too.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.case import Case
+        >>> from research.outcomes.case import Case
         >>> case = Case("vgg8", "", "cifar10", (0, 1), 100, "none", True, "sgd", 0.02, "cosine", 50, 16, 1)
         >>> case.name[:-7], case.name == Case(**{**case.asdict(), "seed": 2}).name  # a digest stands behind
         ('vgg8-scratch-cifar10-none-0050', False)
@@ -69,7 +69,7 @@ def draw_cases(groups: Sequence[Mapping[str, Any]]) -> Iterator[Case]:
     The cases of a group do not depend on other groups, and the first ones not on how many are drawn.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.case import draw_cases
+        >>> from research.outcomes.case import draw_cases
         >>> group = {"network": "vgg8", "weights": "", "data": "cifar10", "images": [100, 200], "shift": "none",
         ...          "flips": [True, False], "optimizer": "sgd", "rate": [0.01, 0.1], "schedule": "cosine",
         ...          "steps": [50], "batch_size": 16, "classes": {"from": [0, 9], "count": [2, 5]}}

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from smartfrz_lightning.cost.layer_flops import front_costs
-from smartfrz_lightning.engine.probed_start import LEAST, probe_length
-from smartfrz_lightning.outcomes.outcome import Outcome, Run
 from torch import Tensor
 
+from research.outcomes.outcome import Outcome, Run
+from smartfrz_lightning.cost import StepCost
 from smartfrz_lightning.extras import require
 from smartfrz_lightning.predictor.start_inputs import start_inputs
+from smartfrz_lightning.stages.start import LEAST, probe_length
 
 require("sklearn", "vision")
 
@@ -34,8 +34,8 @@ class Example:
         probe_steps: How many steps of the probe were looked at.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> one = load_examples("configs/outcomes/results/held_out.jsonl")[0]
+        >>> from research.outcomes.examples import load_examples
+        >>> one = load_examples("research/results/held_out.jsonl")[0]
         >>> len(one.held), one.inputs.shape == (len(one.outcome.layers) - 1, 12)
         (5, True)
     """
@@ -80,7 +80,7 @@ def load_examples(source: str | Path, probe_steps: int | None = None) -> list[Ex
     """Read recorded cases.
 
     Args:
-        source: A folder of recorded cases, or a file of :func:`~smartfrz_lightning.outcomes.condense.condense`.
+        source: A folder of recorded cases, or a file with a line a case, such as those in research/results.
         probe_steps: Steps of the probe that are looked at; as many as a run of this length would have by default.
 
     Raises:
@@ -88,8 +88,8 @@ def load_examples(source: str | Path, probe_steps: int | None = None) -> list[Ex
         ValueError: ``probe_steps`` of a condensed file, which does not hold the probes.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> "resnet32" in {one.family for one in load_examples("configs/outcomes/results/held_out.jsonl")}
+        >>> from research.outcomes.examples import load_examples
+        >>> "resnet32" in {one.family for one in load_examples("research/results/held_out.jsonl")}
         True
     """
     source = Path(source)
@@ -112,8 +112,8 @@ def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.outcomes.examples import example, load_examples
-        >>> outcome = load_examples("configs/outcomes/results/held_out.jsonl")[0].outcome
+        >>> from research.outcomes.examples import example, load_examples
+        >>> outcome = load_examples("research/results/held_out.jsonl")[0].outcome
         >>> probe = torch.randn(30, len(outcome.layers), 16)
         >>> outcome.tensors = {"probe_train_gradients": probe, "weights": torch.ones_like(probe)}
         >>> example(outcome, probe_steps=4).inputs.shape == (len(outcome.layers) - 1, 12)
@@ -122,7 +122,7 @@ def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
     layers = len(outcome.layers) - 1  # the last one is the head
     steps = max(LEAST, probe_length(outcome.case.steps) if probe_steps is None else probe_steps)
     gradients = outcome.tensors["probe_train_gradients"][:steps, :layers]
-    cost = front_costs(outcome.costs, outcome.step, outcome.layers[:layers])
+    cost = StepCost(outcome.costs).of_prefixes(outcome.layers[:layers])
     weights = outcome.tensors["weights"][0, :layers]
     sizes = torch.tensor(outcome.sizes, dtype=torch.float)
     shifts = outcome.tensors.get("probe_train_shift")
@@ -156,8 +156,8 @@ def frontier(outcome: Outcome, cost: float) -> float:
         cost: FLOPs relative to the full run; below the shortest recorded one, the frontier is taken as level.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import frontier, load_examples
-        >>> outcome = load_examples("configs/outcomes/results/held_out.jsonl")[0].outcome
+        >>> from research.outcomes.examples import frontier, load_examples
+        >>> outcome = load_examples("research/results/held_out.jsonl")[0].outcome
         >>> frontier(outcome, 0.3) <= frontier(outcome, 1.0)
         True
     """

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from smartfrz_lightning.outcomes.examples import Example
 from torch import Tensor
 
+from research.outcomes.examples import Example
 from smartfrz_lightning.extras import require
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import INPUTS
@@ -23,9 +23,9 @@ def harmless(example: Example, tolerance: float = HARMLESS) -> Tensor:
     """``[recorded fronts]``: 1 where holding the front did no harm, in the order of depth.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.fitting import harmless
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.fitting import harmless
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> harmless(cases[0]).shape, float(harmless(cases[0], tolerance=100.0).min())
         (torch.Size([5]), 1.0)
     """
@@ -36,9 +36,9 @@ def recorded(example: Example) -> Tensor:
     """``[recorded fronts]``: which rows of the inputs belong to them.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.fitting import recorded
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.fitting import recorded
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> recorded(cases[0]).tolist() == [depth - 1 for depth in sorted(cases[0].held)]
         True
     """
@@ -69,9 +69,9 @@ def fit(
         ValueError: All fronts of the examples do harm, or none does.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.fitting import fit
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.fitting import fit
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> predictor = fit(cases, inputs=["depth", "front_to_all"])
         >>> predictor(cases[0].inputs).shape == (len(cases[0].inputs),)
         True
@@ -112,7 +112,7 @@ def fit_rows(predictor: StartPredictor, rows: Tensor, labels: Tensor, strength: 
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.outcomes.fitting import fit_rows
+        >>> from research.outcomes.fitting import fit_rows
         >>> from smartfrz_lightning.predictor.start import StartPredictor
         >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
         >>> rows = torch.linspace(0, 1, 8)[:, None].expand(8, len(INPUTS))
@@ -144,9 +144,9 @@ def out_of_family(examples: Sequence[Example], **how: object) -> list[Tensor]:
 
     Example:
         >>> from dataclasses import replace
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.fitting import out_of_family
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.fitting import out_of_family
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> for case in cases[::2]:  # so that there is another family in any case
         ...     case.outcome.case = replace(case.outcome.case, network="other")
         >>> likelihoods = out_of_family(cases, inputs=["depth", "front_to_all"])

@@ -1,6 +1,6 @@
 """Judge rules that choose a front to hold on recorded cases.
 
-    python -m smartfrz_lightning.outcomes.judge runs/held_out
+    python -m research.outcomes.judge runs/held_out
 
 Every rule chooses among the recorded fronts of each case, and the finished models of these say what it came to, so that
 all rules are judged on the same runs. Needs the extra ``benchmark``.
@@ -17,11 +17,11 @@ from jsonargparse import auto_cli
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from smartfrz_lightning.outcomes.examples import Example, load_examples
-from smartfrz_lightning.outcomes.fitting import HARMLESS, harmless, recorded
-from smartfrz_lightning.outcomes.rules import Rule, baselines
 from torchmetrics.functional.classification import binary_auroc
 
+from research.outcomes.examples import Example, load_examples
+from research.outcomes.fitting import HARMLESS, harmless, recorded
+from research.outcomes.rules import Rule, baselines
 from smartfrz_lightning.extras import require
 from smartfrz_lightning.predictor.start import StartPredictor
 
@@ -39,7 +39,7 @@ class Verdict:
         above_cached: The same at the FLOPs of a cached front.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.judge import Verdict
+        >>> from research.outcomes.judge import Verdict
         >>> Verdict((1.0, 0.5), 1.0, 0.6, 0.4, (5.0, 1.0), (9.0, 2.0)).gain
         (1.0, 0.5)
     """
@@ -56,10 +56,10 @@ def verdict(rule: Rule, examples: Sequence[Example]) -> Verdict:
     """Judge one rule.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.judge import verdict
-        >>> from smartfrz_lightning.outcomes.rules import static
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.judge import verdict
+        >>> from research.outcomes.rules import static
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> one = verdict(static(0), cases)
         >>> one.cached < one.flops < 1
         True
@@ -82,7 +82,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval (Student's t); ``nan`` of a single value.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.judge import interval
+        >>> from research.outcomes.judge import interval
         >>> mean, half = interval([1.0, 2.0, 3.0])
         >>> mean, round(half, 2)
         (2.0, 2.48)
@@ -99,7 +99,7 @@ def shown(mean: float, half: float) -> str:
     """Points and half the width of their interval, if there is one.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.judge import interval, shown
+        >>> from research.outcomes.judge import interval, shown
         >>> shown(*interval([1.0, 2.0, 3.0])), shown(*interval([1.0]))
         ('+2.0 ± 2.5', '+1.0')
     """
@@ -110,10 +110,10 @@ def verdict_table(examples: Sequence[Example], rules: Mapping[str, Rule], title:
     """All rules on the same cases.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.judge import verdict_table
-        >>> from smartfrz_lightning.outcomes.rules import static
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.judge import verdict_table
+        >>> from research.outcomes.rules import static
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> table = verdict_table(cases, {"first front": static(0)}, "all")
         >>> table.row_count
         1
@@ -134,10 +134,10 @@ def trust_table(groups: Mapping[str, Sequence[Example]], predictor: StartPredict
     """How far a predictor's likelihoods can be trusted, over all recorded fronts of each group of cases.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.judge import trust_table
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.judge import trust_table
         >>> from smartfrz_lightning.predictor.start import StartPredictor
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> trust_table({"all": cases}, StartPredictor.load(), threshold=0.8).row_count
         1
     """
@@ -190,9 +190,9 @@ def grouped(examples: Iterable[Example], key: Callable[[Example], str]) -> dict[
     """Cases by group, in the order of their names.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.judge import grouped
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.judge import grouped
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> sum(map(len, grouped(cases, lambda case: case.family).values())) == len(cases)
         True
     """

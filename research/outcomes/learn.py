@@ -1,6 +1,6 @@
 """Train the start predictor on recorded cases.
 
-    python -m smartfrz_lightning.outcomes.learn runs/outcomes predictor_weights/start.safetensors
+    python -m research.outcomes.learn runs/outcomes predictor_weights/start.safetensors
 
 Before that it is tried on families of networks that it has not seen, with fewer inputs, more of them, and attention
 over all fronts; the numbers go to the terminal, and how reliable its likelihoods are into a picture beside the file.
@@ -15,13 +15,13 @@ from jsonargparse import auto_cli
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from smartfrz_lightning.outcomes.examples import Example, load_examples
-from smartfrz_lightning.outcomes.fitting import HARMLESS, fit, harmless, out_of_family, recorded
-from smartfrz_lightning.outcomes.judge import shown, verdict
-from smartfrz_lightning.outcomes.rules import choose
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
+from research.outcomes.examples import Example, load_examples
+from research.outcomes.fitting import HARMLESS, fit, harmless, out_of_family, recorded
+from research.outcomes.judge import shown, verdict
+from research.outcomes.rules import choose
 from smartfrz_lightning.predictor.start_inputs import INPUTS
 
 DEPTH = ["depth", "depth_squared", "body"]
@@ -49,7 +49,7 @@ def log_loss(likelihoods: Sequence[Tensor], gains: Sequence[Tensor]) -> tuple[fl
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.outcomes.learn import log_loss
+        >>> from research.outcomes.learn import log_loss
         >>> loss, auroc = log_loss([torch.tensor([0.9, 0.2])], [torch.tensor([1.0, -4.0])])
         >>> round(loss, 3), auroc
         (0.164, 1.0)
@@ -64,10 +64,10 @@ def reliability(examples: Sequence[Example], likelihoods: Sequence[Tensor], path
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
+        >>> from research.outcomes.examples import load_examples
         >>> from smartfrz_lightning.predictor.start import StartPredictor
-        >>> from smartfrz_lightning.outcomes.learn import reliability
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.learn import reliability
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> predictor = StartPredictor.load()
         >>> likelihoods = [predictor(case.inputs).sigmoid() for case in cases]
         >>> with TemporaryDirectory() as folder:

@@ -35,7 +35,7 @@ class Tokens(nn.Module):
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.outcomes.networks import build
+        >>> from research.outcomes.networks import build
         >>> build("minilm", 5)(torch.tensor([[101, 7, 102, 0]])).shape
         torch.Size([1, 5])
     """
@@ -58,7 +58,7 @@ def build(network: str, num_classes: int, weights: str | Path | None = None) -> 
         weights: File of its weights, if it is pretrained; of ``minilm`` its folder.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.networks import build
+        >>> from research.outcomes.networks import build
         >>> build("vgg8", 5)[-1].out_features
         5
     """
@@ -93,7 +93,7 @@ def image_size(network: str) -> int | None:
     """The size that a network's images are resized to, if not that of CIFAR.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.networks import image_size
+        >>> from research.outcomes.networks import image_size
         >>> image_size("vgg8"), image_size("tf_efficientnet_lite0")
         (None, 64)
     """
@@ -104,7 +104,7 @@ def normalisation(network: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation that a network wants its images normalised by.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.networks import normalisation
+        >>> from research.outcomes.networks import normalisation
         >>> normalisation("tf_efficientnet_lite0")[0]
         tensor([0.5000, 0.5000, 0.5000])
     """

@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smartfrz_lightning.cost.layer_flops import LayerFlops, flops_when_frozen
-from smartfrz_lightning.outcomes.case import Case
 from torch import Tensor
 
-from smartfrz_lightning.cost.flops import StepFlops
+from research.outcomes.case import Case
+from smartfrz_lightning.cost import LayerFlops, StepCost, StepFlops
 from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
 
 FORMAT, VERSION = "smartfrz-outcome", 1
@@ -28,7 +27,7 @@ class Run:
         moment: The step from which on they were; 0 for a front that is held.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.outcome import Run
+        >>> from research.outcomes.outcome import Run
         >>> Run("frozen", loss=0.4, accuracy=82.0, steps=100, depth=3).moment
         0
     """
@@ -60,8 +59,8 @@ class Outcome:
         >>> from tempfile import TemporaryDirectory
         >>> import torch
         >>> from smartfrz_lightning.cost import LayerFlops, StepFlops
-        >>> from smartfrz_lightning.outcomes.case import Case
-        >>> from smartfrz_lightning.outcomes.outcome import Outcome, Run
+        >>> from research.outcomes.case import Case
+        >>> from research.outcomes.outcome import Outcome, Run
         >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 100, 4, 1)
         >>> costs = [LayerFlops("stem", 10), LayerFlops("head", 10)]
         >>> runs = [Run("full", 0.5, 80.0, 100), Run("frozen", 0.4, 82.0, 100, depth=1)]
@@ -94,9 +93,9 @@ class Outcome:
             cached: As if the forward pass of a frozen front cost nothing.
         """
         frozen = self.layers[: run.depth]
-        now = flops_when_frozen(self.costs, self.step, frozen)
-        total = now.total - cached * sum(cost.own + cost.following for cost in self.costs[: run.depth])
-        whole = self.step.total
+        cost = StepCost(self.costs)
+        total = cost.when_frozen(frozen).total - cached * sum(one.forward for one in self.costs[: run.depth])
+        whole = cost.full.total
         return (run.moment * whole + (run.steps - run.moment) * total) / (self.full.steps * whole)
 
     def save(self, path: str | Path) -> None:
@@ -112,7 +111,7 @@ class Outcome:
             ValueError: It is cut short, or no outcome of this version.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no outcome at {str(path)!r}: make one with python -m smartfrz_lightning.outcomes")
+            raise FileNotFoundError(f"no outcome at {str(path)!r}: make one with python -m research.outcomes")
         tensors, about = read_tensors(path)
         if (about.pop("format", None), about.pop("version", None)) != (FORMAT, VERSION):
             raise ValueError(f"{str(path)!r} is not an outcome of version {VERSION}: record it again")

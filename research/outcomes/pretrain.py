@@ -1,6 +1,6 @@
 """Pretrain the networks that some cases start from.
 
-    python -m smartfrz_lightning.outcomes.pretrain configs/outcomes/pretraining.yaml data data/weights
+    python -m research.outcomes.pretrain research/configs/pretraining.yaml data data/weights
 
 A network whose file is there is left alone. Needs the extra ``vision``.
 """
@@ -14,10 +14,11 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
-from smartfrz_lightning.outcomes.case import draw_cases
-from smartfrz_lightning.outcomes.networks import build, normalisation
-from smartfrz_lightning.outcomes.tasks import image_task
-from smartfrz_lightning.outcomes.training import evaluate, train
+
+from research.outcomes.case import draw_cases
+from research.outcomes.networks import build, normalisation
+from research.outcomes.tasks import image_task
+from research.outcomes.training import evaluate, train
 
 
 def main(cases: str, data: str, weights: str, groups: list[str] | None = None, threads: int = 1) -> None:

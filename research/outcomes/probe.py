@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from smartfrz_lightning.outcomes.case import Case
-from smartfrz_lightning.outcomes.training import Images, batch_at, learning_rate, make_optimizer
 from torch import Tensor, nn
 
+from research.outcomes.case import Case
+from research.outcomes.training import Images, batch_at, learning_rate, make_optimizer
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
@@ -39,9 +39,9 @@ def probe_gradients(
     Example:
         >>> import torch
         >>> from smartfrz_lightning.layers import find_layers
-        >>> from smartfrz_lightning.outcomes.case import Case
-        >>> from smartfrz_lightning.outcomes.networks import build
-        >>> from smartfrz_lightning.outcomes.probe import probe_gradients
+        >>> from research.outcomes.case import Case
+        >>> from research.outcomes.networks import build
+        >>> from research.outcomes.probe import probe_gradients
         >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 4, 4, 1)
         >>> net, data = build("vgg8", 2), (torch.rand(8, 3, 32, 32), torch.arange(8) % 2)
         >>> layers = find_layers(net, data[0][:2])
@@ -65,7 +65,7 @@ def probe_gradients(
         gradients.append(sampler.gradients(out).cpu().clone())
         norms.append([_gradient_norm(net, layer) for layer in layers])
         losses.append(float(loss.detach()))
-        shifts.append(statistics_shift(net, running, before))
+        shifts.append(statistics_shift(net, running, before, dict(net.named_buffers())))
         optimizer.step()
     found = {"norms": norms, "loss": losses, "shift": shifts}
     return {"gradients": torch.stack(gradients), **{name: torch.tensor(values) for name, values in found.items()}}

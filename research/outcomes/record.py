@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from smartfrz_lightning.cost.layer_flops import layer_flops
-from smartfrz_lightning.outcomes.case import Case
-from smartfrz_lightning.outcomes.outcome import Outcome, Run
-from smartfrz_lightning.outcomes.probe import probe_gradients
-from smartfrz_lightning.outcomes.setup import set_up
-from smartfrz_lightning.outcomes.training import evaluate, train
 
-from smartfrz_lightning.cost.flops import StepFlopCounter
+from research.outcomes.case import Case
+from research.outcomes.outcome import Outcome, Run
+from research.outcomes.probe import probe_gradients
+from research.outcomes.setup import set_up
+from research.outcomes.training import evaluate, train
+from smartfrz_lightning.cost import ForwardFlops, step_cost
 from smartfrz_lightning.history.sampling import WeightSampler
 
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -36,7 +34,7 @@ def record_case(
 
     Args:
         case: The case.
-        data: Folder of the images, see :func:`~smartfrz_lightning.outcomes.tasks.image_task`.
+        data: Folder of the images, see :func:`~research.outcomes.tasks.image_task`.
         weights: Folder of ``<case.weights>.safetensors``, or of the folder ``<case.weights>``.
         depths: Shares of the layers before the head that freeze.
         device: Where it trains.
@@ -64,9 +62,12 @@ def record_case(
         net.load_state_dict(start)
     net.zero_grad()
     net.train()
-    x, y = (part[: case.batch_size] for part in train_set)
-    with StepFlopCounter(net) as counter:
-        F.cross_entropy(net(x), y).backward()
+    x = train_set[0][: case.batch_size]
+    counter = ForwardFlops(net)
+    counter.start()
+    net(x)
+    counter.stop()
+    cost = step_cost(net, layers, counter.segments)
     net.load_state_dict(start)
 
     moments = sorted({max(1, round(share * case.steps)) for share in MOMENTS}) if case.later else []
@@ -88,15 +89,15 @@ def record_case(
     tensors["weights"] = torch.stack([snapshot for _, snapshot in snapshots])
     tensors["weights_step"] = torch.tensor([step for step, _ in snapshots])
     names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
-    return Outcome(case, names, sizes, layer_flops(layers, counter), counter.flops, runs, tensors)
+    return Outcome(case, names, sizes, cost.layers, cost.full, runs, tensors)
 
 
 def outcome_path(output: str | Path, case: Case) -> Path:
     """The file of a case.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.case import Case
-        >>> from smartfrz_lightning.outcomes.record import outcome_path
+        >>> from research.outcomes.case import Case
+        >>> from research.outcomes.record import outcome_path
         >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 4, 4, 1)
         >>> outcome_path("runs", case).suffix
         '.safetensors'

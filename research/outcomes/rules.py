@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from smartfrz_lightning.engine.probed_start import choose_front
-from smartfrz_lightning.outcomes.examples import Example
-from smartfrz_lightning.outcomes.fitting import recorded
 from torch import Tensor
 
+from research.outcomes.examples import Example
+from research.outcomes.fitting import recorded
 from smartfrz_lightning.predictor.start import StartPredictor
+from smartfrz_lightning.stages.start import choose_prefix
 
 Rule = Callable[[Example], int]
 """Number of layers that are held, one of the recorded depths or 0."""
@@ -23,9 +23,9 @@ def likely(predictor: StartPredictor, threshold: float, save: float | None = Non
         save: The share to save, in place of the threshold.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.rules import likely
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.rules import likely
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> from smartfrz_lightning.predictor.start import StartPredictor
         >>> rule = likely(StartPredictor.load(), threshold=0.8)
         >>> all(rule(case) in {0, *case.held} for case in cases)
@@ -38,9 +38,9 @@ def choose(example: Example, likelihoods: Tensor, threshold: float, save: float 
     """The front that is held if its layers have these likelihoods ``[fronts]`` of no harm.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.rules import choose
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.rules import choose
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> import torch
         >>> likelihoods = torch.ones(len(cases[0].inputs))
         >>> choose(cases[0], likelihoods, threshold=0.8) == max(cases[0].held)
@@ -48,7 +48,7 @@ def choose(example: Example, likelihoods: Tensor, threshold: float, save: float 
     """
     depths = sorted(example.held)
     costs = [example.outcome.cost(example.held[depth]) for depth in depths]
-    number = choose_front(costs, likelihoods[recorded(example)].tolist(), threshold, save)
+    number = choose_prefix(costs, likelihoods[recorded(example)].tolist(), threshold, save)
     return depths[number - 1] if number else 0
 
 
@@ -56,9 +56,9 @@ def static(number: int) -> Rule:
     """Always the front with this number among the recorded ones.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.rules import static
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.rules import static
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> static(0)(cases[0]) == min(cases[0].held)
         True
     """
@@ -72,9 +72,9 @@ def slope(example: Example) -> int:
     thirds of the layers over that of the last third, below 0.8.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.rules import slope
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.rules import slope
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> all(slope(case) in {0, *case.held} for case in cases)
         True
     """
@@ -92,9 +92,9 @@ def fisher(example: Example, share: float = 0.1) -> int:
         share: Of the sum over all layers before the head.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.rules import fisher
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.rules import fisher
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> fisher(cases[0], share=0.0), fisher(cases[0], share=1.0) == max(cases[0].held)
         (0, True)
     """
@@ -112,9 +112,9 @@ def oracle(example: Example, tolerance: float, by: str = "accuracy") -> int:
         by: ``"accuracy"``, ``"loss"``, or ``"above"``: the points above shortened training at equal FLOPs.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.examples import load_examples
-        >>> from smartfrz_lightning.outcomes.rules import oracle
-        >>> cases = load_examples("configs/outcomes/results/held_out.jsonl")
+        >>> from research.outcomes.examples import load_examples
+        >>> from research.outcomes.rules import oracle
+        >>> cases = load_examples("research/results/held_out.jsonl")
         >>> oracle(cases[0], tolerance=100.0) == max(cases[0].held)
         True
     """
@@ -138,7 +138,7 @@ def baselines(learned: Mapping[str, StartPredictor], thresholds: Sequence[float]
         thresholds: Each of them at these.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.rules import baselines
+        >>> from research.outcomes.rules import baselines
         >>> list(baselines({}, thresholds=[]))[:3]
         ['nothing held', 'depth 1 of 5', 'depth 2 of 5']
     """

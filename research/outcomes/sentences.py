@@ -24,7 +24,7 @@ def documentation(package: str) -> tuple[str, ...]:
         ModuleNotFoundError: It is not installed.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.sentences import documentation
+        >>> from research.outcomes.sentences import documentation
         >>> len(documentation("email")) > 100
         True
     """

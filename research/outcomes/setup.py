@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from smartfrz_lightning.outcomes.case import Case
-from smartfrz_lightning.outcomes.networks import TEXT, build, image_size, normalisation
-from smartfrz_lightning.outcomes.tasks import image_task
-from smartfrz_lightning.outcomes.texts import text_task
-from smartfrz_lightning.outcomes.training import Images
 from torch import nn
 
+from research.outcomes.case import Case
+from research.outcomes.networks import TEXT, build, image_size, normalisation
+from research.outcomes.tasks import image_task
+from research.outcomes.texts import text_task
+from research.outcomes.training import Images
 from smartfrz_lightning.layers.finder import find_layers
 from smartfrz_lightning.layers.layer import Layer
 
@@ -28,8 +28,8 @@ class Setup:
     Example:
         >>> import torch
         >>> from smartfrz_lightning.layers import find_layers
-        >>> from smartfrz_lightning.outcomes.networks import build
-        >>> from smartfrz_lightning.outcomes.setup import Setup
+        >>> from research.outcomes.networks import build
+        >>> from research.outcomes.setup import Setup
         >>> net, data = build("vgg8", 2), (torch.rand(8, 3, 32, 32), torch.arange(8) % 2)
         >>> len(Setup(net, find_layers(net, data[0]), data, data).layers)
         8
@@ -46,7 +46,7 @@ def set_up(case: Case, data: str | Path, weights: str | Path, device: str = "cpu
 
     Args:
         case: The case.
-        data: Folder of the images or sentences, see :func:`~smartfrz_lightning.outcomes.tasks.image_task`.
+        data: Folder of the images or sentences, see :func:`~research.outcomes.tasks.image_task`.
         weights: Folder of ``<case.weights>.safetensors``, or of the folder ``<case.weights>``.
         device: Where it trains.
     """

@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 
 import torch
-from smartfrz_lightning.outcomes.case import Case
 from torch import Tensor
 
+from research.outcomes.case import Case
 from smartfrz_lightning.extras import require
 
 require("torchvision", "vision")
@@ -40,8 +40,8 @@ def image_task(
         >>> from tempfile import TemporaryDirectory
         >>> import torch
         >>> from torchvision.io import write_png
-        >>> from smartfrz_lightning.outcomes.case import Case
-        >>> from smartfrz_lightning.outcomes.tasks import image_task
+        >>> from research.outcomes.case import Case
+        >>> from research.outcomes.tasks import image_task
         >>> case = Case("vgg8", "", "own", (0, 1), 4, "invert", True, "sgd", 0.02, "cosine", 50, 16, 1)
         >>> with TemporaryDirectory() as folder:
         ...     for place in (f"{part}/{name}" for part in ("train", "test") for name in "ab"):
@@ -83,7 +83,7 @@ def shifted(images: Tensor, shift: str) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.outcomes.tasks import shifted
+        >>> from research.outcomes.tasks import shifted
         >>> image = torch.tensor([[1.0, 0.0]]).expand(1, 3, 1, 2)
         >>> shifted(image, "invert")[0, 0], shifted(image, "rotate")[0, 0]
         (tensor([[0., 1.]]), tensor([[0., 1.]]))

@@ -4,10 +4,10 @@ import random
 from pathlib import Path
 
 import torch
-from smartfrz_lightning.outcomes.case import Case
-from smartfrz_lightning.outcomes.sentences import documentation
 from torch import Tensor
 
+from research.outcomes.case import Case
+from research.outcomes.sentences import documentation
 from smartfrz_lightning.experiments.glue_files import read_glue
 from smartfrz_lightning.extras import require
 
@@ -38,8 +38,8 @@ def text_task(case: Case, root: str | Path, weights: str | Path) -> tuple[tuple[
         ModuleNotFoundError: A package whose documentation is needed is not installed.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.case import Case
-        >>> from smartfrz_lightning.outcomes.texts import text_task
+        >>> from research.outcomes.case import Case
+        >>> from research.outcomes.texts import text_task
         >>> case = Case("minilm", "", "poems", (0, 1), 8, "none", False, "adamw", 1e-4, "cosine", 4, 4, 1)
         >>> text_task(case, "data", "weights")
         Traceback (most recent call last):
@@ -99,7 +99,7 @@ def shifted_words(sentence: str, shift: str) -> str:
         shift: ``"none"``, ``"reverse"`` (the order of the words) or ``"drop"`` (every third word).
 
     Example:
-        >>> from smartfrz_lightning.outcomes.texts import shifted_words
+        >>> from research.outcomes.texts import shifted_words
         >>> shifted_words("a b c d", "reverse"), shifted_words("a b c d", "drop")
         ('d c b a', 'a b d')
     """

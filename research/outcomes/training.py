@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from smartfrz_lightning.outcomes.case import Case
 from torch import Tensor, nn
 
+from research.outcomes.case import Case
 from smartfrz_lightning.engine.stillness import SETTLING, SETTLING_SHARE, Stillness
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.layers.layer import Layer
@@ -22,8 +22,8 @@ def learning_rate(case: Case, step: int, steps: int) -> float:
     """Of one step in a run of ``steps``: a constant, a cosine to zero, or a tenth of warm-up and a line to zero.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.case import Case
-        >>> from smartfrz_lightning.outcomes.training import learning_rate
+        >>> from research.outcomes.case import Case
+        >>> from research.outcomes.training import learning_rate
         >>> case = Case("vgg8", "", "cifar10", (0, 1), 100, "none", True, "sgd", 0.02, "cosine", 50, 16, 1)
         >>> learning_rate(case, 0, 50), round(learning_rate(case, 25, 50), 3)
         (0.02, 0.01)
@@ -43,8 +43,8 @@ def make_optimizer(case: Case, parameters: Any) -> torch.optim.Optimizer:
 
     Example:
         >>> from torch import nn
-        >>> from smartfrz_lightning.outcomes.case import Case
-        >>> from smartfrz_lightning.outcomes.training import make_optimizer
+        >>> from research.outcomes.case import Case
+        >>> from research.outcomes.training import make_optimizer
         >>> case = Case("vgg8", "", "cifar10", (0, 1), 100, "none", True, "sgd", 0.02, "cosine", 50, 16, 1)
         >>> make_optimizer(case, nn.Linear(2, 2).parameters()).param_groups[0]["momentum"]
         0.9
@@ -63,8 +63,8 @@ def batch_at(case: Case, data: Images, step: int) -> Images:
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.outcomes.case import Case
-        >>> from smartfrz_lightning.outcomes.training import batch_at
+        >>> from research.outcomes.case import Case
+        >>> from research.outcomes.training import batch_at
         >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 4, 4, 1)
         >>> data = torch.rand(8, 3, 32, 32), torch.arange(8)
         >>> sorted(torch.cat([batch_at(case, data, step)[1] for step in (0, 1)]).tolist())
@@ -92,7 +92,7 @@ class Moment:
         optimizer: State dict of the optimizer.
 
     Example:
-        >>> from smartfrz_lightning.outcomes.training import Moment
+        >>> from research.outcomes.training import Moment
         >>> Moment(step=3, network={}, optimizer={}).step
         3
     """
@@ -132,9 +132,9 @@ def train(
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.outcomes.case import Case
-        >>> from smartfrz_lightning.outcomes.networks import build
-        >>> from smartfrz_lightning.outcomes.training import train
+        >>> from research.outcomes.case import Case
+        >>> from research.outcomes.networks import build
+        >>> from research.outcomes.training import train
         >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 4, 4, 1)
         >>> net, data = build("vgg8", 2), (torch.rand(8, 3, 32, 32), torch.arange(8) % 2)
         >>> [kept] = train(case, net, data, keep=[2])
@@ -185,7 +185,7 @@ def evaluate(net: nn.Module, data: Images) -> dict[str, float]:
 
     Example:
         >>> import torch
-        >>> from smartfrz_lightning.outcomes.training import evaluate
+        >>> from research.outcomes.training import evaluate
         >>> evaluate(torch.nn.Identity(), (torch.eye(2), torch.tensor([0, 0])))["accuracy"]
         50.0
     """

@@ -49,7 +49,7 @@ class Freezer:
         position: Gives, after a batch, the batches and epochs done and the share of the run done, ``None`` if that is
             not known; by default batches are counted.
         schedulers: Learning-rate schedulers; methods that set rates themselves refuse them.
-        say: Gets every sentence for the user; by default they are warnings' neighbours in the report alone.
+        say: Gets what a method tells the user, besides the report.
 
     Attributes:
         run: What the method knows of the training.

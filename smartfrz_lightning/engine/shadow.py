@@ -23,8 +23,8 @@ _TORCH = set(vars(nn.Module())) - {"training"}
 class ShadowWeights:
     """Parameters, buffers and an optimizer of their own, with a frozen prefix that trains.
 
-    Only tensors are copied: parameters that train, those of the prefix, those that something moves without gradients (an
-    average of the weights), and all buffers. Inside of :meth:`swapped` the model has them in the place of its own.
+    Only tensors are copied: parameters that train, those of the prefix, those that move without gradients (an average
+    of the weights), and all buffers. Inside of :meth:`swapped` the model has them in the place of its own.
 
     Args:
         model: The model, between two steps.
@@ -75,7 +75,7 @@ class ShadowWeights:
         return out
 
     def follow(self, settings: Sequence[Mapping[str, Any]]) -> bool:
-        """Take the settings of the optimizer's own groups for the next step; returns whether these are the same groups."""
+        """Take the settings of the optimizer's own groups for the next step; returns whether the groups still match."""
         groups = self.optimizer.param_groups
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in settings]:
             return False

@@ -17,7 +17,7 @@ def digest(tensor: Tensor) -> bytes:
 
 
 def row_digests(tensor: Tensor) -> list[bytes]:
-    """Of each row along the first dimension: XXH3, or :func:`row_sums` on a GPU, so that its values need not leave it."""
+    """Of each row along the first dimension: XXH3, or :func:`row_sums` on a GPU, whose values need not leave it."""
     if tensor.is_cuda:
         return _as_bytes(row_sums(tensor))
     rows = len(tensor)

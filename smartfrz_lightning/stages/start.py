@@ -42,8 +42,8 @@ class StartStage(Stage):
     Args:
         predictor: Safetensors file of a start predictor, or a module that gives the log-odds of
             :func:`~smartfrz_lightning.predictor.start_inputs.start_inputs`; the shipped one by default.
-        threshold: p(safe) from which a prefix is frozen; by default 0.65 in a short run in which a trial follows, 0.8 in
-            others.
+        threshold: p(safe) from which a prefix is frozen; by default 0.65 in a short run in which a trial follows, and
+            0.8 in others.
         save: Share of a step to save, in place of ``threshold``: of the prefixes that save as much, the safest one is
             frozen, to the end of the run.
         probe_steps: Steps of the probe; 2 % of the run by default, 30 at most. A run of fewer than 100 steps has none.
@@ -115,9 +115,7 @@ class StartStage(Stage):
     def _why_not(self, run: TrainingRun) -> str:
         if self.probe_steps is None and probe_length(run.total_batches) < LEAST:
             needs = math.ceil(LEAST / SHARE)
-            return (
-                f"that needs a run of {needs} steps, and this one has {run.total_batches:g}; give probe_steps or save"
-            )
+            return f"that needs a run of {needs} steps, and this one has {run.total_batches:g}; give probe_steps"
         if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
             return "LBFGS asks for gradients many times a step"
         if run.begun_before:
@@ -259,7 +257,7 @@ def choose_prefix(costs: Sequence[float], safe: Sequence[float], threshold: floa
         costs: What a step costs with the first layer frozen, with the first two, and so on, relative to full training.
         safe: p(safe) of each of these.
         threshold: The least p(safe) that is accepted.
-        save: Instead the least share of a step that is to be saved; if no prefix saves as much, the one that saves most.
+        save: Instead the least share of a step to save; if no prefix saves as much, the one that saves most is taken.
     """
     prefixes = range(len(costs))
     if save is None:

@@ -22,9 +22,9 @@ _TELLING = 0.01  # differences below this share of the loss tell nothing, howeve
 class VerifyStage(Stage):
     """Try whether a prefix that is frozen from the start holds the network back (this project).
 
-    For a tenth of the run (50 steps at most, 100 in a long run) a second set of weights, in which the prefix trains too,
-    takes the same steps in the same batches. If its loss is clearly higher, the prefix stays frozen; if somewhat higher,
-    as much of it as was safe without a trial; otherwise the model adopts the shadow weights, and everything trains.
+    For a tenth of the run (50 steps at most, 100 in a long run) shadow weights, in which the prefix trains too, take
+    the same steps in the same batches. If their loss is clearly higher, the prefix stays frozen; if somewhat higher, as
+    much of it as was safe without a trial; otherwise the model adopts the shadow weights, and everything trains.
     Where there can be no trial, the part that was safe without one stays frozen.
 
     Args:
@@ -61,8 +61,8 @@ class VerifyStage(Stage):
         self._sums = _sums(run.model)
         if run.cannot_verify and not run.steps:
             run.say(
-                f"A frozen prefix cannot be tried: {run.cannot_verify}. It is frozen only as far as p(safe) is at least "
-                f"{self.likely:g}."
+                f"A frozen prefix cannot be tried: {run.cannot_verify}. Layers freeze only as far as p(safe) is at "
+                f"least {self.likely:g}."
             )
 
     def before_batch(self, run: TrainingRun) -> None:
