@@ -2,16 +2,15 @@
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from smartfrz_lightning.engine.decider import Decider
 from smartfrz_lightning.engine.finding import check_patterns, pin
-from smartfrz_lightning.engine.frozen import FrozenLayers, confidences
+from smartfrz_lightning.engine.frozen import FrozenLayers
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.observer import Observer
 from smartfrz_lightning.engine.outside import frozen_here
@@ -131,10 +130,9 @@ class Freezer:
         )
         self._observer = Observer(self._model, self.method.exclude, timeline.layers)
         self.frozen = FrozenLayers(self._model, self.method, self.processes, self.run)
+        self._decider = Decider(self.method, self.run, self._observer, self.frozen, self.ledger, self.processes)
         self._checked_epoch = -1
-        self._check_waits = False
         self._passes = 0  # backward passes of this batch
-        self._turned_up = False  # a layer trains that the first batch did not use
         self._started = False
 
     def _tell(self, text: str) -> None:
@@ -240,8 +238,7 @@ class Freezer:
         if not self.run.layers:
             return
         self.frozen.gradients_ready()
-        if self._observer.finder.unused and self.run.is_first_process and not self._turned_up:
-            self._turned_up = self._observer.finder.unused_layer_trains()
+        self._decider.gradients_ready()
         self.method.gradients_ready(self.run, optimizer)
 
     def note_gradients(self, optimizer: Optimizer) -> None:
@@ -255,8 +252,8 @@ class Freezer:
 
     def _find(self) -> None:
         if self._observer.find(self.processes.agree):
-            self.run.layers = self.timeline.layers = self._observer.finder.layers
-            self._turned_up = False
+            self._decider.pin(self._observer.finder.layers)
+            self._decider.layers_found()
             self.method.layers_found(self.run)
 
     def after_batch(self, stepped: bool = False) -> bool:
@@ -288,10 +285,7 @@ class Freezer:
         if not stepped:
             return False
         self.method.step_done(self.run)
-        if escaped := self.frozen.escaped():
-            self._give_up(escaped)
-        if (self._check_waits and not self._observer.finder.look_again) or self.method.check_due(self.run):
-            self._check()
+        self._decider.step_done(self._batches)
         return True
 
     def end_epoch(self, epoch: int | None = None, last: bool = False) -> None:
@@ -308,7 +302,7 @@ class Freezer:
             self._checked_epoch = number
             self.frozen.cache.end_epoch(self.run, self.processes.agree)
             if not last and self.method.epoch_check_due(self.run, number):
-                self._check()
+                self._decider.check(self._batches)
 
     def end(self) -> None:
         """Training is over, or broke off: everything that watches it goes. May be called more than once."""
@@ -343,66 +337,7 @@ class Freezer:
         Raises:
             ValueError: There is no such layer, or it always trains.
         """
-        decision = Decision.of(Decision(freeze_now, thaw_now))
-        self._refuse_unknown(decision, "change")
-        run = self.run
-        thawed = [layer for layer in run.layers if layer.name in decision.thaw and layer.name in set(run.frozen)]
-        chosen = [layer for layer in run.active if layer.name in decision.freeze]
-        stopped = self.frozen.leave_one_training(chosen, thawed, self._optimizers)
-        if not stopped and not thawed:
-            return
-        self.frozen.change(stopped, thawed, self._optimizers)
-        sure: Mapping[str, float | None] = dict(decision.freeze)  # type: ignore[arg-type]
-        names = [layer.name for layer in thawed]
-        now = {layer.name: sure[layer.name] for layer in stopped}
-        run.confidence |= confidences(now)
-        if untrained:
-            run.untrained |= set(now)
-        elif run.global_steps > 1:  # what is frozen before it trained has the statistics that belong to its weights
-            self.frozen.recalibrate(stopped, self._batches)
-        self.ledger.change(now, names, run.epoch, run.global_steps)
-        allow_recompiling(self.ledger.patterns)
-        self.method.changed(run, list(now), names)
-
-    def _check(self) -> None:
-        finder = self._observer.finder
-        if finder.look_again:
-            self._check_waits = True
-            return
-        self._check_waits = False
-        if not self.run.active and not (self.method.thaws and self.run.frozen):
-            return
-        answer = None
-        if self.run.is_first_process and not self._turned_up:
-            answer = Decision.of(self.method.select(self.run))
-            self._refuse_unknown(answer, "select")
-        answer = self.processes.agree(answer)
-        if answer is None:  # how it lies among the others, the next batch shows
-            finder.look_again, self._check_waits, self._turned_up = True, True, False
-            return
-        self.change(answer.freeze, answer.thaw, answer.untrained)
-        self.method.decision_applied(self.run)
-
-    def _refuse_unknown(self, decision: Decision, where: str) -> None:
-        unknown = {*decision.freeze, *decision.thaw} - {layer.name for layer in self.run.layers}
-        if unknown:
-            raise ValueError(
-                f"{type(self.method).__name__}.{where} returned {sorted(unknown)}, which are no layers' names"
-            )
-
-    def _give_up(self, names: Sequence[str]) -> None:
-        """Layers that the user's code thawed train again, and are left alone from now on."""
-        warnings.warn(
-            f"something set requires_grad=True on {len(names)} layers that {type(self.method).__name__} had frozen "
-            f"({', '.join(names[:3])}): they train again and are left alone from now on. Name them in exclude, or do "
-            "not set requires_grad on parameters that do not have it",
-            stacklevel=2,
-        )
-        self._pin([replace(layer, pinned="thawed") if layer.name in names else layer for layer in self.layers])
-        self.change(thaw_now=names)
-
-    def _pin(self, layers: Sequence[Layer]) -> None:
-        self.run.layers = self.timeline.layers = self._observer.finder.layers = list(layers)
+        self._decider.change(Decision(freeze_now, thaw_now, untrained), self._batches)
 
     # --- how far the training is
 
@@ -453,7 +388,7 @@ class Freezer:
         run.frozen, run.untrained = list(state["frozen"]), set(state["untrained"])
         run.confidence, run.cost = dict(state["confidence"]), timeline.cost
         self._observer.meter.load_state_dict(state["meter"])
-        self._pin(pin(self.layers, self.method.exclude))
+        self._decider.pin(pin(self.layers, self.method.exclude))
         self.method.prepare(run)
         self.frozen.restore(self._optimizers, later)
         self.frozen.norms.load_state_dict(state["settling"], run.frozen_layers)

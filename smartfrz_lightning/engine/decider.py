@@ -1,0 +1,134 @@
+"""Decider: asks a method, makes all processes agree, and has the answer applied."""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from smartfrz_lightning.engine.frozen import FrozenLayers, confidences
+from smartfrz_lightning.engine.method import FreezingMethod
+from smartfrz_lightning.engine.observer import Observer
+from smartfrz_lightning.engine.processes import Processes
+from smartfrz_lightning.engine.rule import Decision
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.freezing.compiled import allow_recompiling
+from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.report.ledger import Ledger
+
+
+class Decider:
+    """What changes in a training, and when.
+
+    Args:
+        method: Is asked.
+        run: What it knows.
+        observer: Knows whether the layers are all that there are.
+        frozen: Applies the answers.
+        ledger: Books them.
+        processes: Agree on them.
+    """
+
+    def __init__(
+        self,
+        method: FreezingMethod,
+        run: TrainingRun,
+        observer: Observer,
+        frozen: FrozenLayers,
+        ledger: Ledger,
+        processes: Processes,
+    ) -> None:
+        self._method, self._run, self._observer = method, run, observer
+        self._frozen, self._ledger, self._processes = frozen, ledger, processes
+        self._waits = False
+        self._turned_up = False  # a layer trains that the first batch did not use
+
+    def layers_found(self) -> None:
+        """The layers are known, or more of them."""
+        self._turned_up = False
+
+    def gradients_ready(self) -> None:
+        """Look for layers that train although they took no part in the batch that was watched."""
+        if self._observer.finder.unused and self._run.is_first_process and not self._turned_up:
+            self._turned_up = self._observer.finder.unused_layer_trains()
+
+    def step_done(self, batches: int) -> None:
+        """A step is done; the method is asked if it wants to be.
+
+        Args:
+            batches: Done so far.
+        """
+        if escaped := self._frozen.escaped():
+            self._give_up(escaped, batches)
+        if (self._waits and not self._observer.finder.look_again) or self._method.check_due(self._run):
+            self.check(batches)
+
+    def check(self, batches: int) -> None:
+        """Ask the method, and do what it says."""
+        finder = self._observer.finder
+        if finder.look_again:
+            self._waits = True
+            return
+        self._waits = False
+        if not self._run.active and not (self._method.thaws and self._run.frozen):
+            return
+        answer = None
+        if self._run.is_first_process and not self._turned_up:
+            answer = Decision.of(self._method.select(self._run))
+            self._refuse_unknown(answer, "select")
+        answer = self._processes.agree(answer)
+        if answer is None:  # how it lies among the others, the next batch shows
+            finder.look_again, self._waits, self._turned_up = True, True, False
+            return
+        self.change(answer, batches)
+        self._method.decision_applied(self._run)
+
+    def change(self, decision: Decision, batches: int) -> None:
+        """Apply a decision, on every process.
+
+        Args:
+            decision: Bare names or with confidences. The last thing that an optimizer trains is left to it.
+            batches: Done so far.
+
+        Raises:
+            ValueError: There is no such layer.
+        """
+        decision, run = Decision.of(decision), self._run
+        self._refuse_unknown(decision, "change")
+        thawed = [layer for layer in run.layers if layer.name in decision.thaw and layer.name in set(run.frozen)]
+        chosen = [layer for layer in run.active if layer.name in decision.freeze]
+        stopped = self._frozen.leave_one_training(chosen, thawed, run.optimizers)
+        if not stopped and not thawed:
+            return
+        self._frozen.change(stopped, thawed, run.optimizers)
+        sure: Mapping[str, float | None] = dict(decision.freeze)  # type: ignore[arg-type]
+        now, names = {layer.name: sure[layer.name] for layer in stopped}, [layer.name for layer in thawed]
+        run.confidence |= confidences(now)
+        if decision.untrained:
+            run.untrained |= set(now)
+        elif run.global_steps > 1:  # what is frozen before it trained has the statistics that belong to its weights
+            self._frozen.recalibrate(stopped, batches)
+        self._ledger.change(now, names, run.epoch, run.global_steps)
+        allow_recompiling(self._ledger.patterns)
+        self._method.changed(run, list(now), names)
+
+    def pin(self, layers: Sequence[Layer]) -> None:
+        """These are the layers from now on."""
+        self._run.layers = self._ledger.timeline.layers = self._observer.finder.layers = list(layers)
+
+    def _give_up(self, names: Collection[str], batches: int) -> None:
+        """Layers that the user's code thawed train again, and are left alone from now on."""
+        first = ", ".join(list(names)[:3])
+        warnings.warn(
+            f"something set requires_grad=True on {len(names)} layers that {type(self._method).__name__} had frozen "
+            f"({first}): they train again and are left alone from now on. Name them in exclude, or do not set "
+            "requires_grad on parameters that do not have it",
+            stacklevel=2,
+        )
+        self.pin([replace(layer, pinned="thawed") if layer.name in names else layer for layer in self._run.layers])
+        self.change(Decision(thaw=names), batches)
+
+    def _refuse_unknown(self, decision: Decision, where: str) -> None:
+        unknown = {*decision.freeze, *decision.thaw} - {layer.name for layer in self._run.layers}
+        if unknown:
+            raise ValueError(
+                f"{type(self._method).__name__}.{where} returned {sorted(unknown)}, which are no layers' names"
+            )
