@@ -54,7 +54,7 @@ def known(results):
 def test_all_methods(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     methods = yaml.safe_load((CONFIGS / "methods.yaml").read_text())["methods"]
-    methods["smart_0_5"]["arguments"] = {"start": "none", "threshold": 0.01, "snapshot_every_n_steps": 1}
+    methods["smart_0_5"]["arguments"] = {"front_only": True, "threshold": 0.01, "snapshot_every_n_steps": 1}
     methods["movement"]["arguments"] = {"threshold": 10.0, "window": 4, "snapshot_every_n_steps": 1}
     config = small(tmp_path, methods, seeds=[1], record="full")
     benchmark_command(["--config", str(config)])
