@@ -52,7 +52,7 @@ class FrontInTurn(FreezingCallback):
 
     def select(self, run: TrainingRun) -> dict[str, float]:
         state = min(run.timeline.steps // self.steps, len(STATES) - 1)
-        free = [layer for layer in run.layers if not layer.pinned]
+        free = [layer for layer in run.layers if not layer.always_trains]
         share = list(STATES.values())[state]
         return {layer.name: 1.0 for layer in free[: round(share * len(free))]}
 

@@ -1,4 +1,4 @@
-"""The Python code in README.md and CONTRIBUTING.md runs, with a little data in the place of the user's."""
+"""The Python code in README.md and CONTRIBUTING.md runs, with a little data in place of the user's."""
 
 import re
 from pathlib import Path

@@ -60,5 +60,5 @@ def set_up(case: Case, data: str | Path, weights: str | Path, device: str = "cpu
     file = Path(weights) / (case.weights if text else f"{case.weights}.safetensors") if case.weights else None
     net = build(case.network, len(case.classes), file).to(device)
     layers = find_layers(net, train_set[0][: case.batch_size])
-    assert layers[-1].pinned == "output", f"{case.network}: the head is to be the last layer"
+    assert layers[-1].always_trains == "output", f"{case.network}: the head is to be the last layer"
     return Setup(net, layers, train_set, validation)

@@ -63,7 +63,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         >>> method = FreezeNext(every_n_train_steps=2)
         >>> with redirect_stdout(StringIO()) as report:
         ...     Trainer(max_steps=4, accelerator="cpu", barebones=True, callbacks=[method]).fit(BoringModel())
-        >>> [(layer.name, layer.pinned) for layer in method.layers], method.frozen  # the only layer is the output
+        >>> [(layer.name, layer.always_trains) for layer in method.layers], method.frozen
         ([('layer', 'output')], [])
     """
 

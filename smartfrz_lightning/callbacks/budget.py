@@ -97,7 +97,7 @@ class BudgetFreezeCallback(FreezingCallback):
             return Decision(thaw=run.frozen)
         cost, full = run.cost, run.cost.full
         names = [layer.name for layer in run.layers]
-        fixed = {layer.name for layer in run.layers if layer.pinned}
+        fixed = {layer.name for layer in run.layers if layer.always_trains}
         # Activation gradients down to each layer, if that is the deepest one that trains.
         down = [cost.when_frozen(names[:at]).activation_gradient for at in range(len(names))]
         own = [layer.own for layer in cost.layers]

@@ -58,7 +58,7 @@ class GradientNormFreezeCallback(FreezingCallback):
             self._gradients.add(run.model, run.layers, optimizer)
 
     def select(self, run: TrainingRun) -> list[str]:
-        used = [layer for layer in run.layers if layer.pinned != "unused"]
+        used = [layer for layer in run.layers if layer.always_trains != "unused"]
         norms = list(self._gradients.norms(used, 2).values())
         self._gradients.clear()
         self._checks += 1

@@ -60,7 +60,7 @@ class IntervalFreezeCallback(FreezingCallback):
 
     def step_done(self, run: TrainingRun) -> None:
         if not self._plan and run.cost is not None and run.progress:
-            may_freeze = {layer.name for layer in run.layers if not layer.pinned}
+            may_freeze = {layer.name for layer in run.layers if not layer.always_trains}
             names = connected(run.layers, [], may_freeze)
             step = run.progress / run.steps
             gap = None if self.interval is None else self.interval * step

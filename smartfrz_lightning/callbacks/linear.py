@@ -105,9 +105,9 @@ class LinearFreezeCallback(FreezingCallback):
         return [layer.name for layer in run.active if done >= ends[layer.name]]
 
     def _ends(self, run: TrainingRun) -> dict[str, float]:
-        used = [layer for layer in run.layers if layer.pinned != "unused"]
+        used = [layer for layer in run.layers if layer.always_trains != "unused"]
         ends = dict(zip([layer.name for layer in used], self.end_times(len(used)), strict=True))
-        return {layer.name: 1.0 if layer.pinned else ends[layer.name] for layer in run.layers}
+        return {layer.name: 1.0 if layer.always_trains else ends[layer.name] for layer in run.layers}
 
     def _split_groups(self, run: TrainingRun) -> None:
         for optimizer in run.optimizers:

@@ -130,7 +130,7 @@ class HistoryRecorder(Callback):
         self._observer.after_batch()
         if found:
             self._layers = [
-                layer for layer in self._observer.finder.layers if layer.pinned not in ("unused", "excluded")
+                layer for layer in self._observer.finder.layers if layer.always_trains not in ("unused", "excluded")
             ]
             self._sampler = WeightSampler(pl_module, self._layers, self.sample_size, self.seed)
             self._probe.meet_reference(load_reference(self.reference, pl_module), self._layers)

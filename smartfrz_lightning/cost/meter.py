@@ -58,7 +58,7 @@ class CostMeter:
             self._counter.stop()
 
     def drop(self) -> None:
-        """Forget what was counted of a batch that broke off."""
+        """Forget what was counted of a batch that was interrupted."""
         self.stop()
         self._counter = None
 

@@ -58,13 +58,13 @@ class Decider:
         """
         if escaped := self._frozen.escaped():
             self._give_up(escaped, batches)
-        if (self._waits and not self._observer.finder.look_again) or self._method.check_due(self._run):
+        if (self._waits and not self._observer.finder.watch_again) or self._method.check_due(self._run):
             self.check(batches)
 
     def check(self, batches: int) -> None:
         """Ask the method, and do what it says."""
         finder = self._observer.finder
-        if finder.look_again:
+        if finder.watch_again:
             self._waits = True
             return
         self._waits = False
@@ -76,7 +76,7 @@ class Decider:
             self._refuse_unknown(answer, "select")
         answer = self._processes.agree(answer)
         if answer is None:  # how it lies among the others, the next batch shows
-            finder.look_again, self._waits, self._turned_up = True, True, False
+            finder.watch_again, self._waits, self._turned_up = True, True, False
             return
         self.change(answer, batches)
         self._method.decision_applied(self._run)
@@ -123,7 +123,9 @@ class Decider:
             "requires_grad on parameters that do not have it",
             stacklevel=2,
         )
-        self.pin([replace(layer, pinned="thawed") if layer.name in names else layer for layer in self._run.layers])
+        self.pin(
+            [replace(layer, always_trains="thawed") if layer.name in names else layer for layer in self._run.layers]
+        )
         self.change(Decision(thaw=names), batches)
 
     def _refuse_unknown(self, decision: Decision, where: str) -> None:

@@ -33,7 +33,7 @@ class LayerFinder:
         self._watch: LayerWatch | None = None
         self._saw_loss = False
         self._looks_left = _LOOKS
-        self.look_again = False
+        self.watch_again = False
         """Whether the next batch is to be watched although layers are known."""
         self.layers = list(layers)
 
@@ -44,7 +44,7 @@ class LayerFinder:
     @layers.setter
     def layers(self, layers: list[Layer]) -> None:
         self._layers = layers
-        unused = [name for layer in layers if layer.pinned == "unused" for name in layer.parameters]
+        unused = [name for layer in layers if layer.always_trains == "unused" for name in layer.parameters]
         self.unused = [self._model.get_parameter(name) for name in unused]
 
     @property
@@ -56,7 +56,7 @@ class LayerFinder:
         """Watch this batch, if layers are to be found in it."""
         self.stop()
         self._watch = None
-        if self.layers and not self.look_again:
+        if self.layers and not self.watch_again:
             return
         self._saw_loss = False
         self._watch = LayerWatch(self._model, self._exclude)
@@ -87,7 +87,7 @@ class LayerFinder:
         if len(self.unused) and merged == self.layers and self._looks_left:
             self._looks_left -= 1  # what turned up is not in every batch: wait for one that has it
             return False
-        self.layers, self.look_again, self._looks_left = merged, False, _LOOKS
+        self.layers, self.watch_again, self._looks_left = merged, False, _LOOKS
         return True
 
     def unused_layer_trains(self) -> bool:
@@ -106,10 +106,10 @@ def merge_layers(known: Sequence[Layer], seen: Sequence[Layer]) -> list[Layer]:
     """Layers that one batch showed and another did not, in one forward order.
 
     What both batches used keeps its order; what only the later one used comes before the next layer that both know. A
-    layer stays as it was known, but for ``"unused"``.
+    layer stays as it was known, except for ``"unused"``.
     """
-    merged = [layer for layer in known if layer.pinned != "unused"]
-    new = [layer for layer in seen if layer.pinned != "unused"]
+    merged = [layer for layer in known if layer.always_trains != "unused"]
+    new = [layer for layer in seen if layer.always_trains != "unused"]
     names = {layer.name for layer in merged}
     parts = {name for layer in merged for name in layer.parameters}
     for number, layer in enumerate(new):
@@ -119,21 +119,21 @@ def merge_layers(known: Sequence[Layer], seen: Sequence[Layer]) -> list[Layer]:
         at = next((place for place, other in enumerate(merged) if other.name == after), len(merged))
         merged.insert(at, layer)
         names.add(layer.name)
-    rest = [layer for layer in known if layer.pinned == "unused" and layer.name not in names]
+    rest = [layer for layer in known if layer.always_trains == "unused" and layer.name not in names]
     return [*merged, *rest]
 
 
 def pin(layers: Sequence[Layer], exclude: Sequence[str]) -> list[Layer]:
     """Layers that were found earlier, with what is excluded now."""
-    pinned = []
+    always_trains = []
     for layer in layers:
         out = any(matches(pattern, name) for pattern in exclude for name in (layer.name, *layer.parameters))
-        if out and not layer.pinned:
-            layer = replace(layer, pinned="excluded")
-        elif not out and layer.pinned == "excluded":
-            layer = replace(layer, pinned="")
-        pinned.append(layer)
-    return pinned
+        if out and not layer.always_trains:
+            layer = replace(layer, always_trains="excluded")
+        elif not out and layer.always_trains == "excluded":
+            layer = replace(layer, always_trains="")
+        always_trains.append(layer)
+    return always_trains
 
 
 def check_patterns(patterns: Sequence[str], model: nn.Module) -> None:

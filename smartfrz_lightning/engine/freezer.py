@@ -212,7 +212,7 @@ class Freezer:
             self.start()
         self.stop_watching()
         if train_statistics:
-            self.frozen.norms.let_go()
+            self.frozen.norms.release()
             return
         self.frozen.norms.hold()
         self.method.before_batch(self.run)
@@ -260,7 +260,7 @@ class Freezer:
         """A training batch is over; returns whether it was a step and layers are known.
 
         Args:
-            stepped: An optimizer stepped, or would have but for an overflow; it is noticed by itself otherwise.
+            stepped: An optimizer stepped, or would have except for an overflow; it is noticed by itself otherwise.
         """
         self._batches += 1
         covered, known = self.frozen.cache.after_batch(self.run)
@@ -305,7 +305,7 @@ class Freezer:
                 self._decider.check(self._batches)
 
     def end(self) -> None:
-        """Training is over, or broke off: everything that watches it goes. May be called more than once."""
+        """Training ended or was interrupted: everything that watches it goes. May be called more than once."""
         self.stop_watching()
         self._steps.remove()
         self.method.end(self.run)
@@ -314,7 +314,7 @@ class Freezer:
         self._started = False
 
     def stop_watching(self) -> None:
-        """What watches a single batch goes: a batch that was skipped or broke off ends here."""
+        """What watches a single batch goes: a batch that was skipped or was interrupted ends here."""
         self.frozen.cache.after_batch(self.run)
         self._observer.stop()
 
@@ -394,7 +394,7 @@ class Freezer:
         self.frozen.norms.load_state_dict(state["settling"], run.frozen_layers)
         if run.layers:
             self.method.load_method_state(state["method"], run)
-        excluded = [layer.name for layer in run.frozen_layers if layer.pinned == "excluded"]
+        excluded = [layer.name for layer in run.frozen_layers if layer.always_trains == "excluded"]
         if excluded:  # since the state was saved
             self.change(thaw_now=excluded)
 

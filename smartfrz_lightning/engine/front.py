@@ -87,7 +87,7 @@ class CachedFront:
         self._say(run)
 
     def end(self) -> None:
-        """Training is over, or broke off."""
+        """Training ended or was interrupted."""
         if self.cache is not None:
             self.cache.stop()
             self.cache = None

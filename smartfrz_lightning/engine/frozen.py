@@ -95,7 +95,7 @@ class FrozenLayers:
         return names
 
     def end(self) -> None:
-        """Training is over, or broke off."""
+        """Training ended or was interrupted."""
         self.norms.end()
         self.cache.end()
 

@@ -77,7 +77,7 @@ class Observer:
         self._modes.close()
 
     def stop(self) -> None:
-        """A batch broke off, or the training is over."""
+        """A batch was interrupted, or the training is over."""
         self._close()
         self.meter.drop()
 

@@ -126,4 +126,4 @@ class FreezingRule(ABC):
         """Take up what :meth:`method_state` gave."""
 
     def end(self, run: TrainingRun) -> None:
-        """Training is over, or broke off: remove hooks."""
+        """Training ended or was interrupted: remove hooks."""

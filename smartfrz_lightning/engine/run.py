@@ -91,7 +91,7 @@ class TrainingRun:
     def active(self) -> list[Layer]:
         """Layers that train and may freeze, in forward order."""
         frozen = set(self.frozen)
-        return [layer for layer in self.layers if not layer.pinned and layer.name not in frozen]
+        return [layer for layer in self.layers if not layer.always_trains and layer.name not in frozen]
 
     @property
     def learning_rates(self) -> dict[str, float]:

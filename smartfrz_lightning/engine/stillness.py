@@ -71,7 +71,7 @@ class Stillness:
         for name in self._settling:
             self._model.get_submodule(name).training = True
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Let the statistics be measured anew."""
         for module in self._modules:
             module.training = True

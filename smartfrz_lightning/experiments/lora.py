@@ -1,4 +1,4 @@
-"""Low-rank adapters in the place of full fine-tuning, to compare freezing with. Needs the extra ``lora``."""
+"""Low-rank adapters in place of full fine-tuning, to compare freezing with. Needs the extra ``lora``."""
 
 import fnmatch
 from collections.abc import Sequence

@@ -160,7 +160,7 @@ class FrontCache:
             self._find()
 
     def close(self) -> float:
-        """The batch is over, or broke off; returns the share of its samples that the front was not run for."""
+        """The batch is over, or was interrupted; returns the share of its samples that the front was not run for."""
         if not self._open:
             return 0.0
         share = 0.0
@@ -482,7 +482,7 @@ class FrontCache:
         return store
 
     def alike(self, kept: Tensor, made: Tensor) -> bool:
-        """Whether two tensors are the same but for rounding."""
+        """Whether two tensors are the same except for rounding."""
         if not made.is_floating_point():
             return torch.equal(kept, made)
         if not made.numel():

@@ -44,7 +44,7 @@ class LayerWatch:
                 buffer = next(own for own, _ in module.named_buffers(prefix=name, recurse=False))
                 self._norms.setdefault(buffer, node)
             for own, parameter in module.named_parameters(prefix=name, recurse=False):
-                self._names.setdefault(id(parameter), own)  # FSDP2 puts gathered weights in the place of its own
+                self._names.setdefault(id(parameter), own)  # FSDP2 puts gathered weights in place of its own
 
         return hook
 

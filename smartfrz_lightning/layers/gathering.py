@@ -216,13 +216,13 @@ def _pin(facts: StepFacts, layers: list[Layer], time: dict, exclude: Sequence[st
     used = [layer for layer in layers if start(layer) < float("inf")]
     ends = [layer for layer in used if facts.use.heads.intersection(layer.parameters)]
     ends = ends or [max(used or layers, key=end)]
-    pinned = []
+    always_trains = []
     for layer in layers:
         if layer in ends:
-            layer = replace(layer, pinned="output")
+            layer = replace(layer, always_trains="output")
         elif any(matches(p, n) for p in exclude for n in (layer.name, *layer.parameters)):
-            layer = replace(layer, pinned="excluded")
+            layer = replace(layer, always_trains="excluded")
         elif layer not in used:
-            layer = replace(layer, pinned="unused")
-        pinned.append(layer)
-    return pinned
+            layer = replace(layer, always_trains="unused")
+        always_trains.append(layer)
+    return always_trains

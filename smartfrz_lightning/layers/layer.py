@@ -17,8 +17,8 @@ class Layer:
         weights: The parameters among them that carry the computation (matrices, kernels, tables).
         stateful: Names of its modules whose buffers move in training mode (BatchNorm, spectral norm).
         size: Number of parameter values.
-        pinned: Why the layer always trains: ``"output"`` (it leads to the loss), ``"excluded"``, ``"unused"`` (it took
-            no part in the forward pass); empty for a layer that may freeze.
+        always_trains: Why the layer always trains: ``"output"`` (it leads to the loss), ``"excluded"``, ``"unused"``
+            (it took no part in the forward pass); empty for a layer that may freeze.
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ class Layer:
     weights: tuple[str, ...]
     stateful: tuple[str, ...]
     size: int
-    pinned: str = ""
+    always_trains: str = ""
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -85,6 +85,6 @@ def connected(layers: Sequence[Layer], frozen: Iterable[str], ready: Collection[
     for layer in layers:
         if layer.name in ready:
             chosen.append(layer.name)
-        elif layer.name not in frozen and not layer.pinned:
+        elif layer.name not in frozen and not layer.always_trains:
             break
     return chosen

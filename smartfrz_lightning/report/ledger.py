@@ -42,7 +42,7 @@ class Ledger:
         self.timeline.cache = cache
 
     def stop(self) -> None:
-        """The fit is over, or broke off; may be called more than once."""
+        """The fit ended or was interrupted; may be called more than once."""
         self._compile_clock.stop()
         self._book_compiling()
 

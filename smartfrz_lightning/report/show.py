@@ -51,9 +51,9 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
 
 def _layer_table(timeline: Timeline, title: str) -> Table:
     """As narrow as can be: names of layers are long."""
-    pinned = {layer.pinned for layer in timeline.layers}
+    always_trains = {layer.always_trains for layer in timeline.layers}
     with_confidence = any(event.confidence is not None for event in timeline.events)
-    lines = [text for reason, text in _PINNED.items() if reason in pinned]
+    lines = [text for reason, text in _PINNED.items() if reason in always_trains]
     if with_confidence:
         lines.append("confidence: in a prefix frozen at the start, p(safe) of freezing up to this layer")
     about = "\n".join(lines)
@@ -65,7 +65,7 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
         table.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
     for index, layer in enumerate(timeline.layers):
         periods = timeline.periods(layer.name)
-        when = [layer.pinned or (f"{periods[-1][0]} to {periods[-1][1]}" if periods else "–"), "–", ""]
+        when = [layer.always_trains or (f"{periods[-1][0]} to {periods[-1][1]}" if periods else "–"), "–", ""]
         if event := timeline.event_of(layer.name):
             sure = "" if event.confidence is None else f"{event.confidence:.2f}"
             when = [str(event.step), f"{event.epoch:.2f}", sure]
@@ -90,7 +90,7 @@ def nothing_saved(timeline: Timeline) -> str:
         return ""
     if not timeline.layers:
         return "no training step was completed, so no layer was found."
-    free = [layer for layer in timeline.layers if not layer.pinned]
+    free = [layer for layer in timeline.layers if not layer.always_trains]
     if not free:
         return "every layer is excluded, unused or leads to the loss."
     if timeline.beside:

@@ -96,10 +96,10 @@ class Timeline:
         >>> layers, events = [Layer("0", (), (), (), 66), Layer("1", (), (), (), 8)], [FreezeEvent("0", 4, 1.0, 0.9)]
         >>> states = [TrainingState(0, StepFlops(6, 6, 4), work=4), TrainingState(4, StepFlops(6, 2), work=4)]
         >>> timeline = Timeline(layers, events, states, steps=8)
-        >>> timeline.saved  # four steps of 16 and four of 8, in the place of eight of 16
+        >>> timeline.saved  # four steps of 16 and four of 8, in place of eight of 16
         0.25
         >>> print(timeline.to_csv())
-        index,layer,parameters,step,epoch,confidence,pinned,frozen_steps
+        index,layer,parameters,step,epoch,confidence,always_trains,frozen_steps
         0,0,66,4,1,0.9,,4-
         1,1,8,,,,,
         <BLANKLINE>
@@ -175,20 +175,22 @@ class Timeline:
         return last if last is not None and last.kind == "freeze" else None
 
     def to_csv(self) -> str:
-        """One row a layer, in forward order: index, layer, parameters, step, epoch, confidence, pinned, frozen_steps.
+        """One row a layer, in forward order, with when it froze, how sure the method was, and why it always trains.
 
         Step, epoch and confidence are those of the freeze that holds at the end; ``frozen_steps`` has all the periods
         in which the layer was frozen, such as ``120-150 200-``.
         """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["index", "layer", "parameters", "step", "epoch", "confidence", "pinned", "frozen_steps"])
+        writer.writerow(
+            ["index", "layer", "parameters", "step", "epoch", "confidence", "always_trains", "frozen_steps"]
+        )
         for index, layer in enumerate(self.layers):
             event = self.event_of(layer.name)
             sure = "" if event is None or event.confidence is None else f"{event.confidence:.4g}"
             when = [event.step, f"{event.epoch:.4g}", sure] if event else ["", "", ""]
             periods = " ".join(f"{a}-{'' if b is None else b}" for a, b in self.periods(layer.name))
-            writer.writerow([index, layer.name, layer.size, *when, layer.pinned, periods])
+            writer.writerow([index, layer.name, layer.size, *when, layer.always_trains, periods])
         return out.getvalue()
 
     def state_dict(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Probe:
         """These are the layers."""
         self._layers = list(layers)
         self._sampler = WeightSampler(self._model, self._layers, self._sample_size, self._seed)
-        names = [name for layer in layers if layer.pinned == "output" for name in layer.parameters]
+        names = [name for layer in layers if layer.always_trains == "output" for name in layer.parameters]
         self._heads = {name: self._model.get_parameter(name) for name in names}
         for name, parameter in self._heads.items():
             self._before.setdefault(name, parameter.detach().clone())

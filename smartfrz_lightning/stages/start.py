@@ -202,7 +202,7 @@ class StartStage(Stage):
     # --- the choice
 
     def _choose(self, run: TrainingRun, probe: Probe) -> Decision:
-        free = [number for number, layer in enumerate(run.layers) if not layer.pinned]
+        free = [number for number, layer in enumerate(run.layers) if not layer.always_trains]
         if probe.steps < LEAST or not free or run.cost is None or not run.cost.full.total:
             run.say(f"Nothing is frozen at the start: the probe saw {probe.steps} steps and {len(free)} layers.")
             return Decision()

@@ -69,11 +69,11 @@ class WindowedStage(Stage):
 
     def layers_found(self, run: TrainingRun) -> None:
         if self._history is None:
-            first = next((layer for layer in run.layers if layer.pinned != "unused"), None)
-            if self.front_only and first is not None and first.pinned and run.active:
+            first = next((layer for layer in run.layers if layer.always_trains != "unused"), None)
+            if self.front_only and first is not None and first.always_trains and run.active:
                 run.say(
-                    f"The first layer, {first.name!r}, always trains ({first.pinned}), so layers that freeze behind it "
-                    "save their weight gradients, not activation gradients or memory."
+                    f"The first layer, {first.name!r}, always trains ({first.always_trains}), so layers that freeze "
+                    "behind it save their weight gradients, not activation gradients or memory."
                 )
             self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
         self._history.watch(run.active)

@@ -76,7 +76,7 @@ def test_all_methods(tmp_path, capsys, monkeypatch):
     table = (tmp_path / "out" / "table.md").read_text()
     for name in methods:
         assert name in out and f"| {name} |" in table
-    for name in ("accuracy_cost", "freezing", "memory", "moments", "cka", "gradient"):
+    for name in ("accuracy_cost", "freezing", "step_cost", "moments", "cka", "gradient"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
 
 

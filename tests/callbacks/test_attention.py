@@ -28,7 +28,7 @@ def test_a_model_that_hardly_moves_freezes_all_but_its_head(make_trainer, tmp_pa
     folder = tmp_path / "lightning_logs" / "version_0"
     rows = list(csv.DictReader((folder / "freeze_timeline.csv").open()))
     assert [row["layer"] for row in rows] == ["net.0", "net.4", "net.7", "net.9"]
-    assert rows[0]["step"] and rows[-1]["pinned"] == "output" and not rows[-1]["step"]
+    assert rows[0]["step"] and rows[-1]["always_trains"] == "output" and not rows[-1]["step"]
     assert (folder / "freeze_timeline.png").stat().st_size > 5000
 
 

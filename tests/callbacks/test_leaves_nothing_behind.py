@@ -110,7 +110,7 @@ def test_transforms_and_higher_order_operators_cost_a_warning_at_most(make_train
     torch.manual_seed(3)
     make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(watched)
     # The Jacobian ends with the first layer's weights, which so lead to the loss as well.
-    assert freezer.layers[0].pinned == "output" and freezer.frozen == ["net.4"]
+    assert freezer.layers[0].always_trains == "output" and freezer.frozen == ["net.4"]
     assert watched.losses[:4] == plain.losses[:4]
     assert surroundings() == before
 

@@ -47,7 +47,7 @@ class TiedLanguageModel(LightningModule):
 def test_a_language_model_with_tied_weights_freezes(make_trainer, method):
     freezer = method(snapshot_every_n_steps=1, every_n_train_steps=4, window=4, front_only=True)
     make_trainer(freezer, limit_val_batches=0).fit(TiedLanguageModel())
-    assert freezer.layers[0].pinned == "output"
+    assert freezer.layers[0].always_trains == "output"
     assert freezer.frozen == ["blocks.0", "blocks.1", "blocks.2"] and freezer.timeline.saved > 0.1
 
 

@@ -101,7 +101,7 @@ def test_holding_still_changes_the_mode_of_frozen_norms_alone(data):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 6), Tree(data.draw, 2), nn.Linear(6, 2))
     layers = find_layers(net, torch.rand(4, 6))
-    frozen = [layer for layer in layers if not layer.pinned and data.draw(st.booleans())]
+    frozen = [layer for layer in layers if not layer.always_trains and data.draw(st.booleans())]
     freeze(net, frozen)
     still = {name for layer in frozen for name in layer.stateful}
     for _ in range(2):
@@ -111,8 +111,8 @@ def test_holding_still_changes_the_mode_of_frozen_norms_alone(data):
         net.train()
         hold_still(net, frozen)
     norms = {name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm1d)}
-    if {layer.name for layer in frozen} == {layer.name for layer in layers if not layer.pinned}:
-        held = {name for layer in layers if layer.pinned for name in layer.stateful}
+    if {layer.name for layer in frozen} == {layer.name for layer in layers if not layer.always_trains}:
+        held = {name for layer in layers if layer.always_trains for name in layer.stateful}
         assert still == norms - held
 
 
@@ -136,7 +136,7 @@ def test_a_layer_that_the_users_code_thaws_is_taken_over_and_said(make_trainer, 
         make_trainer(freezer, states, max_epochs=2, limit_val_batches=0).fit(model)
     noticed = 5 if every_step else 10
     events = [(event.kind, event.step) for event in freezer.timeline.events]
-    assert events == [("freeze", 4), ("thaw", noticed)] and freezer.layers[0].pinned == "thawed"
+    assert events == [("freeze", 4), ("thaw", noticed)] and freezer.layers[0].always_trains == "thawed"
     for step in range(1, 16):  # it is held for the step in which that is noticed, and trains on after it
         assert torch.equal(states.states[step - 1], states.states[step]) == (4 <= step < noticed), step
     assert freezer.timeline.states[-1].flops.total == freezer.timeline.states[0].flops.total
@@ -167,7 +167,7 @@ class FrontFirst(FreezingCallback):
 def test_a_layer_that_the_first_batch_did_not_use_is_found_when_it_trains(make_trainer):
     freezer = FrontFirst(every_n_train_steps=4)
     make_trainer(freezer, max_epochs=2, limit_val_batches=0).fit(Classifier(TwoStems()))
-    assert [(layer.name, layer.pinned) for layer in freezer.layers] == [
+    assert [(layer.name, layer.always_trains) for layer in freezer.layers] == [
         ("net.stems.0", ""),
         ("net.stems.1", ""),
         ("net.trunk", ""),
@@ -197,7 +197,7 @@ def test_a_first_step_without_a_loss_shows_no_layers(make_trainer, automatic):
 
     freezer = ScriptedFreeze({6: [0, 1, 2, 3]})
     make_trainer(freezer, max_epochs=2, limit_val_batches=0).fit(Skips())
-    assert [layer.pinned for layer in freezer.layers] == ["", "", "", "output"]
+    assert [layer.always_trains for layer in freezer.layers] == ["", "", "", "output"]
     assert freezer.frozen == ["net.0", "net.4", "net.7"]
 
 

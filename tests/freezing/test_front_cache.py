@@ -136,7 +136,7 @@ def train(net, data, depth, cache=None, epochs=4, batch=7, grow=0, optimizer="sg
 
 
 def weights(net):
-    """All but the biases of keys: their gradient is zero but for rounding, which AdamW turns into whole steps."""
+    """All but the biases of keys: their gradient is zero except for rounding, which AdamW turns into whole steps."""
     state = {name: tensor.double().flatten() for name, tensor in net.state_dict().items()}
     for name in [name for name in state if name.endswith("in_proj_bias")]:
         query, _, value = state[name].chunk(3)

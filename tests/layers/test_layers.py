@@ -64,7 +64,7 @@ def test_the_order_is_that_of_running(model_and_layers):
 
 def test_only_the_output_is_pinned(model_and_layers):
     layers = model_and_layers[2]
-    assert [layer.pinned for layer in layers] == [""] * (len(layers) - 1) + ["output"]
+    assert [layer.always_trains for layer in layers] == [""] * (len(layers) - 1) + ["output"]
 
 
 def reaching(tensor):
@@ -121,7 +121,7 @@ def test_batchnorm_goes_with_the_convolution_that_feeds_it():
     a, b, head = find_layers(Branches(), IMAGES)
     assert (a.name, a.stateful) == ("a", ("bn_a",))
     assert (b.name, b.stateful) == ("b", ("bn_b",))
-    assert "bn_b.weight" in b.parameters and head.pinned == "output"
+    assert "bn_b.weight" in b.parameters and head.always_trains == "output"
 
 
 def test_functional_calls_and_bare_parameters():
@@ -142,7 +142,7 @@ def test_functional_calls_and_bare_parameters():
 
 def test_tied_weights_are_one_layer_that_trains_with_the_output():
     layers = find_layers(BertForMaskedLM(BERT), IDS)
-    assert layers[0].name == "bert.embeddings.word_embeddings" and layers[0].pinned == "output"
+    assert layers[0].name == "bert.embeddings.word_embeddings" and layers[0].always_trains == "output"
     assert "cls.predictions.bias" in layers[0].parameters
 
 
@@ -157,7 +157,7 @@ def test_unused_repeated_and_checkpointed_modules():
             return self.head(self.twice(x))
 
     layers = find_layers(Net(), torch.rand(2, 4))
-    assert [(layer.name, layer.pinned) for layer in layers] == [
+    assert [(layer.name, layer.always_trains) for layer in layers] == [
         ("twice", ""),
         ("head", "output"),
         ("unused", "unused"),
@@ -174,7 +174,7 @@ def test_layers_frozen_by_the_user_are_left_alone():
 def test_exclude_and_front():
     net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
     layers = find_layers(net, torch.rand(1, 4), exclude=["1"])
-    assert [layer.pinned for layer in layers] == ["", "excluded", "", "output"]
+    assert [layer.always_trains for layer in layers] == ["", "excluded", "", "output"]
     assert [layer.name for layer in front(layers, ["0", "2"])] == ["0"]
 
 
@@ -196,7 +196,7 @@ def test_spectral_norm_is_held_still_with_its_layer():
 
 
 def heads(net, *inputs):
-    return {layer.name for layer in find_layers(net, *inputs) if layer.pinned == "output"}
+    return {layer.name for layer in find_layers(net, *inputs) if layer.always_trains == "output"}
 
 
 def test_every_head_counts():

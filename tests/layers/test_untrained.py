@@ -75,7 +75,7 @@ def test_what_has_learned_something():
 def test_networks_from_scratch(make):
     torch.manual_seed(0)
     net = make()
-    layers = [layer for layer in find_layers(net, torch.rand(2, 3, 32, 32)) if not layer.pinned]
+    layers = [layer for layer in find_layers(net, torch.rand(2, 3, 32, 32)) if not layer.always_trains]
     assert layers and untrained_end(net, layers, [False] * len(layers)) == len(layers)
 
 
@@ -95,7 +95,7 @@ TIMM = [
 def test_more_networks_from_scratch(name):
     timm = pytest.importorskip("timm")
     net = getattr(torchvision.models, name)() if name in TORCHVISION else timm.create_model(name)
-    layers = [layer for layer in find_layers(net, torch.rand(2, 3, 224, 224)) if not layer.pinned]
+    layers = [layer for layer in find_layers(net, torch.rand(2, 3, 224, 224)) if not layer.always_trains]
     assert untrained_end(net, layers, [False] * len(layers)) == len(layers)
 
 
@@ -116,7 +116,7 @@ class Gated(nn.Module):
 def test_layers_of_other_kinds():
     torch.manual_seed(0)
     net = Gated()
-    layers = [layer for layer in find_layers(net, torch.randint(30, (4, 7))) if not layer.pinned]
+    layers = [layer for layer in find_layers(net, torch.randint(30, (4, 7))) if not layer.always_trains]
     assert len(layers) > 2 and untrained_end(net, layers, [False] * len(layers)) == len(layers)
     parametrized = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 2))
     assert untrained_end(parametrized, find_layers(parametrized, torch.rand(2, 8)), [False] * 2) == 2
@@ -149,5 +149,5 @@ def test_real_weights():
     from smartfrz_lightning.experiments.efficientnet_lite0 import efficientnet_lite0
 
     net = efficientnet_lite0(num_classes=10)
-    layers = [layer for layer in find_layers(net, torch.rand(2, 3, 32, 32)) if not layer.pinned]
+    layers = [layer for layer in find_layers(net, torch.rand(2, 3, 32, 32)) if not layer.always_trains]
     assert untrained_end(net, layers, [False] * len(layers)) == 0
