@@ -1,5 +1,7 @@
 """The predictor learns from recordings: which layers still move, with the right sign, on a network left out."""
 
+from functools import partial
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -14,9 +16,9 @@ SNAPSHOTS, SAMPLE = 60, 32
 
 
 def recording(network, seed):
-    """Eight layers, each of which moves for a while and then stays; CKA is steady where they stay."""
+    """Four layers that stay and four that move; CKA is steady where they stay."""
     generator = torch.Generator().manual_seed(seed)
-    stops = torch.linspace(10, 55, 8).long()
+    stops = torch.tensor([0, 0, 0, 0, 60, 60, 60, 60])
     steps = torch.randn(SNAPSHOTS, 8, SAMPLE, generator=generator)
     moves = (torch.arange(SNAPSHOTS)[:, None] < stops).float()
     scale = torch.rand(8, 1, generator=generator) + 0.5
@@ -34,7 +36,7 @@ def recording(network, seed):
 
 @pytest.fixture
 def recordings(tmp_path):
-    for network, seed in (("a", 0), ("b", 1), ("left_out", 2)):
+    for seed, network in enumerate(["a", "b", "left_out"]):
         recording(network, seed).save(tmp_path / f"{network}.safetensors")
     return tmp_path
 
@@ -42,11 +44,12 @@ def recordings(tmp_path):
 @pytest.mark.parametrize("representation", ["displacement", "raw"])
 def test_training_learns_which_layers_have_stopped(recordings, representation):
     torch.manual_seed(0)
-    module = PredictorModule(str(recordings / "out" / "mine.safetensors"), representation, SAMPLE)
+    adam = partial(torch.optim.Adam, lr=1e-3)
+    module = PredictorModule(str(recordings / "out" / "mine.safetensors"), representation, SAMPLE, adam)
     (recordings / "out").mkdir()
     data = RecordingsDataModule([str(recordings)], held_out=["left_out"], window=10, epsilon=0.01)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(accelerator="cpu", max_epochs=30, enable_model_summary=False, **quiet)
+    trainer = Trainer(accelerator="cpu", max_epochs=6, enable_model_summary=False, **quiet)
     trainer.fit(module, data)
     auroc = float(trainer.callback_metrics["val/left_out/auroc"])
     if representation == "raw":  # weights of another network as they are say nothing
@@ -67,20 +70,21 @@ def test_a_window_ends_with_the_snapshot_of_its_check_and_has_its_label():
     assert last["length"] == 8 and torch.equal(last["window"], run.snapshots[end - 7 : end + 1, 7])
     first = data[0]
     assert first["length"] == 8 and torch.equal(first["window"][-1], run.snapshots[int(run.check_step[0]), 0])
-    stopped, moving = data[len(data) - 8], data[len(data) - 1]
-    assert (stopped["label"], moving["label"]) == (1, 0)  # the first layer stopped long ago, the last one just did
+    labels = [data[len(data) - 8 + layer]["label"] for layer in range(8)]  # at the last check
+    assert labels == [1] * 4 + [0] * 4
 
 
 def test_both_labels_weigh_the_same(recordings):
     module = PredictorModule(str(recordings / "mine.safetensors"), sample_size=SAMPLE)
-    data = RecordingsDataModule([str(recordings)], window=8)
+    data = RecordingsDataModule([str(recordings)], window=8, epsilon=0.03)  # some of the moving ones count as ready
     data.setup("fit")
+    assert data.train.labels.float().mean() > 0.51
     module.trainer = Trainer(accelerator="cpu", barebones=True)
     module.trainer.datamodule = data
     module.setup("fit")
     counts = data.train.labels.bincount(minlength=2)
     weights = module.get_buffer("label_weight")
-    assert weights[0] * counts[0] == pytest.approx(float(weights[1] * counts[1])) and weights[1] != weights[0]
+    assert weights[0] * counts[0] == pytest.approx(float(weights[1] * counts[1]))
 
 
 def test_displacement_is_from_the_first_and_from_the_latest_snapshot():
