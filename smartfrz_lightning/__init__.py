@@ -1,4 +1,4 @@
-"""Cheaper training with PyTorch Lightning: freeze each layer once it has converged."""
+"""Cheaper training with PyTorch Lightning: find out which layers need not train, and stop paying for them."""
 
 from smartfrz_lightning.callbacks.attention import AttentionFreezeCallback
 from smartfrz_lightning.callbacks.auto import AutoFreezeCallback

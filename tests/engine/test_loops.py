@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from models import Classifier, Vectors, mlp
+from staging import ANYWAY, NEVER, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -114,3 +115,56 @@ def test_the_same_decisions_as_the_callback(make_trainer, name):
         assert timeline.layers == callback.layers
         for key, tensor in trained.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("verdict", [ANYWAY, NEVER], ids=["stays", "adopted"])
+def test_a_loop_that_gives_its_training_step_can_verify(make_trainer, verdict):
+    def net():
+        torch.manual_seed(1)
+        model = Net()
+        trained(model.net)
+        return model
+
+    class Uneven(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Vectors(72), 8)
+
+    model, callback = Uneven(net().net, sgd), smart(verdict=verdict)
+    torch.manual_seed(1)
+    make_trainer(callback, max_epochs=15, limit_val_batches=0).fit(model)
+    assert "Trial" in "\n".join(callback.timeline.notes)
+
+    own, loader = net(), DataLoader(Vectors(72), 8)
+    torch.manual_seed(1)
+    optimizer, method = sgd(own.parameters()), smart(verdict=verdict)
+
+    def training_step(batch):
+        return nn.functional.cross_entropy(own(batch[0]), batch[1])
+
+    freezer = Freezer(own, optimizer, method, len(loader), 15 * len(loader), training_step=training_step)
+    for epoch in range(15):
+        for batch in loader:
+            with freezer.batch(batch):
+                optimizer.zero_grad()
+                freezer.training_step(batch).backward()
+                optimizer.step()
+        freezer.end_epoch(last=epoch == 14)
+    freezer.end()
+    assert freezer.timeline.notes == callback.timeline.notes and what(freezer.timeline) == what(callback.timeline)
+    for key, tensor in own.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[key]), key
+
+
+def test_a_loop_without_a_training_step_says_what_follows():
+    own, loader = Net(), DataLoader(Vectors(72), 8)
+    optimizer = sgd(own.parameters())
+    freezer = Freezer(own, optimizer, SmartFreezeCallback(), len(loader), 15 * len(loader))
+    for batch in loader:
+        with freezer.batch(batch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(own(batch[0]), batch[1]).backward()
+            optimizer.step()
+    freezer.end()
+    assert "no training_step to repeat" in freezer.timeline.notes[0] and "at least 0.8" in freezer.timeline.notes[0]
+    with pytest.raises(ValueError, match="training_step: give Freezer"):
+        freezer.training_step(batch)

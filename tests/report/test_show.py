@@ -26,7 +26,8 @@ def test_confidence_stands_where_a_method_has_one(make_trainer, tmp_path, capsys
     make_trainer(freezer, max_epochs=1).fit(Classifier(mlp()))
     rows = list(csv.DictReader((tmp_path / "freeze_timeline.csv").open()))
     assert [row["confidence"] for row in rows] == [confidence, "", "", ""]
-    assert ("confi-" in capsys.readouterr().out) == bool(confidence)
+    said = capsys.readouterr().out
+    assert ("confi-" in said) == bool(confidence) and "thaw() lets them train again" in " ".join(said.split())
 
 
 def test_a_trial_run_leaves_no_files(make_trainer, tmp_path, capsys):
