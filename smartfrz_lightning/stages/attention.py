@@ -22,7 +22,7 @@ class AttentionStage(WindowedStage):
 
     Small snapshots of every active layer's weights are kept while training goes on. At the end of each epoch, or every
     twentieth of a run of fewer epochs, the predictor gives its confidence that a layer is ready; layers above
-    ``threshold`` freeze. Nothing freezes while learning rates rise.
+    ``threshold`` freeze. Nothing freezes while learning rates rise, or before its window is full.
 
     Args:
         predictor: Safetensors file of a predictor; the shipped one by default.
@@ -77,6 +77,8 @@ class AttentionStage(WindowedStage):
         return not _few_epochs(run) and not self._rates.rising(run.optimizers)
 
     def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
+        if len(steps) < self.window:  # in a shorter one little has moved yet
+            return {}
         confidences = freeze_confidence(self._network, windows).tolist()
         return {name: value for name, value in zip(names, confidences, strict=True) if value > self.threshold}
 

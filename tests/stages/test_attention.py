@@ -155,3 +155,10 @@ def test_stages_of_ones_own(make_trainer):
     )
     make_trainer(freezer, limit_val_batches=0).fit(Longer(mlp()))
     assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.4", 6)]
+
+
+def test_a_layer_is_judged_once_its_window_is_full():
+    stage = AttentionStage(window=30)
+    still = torch.randn(1, 1, 1024).expand(1, 30, 1024) + 1e-6 * torch.randn(1, 30, 1024)
+    assert stage.ready(still, ["a"], list(range(30)))["a"] > 0.98
+    assert stage.ready(still[:, :29], ["a"], list(range(29))) == {}
