@@ -52,13 +52,6 @@ def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
             model.get_submodule(name).training = False  # of this one module alone, not of what it may contain
 
 
-def renew_statistics(model: nn.Module, layers: Iterable[Layer]) -> None:
-    """Let the running statistics of frozen layers be measured again, without letting the layers train."""
-    for layer in layers:
-        for name in layer.stateful:
-            model.get_submodule(name).training = True
-
-
 def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:
     """Let frozen layers train again; their modules go back to the mode of the model.
 

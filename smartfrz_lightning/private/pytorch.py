@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
     "Convolution",
@@ -27,7 +26,6 @@ __all__ = [
     "RunningNorm",
     "SpectralNorm",
     "TorchDispatchMode",
-    "WeakTensorKeyDictionary",
     "attributes",
     "below_functions",
     "bucket_megabytes",

@@ -58,7 +58,7 @@ class VerifyStage(Stage):
     def start(self, run: TrainingRun) -> None:
         if not run.steps:
             self._over = False
-        self._sums = _sums(run.model)
+        self._sums = {} if run.cannot_verify else _sums(run.model)
         if run.cannot_verify and not run.steps:
             run.say(
                 f"A frozen prefix cannot be tried: {run.cannot_verify}. Layers freeze only as far as p(safe) is at "

@@ -38,15 +38,6 @@ def dispatch_mode():
     return len(seen) > 3 and all(isinstance(func, pytorch.OpOverload) for func in seen)
 
 
-def weak_dictionary():
-    known = pytorch.WeakTensorKeyDictionary()
-    tensor = torch.ones(2)
-    known[tensor] = 1
-    assert known[tensor] == 1 and torch.ones(2) not in known
-    del tensor
-    return not len(known)
-
-
 def drawn_again():
     device = torch.device("cpu")
     states, drawn = pytorch.random_states(device), torch.rand(2)
@@ -83,7 +74,6 @@ CHECKS = {
     "HigherOrderOperator": lambda: isinstance(torch.ops.higher_order.cond, pytorch.HigherOrderOperator),
     "TorchDispatchMode": dispatch_mode,
     "OpOverload": dispatch_mode,
-    "WeakTensorKeyDictionary": weak_dictionary,
     "compile_callbacks": lambda: isinstance(pytorch.compile_callbacks.start_callbacks, list),
     "drawing_from": drawn_again,
     "random_states": drawn_again,
