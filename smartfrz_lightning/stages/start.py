@@ -1,7 +1,7 @@
 """StartStage: watch gradients in the first steps, and freeze a prefix before training begins."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -104,11 +104,8 @@ class StartStage(Stage):
         if why := self._why_not(run):
             run.say(f"Nothing is frozen at the start: {why}.")
             return
-        self._probe, self._probing, self._taken = (
-            Probe(run.model, run.optimizers, self._sample_size, self._seed),
-            True,
-            0,
-        )
+        self._probe = Probe(run.model, run.optimizers, self._sample_size, self._seed)
+        self._probing, self._taken = True, 0
         if run.layers:
             self.layers_found(run)
 
@@ -175,9 +172,8 @@ class StartStage(Stage):
     def decision_applied(self, run: TrainingRun) -> None:
         if self._due:
             self._probe, self._probing, self._due, self._decided = None, False, False, True
-
-    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
-        self._released |= bool(thawed)
+        else:
+            self._released = True
 
     def _to_release(self, run: TrainingRun) -> list[str]:
         until = self.schedule.frozen_until(self.schedule.known(run.total_steps))

@@ -133,6 +133,14 @@ def test_a_part_of_the_prefix_stays(make_trainer):
     assert freezer.frozen == FROZEN[:1] and "1 of 2 layers stay frozen" in notes(freezer)
 
 
+def test_what_stays_after_a_trial_is_unfrozen_by_the_schedule(make_trainer):
+    predictor = Safe((0.4, 3.0), (0.7, 1.5), (1.1, -3.0))
+    freezer = smart(predictor, verdict={**A_PART, "likely": 0.9}, schedule=LONG)
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
+    assert "1 of 2 layers stay frozen" in notes(freezer) and "was frozen for 48 steps" in notes(freezer)
+    assert freezer.frozen == [] and freezer.timeline.events[-1].step == 48
+
+
 def test_a_prefix_that_holds_the_network_back_is_unfrozen(make_trainer):
     """The first layer lets nothing through of what the classes depend on."""
     torch.manual_seed(0)
