@@ -62,13 +62,18 @@ def untrained_end(model: nn.Module, layers: Sequence[Layer], silent: Sequence[bo
         silent: Which of these have had no gradient but zeros.
     """
     parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
-    adapts = any(not p.requires_grad and p.ndim > 1 for p in parameters.values())
+    adapts = has_adapters(model)
     for number, (layer, quiet) in enumerate(zip(reversed(layers), reversed(silent), strict=True)):
         if (quiet and adapts) or any(_has_moved(modules[name]) for name in layer.stateful):
             return number
         if not all(looks_untrained(parameters[name]) for name in layer.weights):
             return number
     return len(layers)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether some matrices of a model never train, as where adapters do."""
+    return any(not parameter.requires_grad and parameter.ndim > 1 for parameter in model.parameters())
 
 
 def _has_moved(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from torch.optim import LBFGS, Optimizer
 
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.layers.untrained import untrained_end
+from smartfrz_lightning.layers.untrained import has_adapters, untrained_end
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import start_inputs
 from smartfrz_lightning.stages.probe import Probe
@@ -208,7 +208,7 @@ class StartStage(Stage):
         sizes = [float(layer.size) for layer in layers]
         sizes.append(sum(layer.size for layer in run.layers) - sum(sizes))
         silent = (gradients == 0).all(2).all(0) | (weights == 0).all(1)
-        if silent.any() and _adapts(run.model):
+        if silent.any() and has_adapters(run.model):
             run.say("Nothing is frozen at the start: adapters have no gradients yet that tell anything.")
             return Decision()
         costs = run.cost.of_prefixes(names)
@@ -268,8 +268,3 @@ def check_shares(**shares: float | None) -> None:
     for name, value in shares.items():
         if value is not None and (not isinstance(value, int | float) or not 0 < value < 1):
             raise ValueError(f"{name}={value!r}: must be a number between 0 and 1")
-
-
-def _adapts(model: nn.Module) -> bool:
-    """Whether some matrices of a model never train, as where adapters do."""
-    return any(not parameter.requires_grad and parameter.ndim > 1 for parameter in model.parameters())
