@@ -1,7 +1,7 @@
 """StepCost: what a training step costs, with any layers frozen."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -83,13 +83,9 @@ class StepCost:
         """Relative cost of a step with the first layer frozen, with the first two, and so on."""
         return [self.relative(names[: count + 1]) for count in range(len(names))]
 
-    def state_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
-
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "StepCost":
-        """What :meth:`state_dict` gave."""
+        """What ``dataclasses.asdict`` gave."""
         return cls([LayerFlops(**layer) for layer in state["layers"]], state["before"])
 
 
