@@ -22,11 +22,12 @@ class Case:
         flips: Whether training images are flipped at random.
         optimizer: ``"sgd"``, ``"adamw"`` or ``"adam"``.
         rate: Peak learning rate.
-        schedule: ``"cosine"``, ``"constant"`` or ``"warmup"``.
+        schedule: ``"cosine"``, ``"constant"``, ``"warmup"`` or ``"onecycle"``.
         steps: Length of the full run.
         batch_size: Images a step.
         seed: Of the head, the batches and the flips.
         later: Whether freezing at later moments is recorded too.
+        head_rate: Learning rate of the head, relative to that of the other layers.
 
     Example:
         >>> from research.outcomes.case import Case
@@ -49,6 +50,7 @@ class Case:
     batch_size: int
     seed: int
     later: bool = False
+    head_rate: float = 1.0
 
     @property
     def name(self) -> str:

@@ -51,9 +51,10 @@ class Outcome:
         costs: Forward FLOPs of each, for one step.
         step: FLOPs of one step in which everything trains.
         runs: The finished models.
-        tensors: ``weights`` ``[N, L, 1024]`` and ``weights_step`` ``[N]``, snapshots of the full run from the start on;
-            ``weight_norms`` ``[L]`` at the start; and for ``train`` and ``eval``, the mode of the BatchNorms,
-            ``probe_<mode>_gradients`` ``[P, L, 1024]``, ``_norms`` ``[P, L]`` and ``_loss`` ``[P]`` of a probe.
+        tensors: Of the full run, at the ``N`` steps ``weights_step`` ``[N]``, from the start on: sampled ``weights`` and
+            their ``gradients`` ``[N, L, 64]``, ``weight_norms`` and ``gradient_norms`` ``[N, L]`` of all weights. Of a
+            probe of ``P`` steps: ``probe_train_gradients`` ``[P, L, 64]``, ``_norms`` ``[P, L]``, ``_loss`` and
+            ``_shift`` ``[P]``. ``losses`` ``[R, steps]``: the training losses of all runs, NaN where there are none.
 
     Example:
         >>> from tempfile import TemporaryDirectory

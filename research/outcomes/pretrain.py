@@ -40,7 +40,7 @@ def main(cases: str, data: str, weights: str, groups: list[str] | None = None, t
         [case] = draw_cases([group])
         train_set, test = image_task(case, data, *normalisation(case.network))
         torch.manual_seed(case.seed)
-        net = build(case.network, len(case.classes))
+        net = build(case.network, len(case.classes)).to(memory_format=torch.channels_last)
         with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task(name, total=case.steps)
             train(case, net, train_set, watch=lambda step, task=task: progress.update(task, completed=step))

@@ -57,7 +57,7 @@ def probe_gradients(
     out = torch.empty(len(layers), sampler.sample_size, device=data[0].device)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(case, step, case.steps)
+            group["lr"] = learning_rate(case, step, case.steps) * case.head_rate
         x, y = batch_at(case, data, step)
         net.zero_grad()
         loss = F.cross_entropy(net(x), y)

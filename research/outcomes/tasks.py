@@ -14,8 +14,8 @@ require("torchvision", "vision")
 from torchvision.datasets.folder import default_loader  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
-VALIDATION = 1000
-"""Test images that every finished model of a case is judged by, at most."""
+VALIDATION = 3000
+"""Images that every finished model of a case is judged by, at most: test images, and training images left over."""
 
 Images = tuple[Tensor, Tensor]
 
@@ -51,24 +51,33 @@ def image_task(
         >>> images.shape, images.unique(), labels.tolist()
         (torch.Size([2, 3, 32, 32]), tensor([1.]), [0, 1])
     """
-    parts = [_part(case, Path(root) / case.data, part, mean, std) for part in ("train", "test")]
+    folder = Path(root) / case.data
+    train = _part(case, folder, "train", mean, std, 0, case.images)
+    test = _part(case, folder, "test", mean, std, 0, VALIDATION)
+    if missing := VALIDATION - len(test[0]):
+        spare = _part(case, folder, "train", mean, std, case.images, missing)
+        test = torch.cat([test[0], spare[0]]), torch.cat([test[1], spare[1]])
+    parts = [train, test]
     if size is not None:
         parts = [(v2.functional.resize(images, [size, size], antialias=True), labels) for images, labels in parts]
     return parts[0], parts[1]
 
 
-def _part(case: Case, folder: Path, part: str, mean: Tensor, std: Tensor) -> Images:
+def _part(case: Case, folder: Path, part: str, mean: Tensor, std: Tensor, skip: int, count: int) -> Images:
+    """``count`` images of all classes together, behind the first ``skip``, as far as there are any."""
     if not (folder / part).is_dir():
         raise FileNotFoundError(f"root: no folder {part}/<class> in {str(folder)!r}, which case {case.name} needs")
-    count = case.images if part == "train" else VALIDATION
+    first, last = (-(-number // len(case.classes)) for number in (skip, skip + count))
     names = sorted(path.name for path in (folder / part).iterdir() if path.is_dir())
     images, labels = [], []
     for label, number in enumerate(case.classes):
         paths = sorted((folder / part / names[number]).iterdir())
         random.Random(f"{case.seed}/{number}").shuffle(paths)
-        paths = paths[: -(-count // len(case.classes))]
+        paths = paths[first:last]
         images += [v2.functional.pil_to_tensor(default_loader(str(path))) for path in paths]
         labels += [label] * len(paths)
+    if not images:
+        return torch.empty(0), torch.empty(0, dtype=torch.long)
     values = shifted(torch.stack(images).float() / 255, case.shift)
     return (values - mean.view(3, 1, 1)) / std.view(3, 1, 1), torch.tensor(labels)
 

@@ -19,7 +19,7 @@ Images = tuple[Tensor, Tensor]
 
 
 def learning_rate(case: Case, step: int, steps: int) -> float:
-    """Of one step in a run of ``steps``: a constant, a cosine to zero, or a tenth of warm-up and a line to zero.
+    """Of one step in a run of ``steps``: a constant, a cosine to zero, a tenth of warm-up and a line to zero, or one cycle.
 
     Example:
         >>> from research.outcomes.case import Case
@@ -35,7 +35,11 @@ def learning_rate(case: Case, step: int, steps: int) -> float:
     if case.schedule == "warmup":
         warm = max(1, steps // 10)
         return case.rate * min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-    raise ValueError(f"schedule={case.schedule!r}: one of cosine, constant, warmup")
+    if case.schedule == "onecycle":  # as torch.optim.lr_scheduler.OneCycleLR: up in 30 %, then down, both as a cosine
+        warm = 0.3 * steps
+        part = step / warm if step < warm else 1 + (step - warm) / (steps - warm)
+        return case.rate * max(0.04, (1 - math.cos(math.pi * part)) / 2)
+    raise ValueError(f"schedule={case.schedule!r}: one of cosine, constant, warmup, onecycle")
 
 
 def make_optimizer(case: Case, parameters: Any) -> torch.optim.Optimizer:
@@ -56,6 +60,14 @@ def make_optimizer(case: Case, parameters: Any) -> torch.optim.Optimizer:
     if case.optimizer == "adam":
         return torch.optim.Adam(parameters, case.rate)
     raise ValueError(f"optimizer={case.optimizer!r}: one of sgd, adamw, adam")
+
+
+def rate_groups(case: Case, net: nn.Module) -> list[dict[str, Any]]:
+    """Groups of an optimizer: the head, which is the last module with parameters, and the rest."""
+    head = [module for module in net.modules() if next(module.parameters(recurse=False), None) is not None][-1]
+    of_head = set(head.parameters())
+    rest = [parameter for parameter in net.parameters() if parameter not in of_head]
+    return [{"params": rest, "times": 1.0}, {"params": list(of_head), "times": case.head_rate}]
 
 
 def batch_at(case: Case, data: Images, step: int) -> Images:
@@ -112,6 +124,7 @@ def train(
     keep: Collection[int] = (),
     watch: Callable[[int], None] | None = None,
     settle: bool = True,
+    losses: list[float] | None = None,
 ) -> list[Moment]:
     """Train a network as a case says.
 
@@ -126,6 +139,7 @@ def train(
         keep: Steps before which to keep the training as it stands.
         watch: Called with the number of steps done, before the first and after every step.
         settle: Whether the front had trained before ``moment``, so that its statistics are to settle.
+        losses: Gets the loss of every step.
 
     Returns:
         What was kept.
@@ -144,9 +158,8 @@ def train(
         True
     """
     total = steps or case.steps
-    torch.manual_seed(case.seed)  # of dropout
     net.train().requires_grad_(True)
-    optimizer = make_optimizer(case, net.parameters())
+    optimizer = make_optimizer(case, rate_groups(case, net))
     begin = 0
     if moment is not None:
         net.load_state_dict(moment.network)
@@ -166,12 +179,16 @@ def train(
             state = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())
             kept.append(Moment(step, *state))
         still.hold()
+        torch.manual_seed(case.seed * 104729 + step)  # of dropout: the same in every branch
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(case, step, total)
+            group["lr"] = learning_rate(case, step, total) * group["times"]
         x, y = batch_at(case, data, step)
         optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
         optimizer.step()
+        if losses is not None:
+            losses.append(float(loss.detach()))
         still.batch_done()
         if watch:
             watch(step + 1)
@@ -190,6 +207,6 @@ def evaluate(net: nn.Module, data: Images) -> dict[str, float]:
         50.0
     """
     net.eval()
-    out = torch.cat([net(x) for x in data[0].split(250)])
+    out = torch.cat([net(x) for x in data[0].split(50)])
     right = (out.argmax(1) == data[1]).float().mean()
     return {"loss": float(F.cross_entropy(out, data[1])), "accuracy": 100 * float(right)}
