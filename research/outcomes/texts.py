@@ -17,7 +17,7 @@ PACKAGES = (
 )  # fmt: skip
 """The classes of ``topic`` by number."""
 
-TOKENS, VALIDATION = 24, 500
+TOKENS, VALIDATION = 24, 1000
 TASKS = ("topic", "order", "cola")
 
 
