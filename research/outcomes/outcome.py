@@ -51,7 +51,7 @@ class Outcome:
         costs: Forward FLOPs of each, for one step.
         step: FLOPs of one step in which everything trains.
         runs: The finished models.
-        tensors: Of the full run, at ``N`` steps ``weights_step`` ``[N]`` from the start on: sampled ``weights`` and their
+        tensors: Of the full run, at ``N`` steps ``weights_step`` ``[N]``: sampled ``weights`` and their
             ``gradients`` ``[N, L, 64]``, ``weight_norms`` and ``gradient_norms`` ``[N, L]`` of all weights. Of a
             probe of ``P`` steps: ``probe_train_gradients`` ``[P, L, 64]``, ``_norms`` ``[P, L]``, ``_loss`` and
             ``_shift`` ``[P]``. ``losses`` ``[R, steps]``: the training losses of all runs, NaN where there are none.

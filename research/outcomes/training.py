@@ -19,7 +19,7 @@ Images = tuple[Tensor, Tensor]
 
 
 def learning_rate(case: Case, step: int, steps: int) -> float:
-    """Of one step in a run of ``steps``: constant, a cosine to zero, a tenth of warm-up and a line to zero, or one cycle.
+    """Of one step of ``steps``: constant, a cosine to zero, a tenth of warm-up and a line to zero, or one cycle.
 
     Example:
         >>> from research.outcomes.case import Case

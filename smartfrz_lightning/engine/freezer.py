@@ -263,7 +263,7 @@ class Freezer:
             stepped: An optimizer stepped, or would have except for an overflow; it is noticed by itself otherwise.
         """
         self._batches += 1
-        covered, known = self.frozen.cache.after_batch(self.run)
+        skipped = self.frozen.cache.after_batch(self.run)
         self.frozen.norms.batch_done(self.processes.agree)
         stepped = self._steps.take() or stepped
         self._find()
@@ -273,7 +273,7 @@ class Freezer:
             self.run.cost = self.timeline.cost = cost
         work = passes * self._observer.meter.work()
         self.ledger.after_batch(work, self.run.frozen)
-        self.ledger.book_skipped(covered, known * work)
+        self.ledger.book_skipped(skipped, work)
         if not self.run.layers:
             return False
         if stepped:

@@ -28,7 +28,8 @@ class CachedFront:
         self._model, self._method = model, method
         self.cache: FrontCache | None = None
         self.use: CacheUse | None = None
-        self._said = False
+        self._said = self._told = False
+        self._all_parameters = list(model.named_parameters(remove_duplicate=False))
 
     def start(self, run: TrainingRun) -> None:
         """Training begins or goes on."""
@@ -63,24 +64,30 @@ class CachedFront:
         if self.cache is not None and run.frozen and not watched:
             self.cache.open()
 
-    def after_batch(self, run: TrainingRun) -> tuple[list[str], float]:
-        """The batch is over: the layers that the cache stands for, and the share of the samples it knew."""
+    def after_batch(self, run: TrainingRun) -> list[str]:
+        """The batch is over: the layers whose forward pass was not run for it."""
         if self.cache is None:
-            return [], 0.0
-        units = tuple(f"{name}." for name in self.cache.units)
-        share = self.cache.close()
+            return []
+        skipped = tuple(f"{name}." for name in self.cache.close())
         self._say(run)
-        if not share:
-            return [], 0.0
-        covered = [layer.name for layer in run.layers if all(name.startswith(units) for name in layer.parameters)]
-        return covered, share
+        if not skipped:
+            return []
+        outside = {id(p) for name, p in self._all_parameters if not name.startswith(skipped)}  # of tied layers too
+
+        def is_skipped(name: str) -> bool:
+            return name.startswith(skipped) and id(self._model.get_parameter(name)) not in outside
+
+        return [layer.name for layer in run.layers if all(map(is_skipped, layer.parameters))]
 
     def end_epoch(self, run: TrainingRun, agree: Callable[[Any], Any]) -> None:
         """An epoch is over."""
         if self.cache is None:
             return
         self.cache.end_epoch()
-        self.cache.flush()
+        use = self.cache.use
+        if not self._told and (use.ends or use.problem):
+            self._told = True
+            run.say("cache_front: " + "; ".join(filter(None, [use.ends and f"not kept: {use.ends}", use.problem])))
         stopped = agree(self.cache.use.stopped)
         if stopped and self.cache.on:
             self.cache.stop(stopped)

@@ -15,8 +15,8 @@ class CacheUse:
         misses: Samples that it was run for.
         gigabytes: Kept at most.
         seconds: That were saved: those of the front, less those of looking up and keeping.
-        rounding: Largest error of a value that was kept in a smaller type, relative to the largest value.
-        ends: Which part of the frozen front could not be kept, and why.
+        ends: Which parts of the frozen front could not be kept, and why.
+        problem: Why nothing more is written to its folder.
         stopped: Why the cache was switched off; empty while it is on.
     """
 
@@ -24,8 +24,8 @@ class CacheUse:
     misses: int = 0
     gigabytes: float = 0.0
     seconds: float = 0.0
-    rounding: float = 0.0
     ends: str = ""
+    problem: str = ""
     stopped: str = ""
 
     @property

@@ -1,69 +1,52 @@
 """FrontCache: the forward pass of a frozen front is not run again for samples that it has seen."""
 
-import contextlib
+import math
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import xxhash
 from torch import Tensor, nn
 
 from smartfrz_lightning.freezing.cache_use import ENDED, CacheUse
-from smartfrz_lightning.freezing.front_call import Call, Expression, Known
-from smartfrz_lightning.freezing.front_units import Unit, dropouts, find_units
-from smartfrz_lightning.freezing.lazy_tensor import LazyTensor, Look
-from smartfrz_lightning.freezing.nests import NotPlain, described, filled
-from smartfrz_lightning.freezing.sample_keys import digest
-from smartfrz_lightning.freezing.sample_rows import Leaf, SampleRows
-from smartfrz_lightning.freezing.sample_store import Budget, SampleStore
-from smartfrz_lightning.freezing.savings import Savings
-from smartfrz_lightning.freezing.side_effects import (
-    Decisions,
-    autocast_of,
-    changes_shape,
-    hands_out,
-    in_place,
-    random_state,
-    same_random_state,
-    selects,
-    takes_sizes,
-)
-from smartfrz_lightning.private.pytorch import (
-    Convolution,
-    has_global_hooks,
-    is_compiled,
-    is_plain,
-    rounds_products,
-    writes,
-)
+from smartfrz_lightning.freezing.dropouts import dropouts
+from smartfrz_lightning.freezing.fingerprint import Opaque, is_plain_value
+from smartfrz_lightning.freezing.front_call import Expression, FrontCall, Impure, Root, autocast_state
+from smartfrz_lightning.freezing.front_units import Unit, find_units
+from smartfrz_lightning.freezing.kept_rows import Budget, KeptRows
+from smartfrz_lightning.freezing.pays import Pays
+from smartfrz_lightning.freezing.placeholder import Placeholder, touched
+from smartfrz_lightning.freezing.row_check import alike, by_sample
+from smartfrz_lightning.freezing.sample_keys import digest, row_digests
+from smartfrz_lightning.private.pytorch import has_global_hooks, is_compiled, is_plain, tree_flatten
 
 _NOT_CALLED = "it is not called itself"
-_TRIES = 2  # batches in which an expression is carried out at once, before it may be deferred
-_EXPRESSIONS = 1000  # the most that are known
-_CHANGES = 3  # so often may a part of the front change before it is left alone
+_CHECKS = 2  # batches in which a call is checked before it may be deferred
+_WORTH = 0.1  # seconds a byte, relative to the best, from which on rows are kept
 
 
 class FrontCache:
     """Keep what a frozen front gives for every sample, whatever the model, the data loader and the order.
 
-    Between :meth:`open` and :meth:`close`, modules whose parameters are all frozen, and what is done with their outputs
-    alone, are not run but noted down. Where something that trains needs such an output, it is looked up by the content
-    of the tensors that entered the front, sample by sample; what is not known is computed for those samples, and kept.
-    An expression is computed at once the first time, to see whether it is a function of its inputs alone: what draws
-    random numbers or changes a tensor is never kept.
+    Between :meth:`open` and :meth:`close`, a module whose parameters are all frozen gives placeholders for samples that
+    were seen before. Other such modules take them as they are; anything else that touches one gets the real tensor,
+    which is looked up by the content of what entered the front, or computed, for the whole batch. A call is kept only
+    if it proved to be a function of each sample alone.
 
     Args:
         model: The model.
         gigabytes: The most that is kept (10^9 bytes).
-        folder: Keep it in files there, for this run and for later ones with the same front; in memory if ``None``.
+        folder: Write it to files there, and read those of earlier runs.
         dtype: Keep floating-point values in this type, such as ``torch.bfloat16``; in their own by default.
         use: What it did before, if it goes on.
+        pays: Says when to stop because it saves no time.
 
     Attributes:
         use: What it did.
-        refused: Modules that are no function of their inputs, or not to be replaced, and why.
+        refused: Modules that are not kept, and why.
     """
 
     def __init__(
@@ -73,6 +56,7 @@ class FrontCache:
         folder: str | Path | None = None,
         dtype: torch.dtype | None = None,
         use: CacheUse | None = None,
+        pays: Pays | None = None,
     ) -> None:
         self._model = model
         self._budget = Budget(int(gigabytes * 1e9))
@@ -80,26 +64,23 @@ class FrontCache:
         self._dtype = dtype
         self.use = use or CacheUse()
         self.use.stopped = ""
-        self._seconds_before = self.use.seconds
-        self.savings = Savings()
-        self._convolves = False
-        self._units: dict[str, Unit] = {}
         self.refused: dict[str, str] = {}
-        self._changes: dict[str, int] = {}
-        self._expressions: dict[tuple, Expression] = {}
-        self._numbers = 0
-        self._open = False
-        self._computing = 0
-        self.rows = SampleRows()
-        self._made: list[weakref.ref[LazyTensor]] = []
-        self.by_batch = False
-        """Whether an output turned out not to be a function of the sample alone."""
-        self._chance = False  # random numbers were drawn in the front of this batch
-        self._found = False
+        self.pays = pays or Pays()
+        self._units: dict[str, Unit] = {}
+        self._expressions: dict[bytes, Expression] = {}
+        self._seen: set[bytes] = set()
+        self._quiet: list[nn.Module] = []
         self._quiet_parameters: set[int] = set()
-        self._quiet: list[tuple[nn.Module, nn.Module]] = []  # what drops out, and the unit that it is a part of
-        self._epoch = (0, 0)  # hits and misses when it began
-        self._epochs = self._same_front = 0  # ends of epochs: all, and since the front changed
+        self._found = self._open = self._busy = False
+        self._verify = False
+        self._clear_batch()
+
+    def _clear_batch(self) -> None:
+        self._roots: dict[int, Root] = {}
+        self._made: list[weakref.ref[FrontCall]] = []
+        self._deferred: dict[str, None] = {}
+        self._computed: set[str] = set()
+        self._samples = self._hits = self._misses = self._known = self._new = 0
 
     # --- one batch
 
@@ -107,11 +88,6 @@ class FrontCache:
     def on(self) -> bool:
         """Whether it has not been switched off."""
         return not self.use.stopped
-
-    @property
-    def units(self) -> list[str]:
-        """Names of the modules that are looked up as a whole."""
-        return list(self._units)
 
     def watch(self, quiet: Collection[str] = ()) -> None:
         """What is frozen has changed: look again for what belongs to the front.
@@ -121,398 +97,336 @@ class FrontCache:
                 on. Elsewhere dropout ends the front that can be kept.
         """
         self._quiet_parameters = {id(self._model.get_parameter(name)) for name in quiet}
-        still = [(module, unit) for module, unit in self._quiet if self._in_front(unit)]
         self._restore_dropout()
-        self._quiet = still
-        if self._units and not quiet:
-            self._units.clear()
-            self._forget()
         self._found = False
-        self._same_front = 0
-        self.savings.front_grew()
+        for known in self._expressions.values():
+            known.end = False
+        self.pays.front_changed()
 
     def open(self) -> None:
         """A training batch begins."""
-        for module, _ in self._quiet:  # also when it is off: what the layers behind see is to stay the same
+        for module in self._quiet:  # also when it is off: what the layers behind see is to stay the same
             module.training = False
         if self._open or not self.on or has_global_hooks():
             return
-        with self.savings.spending():
-            self._look_around()
-        self._open = True
-        self.rows.open()
-        for unit in self._units.values():
-            unit.replace_forward(self._called)
-
-    def _look_around(self) -> None:
-        """Whether the front is what it was."""
         if not self._found:
             self._find()
-        for unit in list(self._units.values()):
-            if "forward" in vars(unit.module):  # somebody's replacement
-                self._found = False
-                del self._units[unit.name]
-            elif unit.changed():
-                self._note_change(unit)
-            else:
-                unit.restless = 0
-        if not self._found:  # a part trains again
-            self._find()
+        self._open = self.on
+        for unit in self._units.values():
+            if "forward" not in vars(unit.module):
+                unit.replace_forward(self._called)
+        self.pays.batch_begins()
 
-    def close(self) -> float:
-        """The batch is over, or was interrupted; returns the share of its samples that the front was not run for."""
+    def close(self) -> list[str]:
+        """The batch is over, or was interrupted.
+
+        Returns:
+            Names of the modules whose forward pass was not run for it.
+        """
         if not self._open:
-            return 0.0
-        share = 0.0
+            return []
+        # What somebody still holds is computed while the front is what it was.
+        for held in [call for ref in self._made if (call := ref()) is not None]:
+            self.outputs(held)
+        self._open = False
         for unit in self._units.values():
             unit.restore_forward()
-        # What somebody still holds is computed while the front is what it was.
-        for held in self._made:
-            lazy = held()
-            if lazy is not None and isinstance(lazy.source, Call) and self.on:
-                lazy.source, lazy.index = Known(lazy.source.part(lazy.index, None)), 0
-        self._open = self._chance = False
-        self._made.clear()
-        if looked_up := self.rows.close():
-            known, samples = looked_up
-            share = known / samples
-            self.use.hits += known
-            self.use.misses += samples - known
-            self.savings.batch_done(known, samples)
-        else:
-            self.savings.batch_unknown()
-        for unit in self._units.values():
-            if unit.calls and not unit.same:
-                self.refused.setdefault(unit.name, "a training step changes it")
-                self._found = False
-        if len(self._expressions) > _EXPRESSIONS:
-            self.stop("what is done with the front's outputs is another thing in every step")
-        # A container that is never called itself (a list of blocks): its parts may be.
-        elif never := [name for name, unit in self._units.items() if not unit.calls]:
-            for name in never:
-                self.refused.setdefault(name, _NOT_CALLED)
-            self._found = False
-        return share
+            if not unit.calls:  # a container whose parts are called
+                self._refuse(unit, _NOT_CALLED)
+        self.use.hits += self._samples * bool(self._hits and not self._misses)
+        self.use.misses += self._samples * bool(self._misses)
+        self.pays.batch_ends(self._hits, self._misses, self._known / max(1, self._known + self._new))
+        skipped = [name for name in self._deferred if name not in self._computed]
+        self._clear_batch()
+        return skipped
 
-    def stop(self, reason: str = "", keep: bool = True) -> None:
+    def end_epoch(self) -> None:
+        """An epoch is over: a cache that costs more than it saves is switched off."""
+        self._note_use()
+        for unit in list(self._units.values()):
+            try:
+                unit.fingerprint.read_again()
+            except Opaque as error:
+                self._refuse(unit, str(error))
+        for key, known in list(self._expressions.items()):
+            if known.kept is not None:
+                known.kept.save()
+                if not known.kept.used:  # the front has grown, and all rows have been carried on, or has changed
+                    known.kept.drop()
+                    known.kept = None
+                else:
+                    known.kept.used = False
+            if not known.used:
+                del self._expressions[key]
+            known.used = False
+        self._verify = True
+        if self.on and (reason := self.pays.reason_to_stop(self._budget.full)):
+            self.stop(reason)
+
+    def stop(self, reason: str = "") -> None:
         """Switch off, and give memory back.
 
         Args:
-            reason: Why; dropout in the front stays off then. Without, training has ended.
-            keep: Whether files stay for later runs.
+            reason: Why. Without, training has ended.
         """
         self.close()
-        self._find_seconds()
-        for expression in self._expressions.values():
-            for store in expression.stores.values():
-                store.close(keep)
-            expression.stores.clear()
+        self._note_use()
+        for known in self._expressions.values():
+            if known.kept is not None:
+                known.kept.save()
+                known.kept.drop()
         self._expressions.clear()
+        self._seen.clear()
         self._units.clear()
         if not reason:
             self._restore_dropout()
         self.use.stopped = self.use.stopped or reason or ENDED
 
-    def flush(self) -> None:
-        """Leave files in a state in which they are found again, whatever happens afterwards."""
-        for expression in self._expressions.values():
-            for store in expression.stores.values():
-                store.flush()
+    def _note_use(self) -> None:
+        self.use.seconds = self.pays.seconds
+        self.use.gigabytes = max(self.use.gigabytes, self._budget.taken / 1e9)
+        told = [f"{name}: {why}" for name, why in self.refused.items() if self._is_worth_telling(name, why)]
+        self.use.ends = "; ".join(told[:3])
+        if self._budget.problem:
+            self.use.problem = f"nothing more is written to {self._folder}: {self._budget.problem}"
 
-    def end_epoch(self) -> None:
-        """An epoch is over: a cache that costs more than it saves is switched off.
-
-        It is judged by the second whole epoch after the front last changed, or by all of them from the fourth on.
-        """
-        before, self._epoch = self._epoch, (self.use.hits, self.use.misses)
-        saved = self.savings.end_epoch()
-        self._find_seconds()
-        for expression in self._expressions.values():
-            for index, store in list(expression.stores.items()):
-                if not store.used:  # the front has grown, and all rows have been carried on
-                    store.close()
-                    del expression.stores[index]
-                store.used = False
-        self._epochs += 1
-        self._same_front += 1
-        hits, misses = self.use.hits - before[0], self.use.misses - before[1]
-        if not self.savings.known:
-            return
-        if self._same_front > 2 and hits + misses:
-            self._judge(hits / (hits + misses), saved)
-        elif self._epochs > 3 and self.use.hits + self.use.misses:
-            self._judge(self.use.rate, self.savings.seconds)
-
-    def _judge(self, rate: float, saved: float) -> None:
-        if saved < 0 and rate > 0.5:
-            self.stop("what it stands for is computed faster than it is looked up")
-        elif saved < 0 and self.by_batch:
-            self.stop("what it gives for a sample depends on which others share the batch")
-        elif saved < 0:
-            self.stop(
-                f"it knew {rate:.0%} of the samples and did not pay: random augmentation, or samples that do not come "
-                "again"
-            )
+    def _is_worth_telling(self, name: str, why: str) -> bool:
+        return why != _NOT_CALLED and any(True for _ in self._model.get_submodule(name).parameters())
 
     # --- parts of the front
 
     def _find(self) -> None:
+        self._found = True
         if any(map(is_compiled, self._model.modules())):
             self.stop("the model is compiled")
             return
-        self.savings.on_gpu = any(parameter.is_cuda for parameter in self._model.parameters())
-        self._convolves = any(isinstance(module, Convolution) for module in self._model.modules())
-        kept = {name for name, unit in self._units.items() if unit.frozen and unit.calls}
-        if not all(unit.frozen for unit in self._units.values()):
-            self._forget()
-        self._units = {unit.name: unit for unit in find_units(self._model, self.refused, kept, self._units)}
-        self._restore_dropout()
-        for unit in self._units.values():
-            if self._in_front(unit.module):
-                self._quiet += [(part, unit.module) for part in dropouts(unit.module) if part.training]
-        for module, _ in self._quiet:
+        self._units = {unit.name: unit for unit in find_units(self._model, self._units, self.refused)}
+        quiet = [
+            part
+            for unit in self._units.values()
+            if unit.begins and all(id(parameter) in self._quiet_parameters for parameter in unit.module.parameters())
+            for part in dropouts(unit.module)
+            if part.training
+        ]
+        for module in quiet:
             module.training = False
-        self._found = True
-
-    def _in_front(self, module: nn.Module) -> bool:
-        return all(id(parameter) in self._quiet_parameters for parameter in module.parameters())
+        self._quiet += quiet
 
     def _restore_dropout(self) -> None:
-        for module, _ in self._quiet:
+        for module in self._quiet:
             module.training = self._model.training
         self._quiet.clear()
 
-    def _note_change(self, unit: Unit) -> None:
-        before, unit.restless = unit.digest, unit.restless + 1
-        unit.look()
-        self._found = False  # it may be none any more
-        if not unit.frozen:
-            return
-        if unit.digest != before:
-            self._changes[unit.name] = self._changes.get(unit.name, 0) + 1
-            self._forget()
-        if max(self._changes.get(unit.name, 0), unit.restless) > _CHANGES:
-            self.refused[unit.name] = "something changes it"
-            del self._units[unit.name]
+    def _refuse(self, unit: Unit, why: str) -> None:
+        self._found = False
+        if not any(parameter.requires_grad for parameter in unit.module.parameters()):  # it may freeze again
+            self.refused.setdefault(unit.name, why)
 
-    def _forget(self) -> None:
-        self.savings.front_shrank()
-        for expression in self._expressions.values():
-            for store in expression.stores.values():
-                store.close()
-        self._expressions.clear()
+    # --- calls
 
     def _called(self, unit: Unit, args: tuple, kwargs: dict[str, Any]) -> Any:
+        call = None
+        if self._open and not self._busy and not torch.is_inference_mode_enabled() and unit.name not in self.refused:
+            with self.pays.spending():
+                call = self._note(unit, args, kwargs)
+        if call is None:
+            return unit.forward(*touched(args), **touched(kwargs))
         unit.calls += 1
-        if self._chance:
-            self.refused.setdefault(unit.name, "what comes before it draws random numbers")
-            self._found = False
-            return unit.forward(*LazyTensor.values(args), **LazyTensor.values(kwargs))
-        if not self._open or self._computing or not torch.is_grad_enabled() or not unit.same:
-            return unit.forward(*LazyTensor.values(args), **LazyTensor.values(kwargs))
-        return self.call(unit.forward, args, kwargs, unit)
-
-    # --- functions of lazy tensors
-
-    def call(self, func: Callable, args: tuple, kwargs: dict[str, Any], unit: Unit | None = None) -> Any:
-        """Note a call down, or carry it out."""
-        if changes_shape(func):
-            raise RuntimeError(
-                f"cache_front: {func.__name__} changes the shape of what the frozen front gives in place. Use the "
-                "function of that name without the underscore, or cache_front=False"
-            )
-        inputs: list[Tensor] = []
-        try:
-            if not self._open or self._computing or self._chance or "out" in kwargs or hands_out(func):
-                raise NotPlain
-            name = self._name(func, unit)
-            tensors = [t for t in args if isinstance(t, Tensor)] if takes_sizes(func) else []
-            size = self.rows.samples_in(tensors) if tensors else 0
-            arguments = described(args, inputs, size), described(kwargs, inputs)
-            if not inputs or not all(map(self._noted, inputs)) or selects(func, inputs):
-                raise NotPlain
-            batch = self.rows.samples_in(inputs)
-            if not batch:
-                raise NotPlain
-            key = (name, arguments, autocast_of(inputs), *(self._look(tensor, batch) for tensor in inputs))
-            expression = self._expressions.get(key)
-            if expression is None:
-                expression = self._expressions[key] = Expression(self._numbers, repr(key))
-                self._numbers += 1
-            writes_first, first = in_place(func, args, kwargs), inputs[0]
-            if writes_first and not (isinstance(first, LazyTensor) and first is _first(args) and not first.viewed):
-                expression.pure = False
-                self._no_views(first)
-            if not expression.pure:
-                self._chance |= expression.chance
-                raise NotPlain
-            note = Call(self, expression, func, args, kwargs, inputs, batch, unit)
-        except NotPlain:
-            return self._carry_out(func, args, kwargs)
-        looks = expression.looks.get(batch)
-        if looks is None or expression.tries < _TRIES or not note.familiar:
-            with self.savings.spending():
-                pure = self._try(note, inputs, unit)
-            if not pure:
-                if isinstance(first, LazyTensor) and writes_first:
-                    first.source, first.index = Known(first.value() if note.raw is None else note.raw), 0
-                return note.raw
-            looks = expression.looks[batch]
+        known = call.expression
+        if known.checks < _CHECKS:
+            return self._check(unit, call)
+        if not self._defers(call):
+            try:
+                self._compute(call)
+            except Impure as error:
+                self._refuse(unit, error.args[0])
+                return error.args[1]
         else:
-            note.defer()
-        if writes_first:
-            first.source, first.index = note, 0  # type: ignore[attr-defined]
-            return first
-        made = [LazyTensor.of(note, index, look) for index, look in enumerate(looks)]
-        for tensor in [*inputs, *made] if expression.alias else ():
-            if isinstance(tensor, LazyTensor):
-                tensor.viewed = True
-        self._made += map(weakref.ref, made)
-        return filled(expression.structure, iter(made))
+            self._deferred[unit.name] = None
+            call.copy_inputs()
+        self._made.append(weakref.ref(call))
+        return call.placeholders()
 
-    def _noted(self, tensor: Tensor) -> bool:
-        """Whether a tensor is one whose values can be told: lazy and of this batch, or plain and without a gradient."""
-        if isinstance(tensor, LazyTensor):
-            return isinstance(tensor.source, Call) and tensor.source.window == self.rows.batch
-        return is_plain(tensor) and not tensor.requires_grad
-
-    def _no_views(self, first: Tensor) -> None:
-        """Somebody writes into a view of what the front gives: views of it are carried out from now on."""
-        source = getattr(first, "source", None)
-        while isinstance(source, Call) and source.expression.alias:
-            source.expression.pure = False
-            source = source.origin
-
-    def _name(self, func: Callable, unit: Unit | None) -> str:
-        if unit is not None:
-            return f"{unit.name} {unit.digest} {''.join('01'[mode] for mode in unit.modes())}"
-        module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "")
-        name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None)
-        if getattr(F, getattr(func, "__name__", ""), None) is func:  # some have no other name
-            name = func.__name__
-        if name is None or "<" in name or name in ("__get__", "__set__"):
-            raise NotPlain
-        return f"{module}.{name}"
-
-    def _carry_out(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        out = func(*LazyTensor.values(args), **LazyTensor.values(kwargs))
-        first = _first(args)
-        # What others hold of it sees the change.
-        if isinstance(first, LazyTensor) and (in_place(func, args, kwargs) or hands_out(func)):
-            first.source, first.index = Known(out if isinstance(out, Tensor) else first.value()), 0
-        return out
-
-    def _look(self, tensor: Tensor, batch: int) -> tuple:
-        """What of an input belongs to the expression: for a lazy tensor what it is, for others what they look like."""
-        if isinstance(tensor, LazyTensor):
-            return ("lazy", tensor.source.expression.number, tensor.index)  # type: ignore[attr-defined]
-        by_sample = self.rows.by_sample(tensor, batch)
-        return (str(tensor.dtype), str(tensor.device), by_sample, tuple(tensor.shape[by_sample:]))
-
-    def leaf(self, tensor: Tensor, batch: int) -> Leaf:
-        """A tensor that enters the front, with the keys of its samples."""
-        with self.savings.spending():
-            return self.rows.leaf(tensor, batch)
-
-    def _try(self, note: Call, inputs: Sequence[Tensor], unit: Unit | None) -> bool:
-        """Carry out an expression of which it is not known what comes out, and see whether it is pure."""
-        expression, device = note.expression, inputs[0].device
-        written = [tensor for tensor in inputs if not isinstance(tensor, LazyTensor)]
-        versions = [writes(tensor) for tensor in written]
-        before = random_state(device)
-        watching = Decisions() if expression.tries < _TRIES else contextlib.nullcontext()
-        with watching as decisions, self.savings.computing():
-            outputs = note.compute(None, look=True)
-        drew = not same_random_state(before, random_state(device))
-        changed = [writes(tensor) for tensor in written] != versions or (unit is not None and not unit.same)
-        changed = changed or bool(decisions and decisions.made)
-        plain = bool(outputs) and all(type(t) is Tensor and not t.requires_grad for t in outputs)
-        if drew or changed or not plain:
-            expression.pure, expression.chance = False, drew
-            self._chance |= drew
-            if unit is not None:
-                why = (
-                    "it changes something of its own, or goes by values" if plain else "its output is more than tensors"
+    def _note(self, unit: Unit, args: tuple, kwargs: dict[str, Any]) -> FrontCall | None:
+        """A call of the front; ``None`` if it is not to be one."""
+        leaves, spec = tree_flatten((args, kwargs))
+        if not unit.begins and not any(isinstance(leaf, Placeholder) for leaf in leaves):
+            return None
+        leaves = [leaf.given if isinstance(leaf, Placeholder) and leaf.given is not None else leaf for leaf in leaves]
+        before = [leaf.call for leaf in leaves if isinstance(leaf, Placeholder)]
+        real = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, Placeholder)]
+        if any(leaf.requires_grad or type(leaf) not in (Tensor, nn.Parameter) or not is_plain(leaf) for leaf in real):
+            return None
+        if not all(isinstance(leaf, Tensor) or is_plain_value(leaf) for leaf in leaves):
+            self._refuse(unit, "it is given more than tensors and plain values")
+            return None
+        sizes = [call.batch for call in before] or [len(leaf) for leaf in real if leaf.ndim and type(leaf) is Tensor][
+            :1
+        ]
+        if not sizes or min(sizes) < 2 or len(set(sizes)) > 1 or not before and not unit.begins:
+            return None
+        try:
+            state = unit.fingerprint()
+        except Opaque as error:
+            self._refuse(unit, str(error))
+            return None
+        batch, roots = sizes[0], list[Root]()
+        about: list[Any] = [state.hex(), str(spec)]
+        self._samples = batch
+        for leaf in leaves:
+            if isinstance(leaf, Placeholder):
+                about.append(
+                    (leaf.call.expression.key.hex(), leaf.slot, [_place(root, roots) for root in leaf.call.roots])
                 )
-                self.refused.setdefault(unit.name, "it draws random numbers" if drew else why)
-                self._found = False
-            return False
-        looks = list(map(Look.of, outputs))
-        if expression.looks.get(note.batch, looks) != looks:  # it depends on values
-            expression.pure = False
-            return False
-        if not expression.looks:
-            expression.structure = filled(note.raw, iter([tensor.to("meta") for tensor in outputs]))
-        expression.alias |= note.aliases
-        expression.looks[note.batch] = looks
-        expression.tries += 1
-        note.settle(outputs)
-        note.raw = None
-        return True
+            elif isinstance(leaf, Tensor):
+                kind = str(leaf.dtype), leaf.device.type
+                if type(leaf) is Tensor and leaf.ndim and len(leaf) == batch:
+                    about.append((*kind, tuple(leaf.shape[1:]), _place(self._root(leaf), roots)))
+                else:
+                    about.append((*kind, tuple(leaf.shape), digest(leaf).hex()))
+            else:
+                about.append((type(leaf).__name__, repr(leaf)))
+        device = before[0].device if before else real[0].device
+        about.append(autocast_state(device))
+        key = xxhash.xxh3_128_digest(repr(about).encode())
+        known = self._expressions.setdefault(key, Expression(key))
+        known.used = True
+        return FrontCall(self, unit, known, roots, leaves, spec, batch, device, state)
 
-    # --- rows
+    def _root(self, tensor: Tensor) -> Root:
+        # Every time: what is written through ``.data`` does not show otherwise.
+        keys, known = row_digests(tensor), self._roots.get(id(tensor))
+        if known is None or known.tensor is not tensor or known.keys != keys:
+            known = self._roots[id(tensor)] = Root(tensor, keys)
+        return known
 
-    @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
-        """What is called inside is carried out."""
-        self._computing += 1
+    def _defers(self, call: FrontCall) -> bool:
+        """Whether what a call gives will hardly have to be computed."""
+        known = call.expression
+        if not known.end and all(key in self._seen for root in call.roots for key in root.keys):
+            return True
+        return known.kept is not None and known.kept.find(call.keys) is not None
+
+    def _check(self, unit: Unit, call: FrontCall) -> Any:
+        """Carry a call out, and see whether it is a function of each sample alone."""
+        inputs = [leaf.value() if isinstance(leaf, Placeholder) else leaf for leaf in call.leaves]
+        copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in inputs]
+        known = call.expression
+        try:
+            out = self._compute(call)
+            with self.pays.spending(), self._aside():
+                if not all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True) if isinstance(a, Tensor)):
+                    raise Impure("it writes to its inputs", out)
+                if not by_sample(call, unit.module, copies):
+                    raise Impure("what it gives for a sample depends on which others share the batch", out)
+                if self._folder is not None:
+                    kept = self._kept(known, call)
+                    places = kept.find(call.keys)
+                    if places is not None and not self._agree(call, kept.read(places)):
+                        raise Impure("it gives something else than what was kept", out)
+        except Impure as error:
+            self._refuse(unit, error.args[0])
+            call.results = None
+            if known.kept is not None:
+                known.kept.drop()
+            return error.args[1]
+        known.checks += 1
+        self._made.append(weakref.ref(call))
+        return call.placeholders()
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Modules that are called inside are run."""
+        self._busy = True
         try:
             yield
         finally:
-            self._computing -= 1
+            self._busy = False
 
-    def keep(self, expression: Expression, index: int, keys: Sequence[bytes], values: Tensor) -> None:
-        """Keep rows of an output."""
-        store = expression.stores.get(index)
-        if store is None:
-            store = expression.stores[index] = self._new_store(expression, index, values)
-        store.put(keys, values)
-        if self._dtype is not None and len(values):
-            error = (values.to(store.dtype).to(values.dtype) - values).abs().max() / values.abs().max().clamp(min=1e-30)
-            self.use.rounding = max(self.use.rounding, float(error))
-        if store.problem:
-            self.stop(f"no more can be written to {self._folder}: {store.problem}")
+    # --- outputs
 
-    def _new_store(self, expression: Expression, index: int, values: Tensor) -> SampleStore:
-        dtype = self._dtype if self._dtype is not None and values.dtype.is_floating_point else values.dtype
-        text = f"{self._text(expression)} {index} {dtype}" if self._folder else ""
-        name = digest(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)).hex() if text else ""
-        store = SampleStore(values.shape[1:], dtype, self._budget, self._folder, name)
-        self.rows.seen.update(store.keys())  # of an earlier run
-        return store
+    def outputs(self, call: FrontCall) -> list[Tensor]:
+        """Those of a call, looked up or computed."""
+        if call.results is None:
+            known = call.expression
+            places = known.kept.find(call.keys) if known.kept is not None else None
+            if places is None:
+                self._compute(call)
+            else:
+                assert known.kept is not None
+                call.results = known.kept.read(places)
+                self._hits += 1
+                self._known += call.batch
+                if self._verify:
+                    self._compare(call)
+            call.leaves = []
+        assert call.results is not None
+        return call.results
 
-    def alike(self, kept: Tensor, made: Tensor) -> bool:
-        """Whether two tensors are the same except for rounding."""
-        if not made.is_floating_point():
-            return torch.equal(kept, made)
-        if not made.numel():
-            return kept.shape == made.shape
-        coarse = torch.is_autocast_enabled(made.device.type) or made.dtype.itemsize < 4 or self._dtype is not None
-        scale = made.abs().max().clamp(min=1e-30)
-        fine = 1e-9 if made.dtype == torch.float64 else 1e-2 if rounds_products(made, self._convolves) else 1e-4
-        near = 3e-2 if coarse else fine
-        return bool((kept - made).abs().max() <= near * scale) or torch.equal(kept, made)
+    def asked_for(self, call: FrontCall) -> list[Tensor]:
+        """Those of a call, which from now on somebody else may write to."""
+        results = self.outputs(call)
+        call.expression.end = True
+        if call.computed:
+            with self.pays.spending():
+                self._keep(call)
+            call.computed = False
+        return results
 
-    def _text(self, expression: Expression) -> str:
-        """An expression with those that it is made of, the same in every run."""
-        by_number = {known.number: known for known in self._expressions.values()}
+    def _compute(self, call: FrontCall) -> Any:
+        if call.unit.fingerprint() != call.state:
+            raise RuntimeError(
+                f"cache_front: {call.unit.name} was changed after it was called and before what it gives was used. "
+                "Change it elsewhere, or use cache_front=False"
+            )
+        for before in call.before:
+            self.outputs(before)
+        self._computed.add(call.unit.name)
+        start = self.pays.clock(call.device, exact=call.expression.checks < _CHECKS)
+        with self._aside():
+            out = call.run()
+        call.seconds = self.pays.clock(call.device, exact=call.expression.checks < _CHECKS) - start
+        call.seconds += sum(before.seconds for before in call.before)
+        return out
 
-        def whole(text: str) -> str:
-            parts = text.split("('lazy', ")
-            out = parts[0]
-            for part in parts[1:]:
-                number, rest = part.split(",", 1)
-                out += f"({whole(by_number[int(number)].text)},{rest}"
-            return out
+    def _kept(self, known: Expression, call: FrontCall) -> KeptRows:
+        assert call.results is not None
+        if known.kept is None:
+            known.kept = KeptRows(call.results, self._budget, self._dtype, self._folder, known.key.hex())
+        return known.kept
 
-        return f"{torch.__version__} {whole(expression.text)}"
+    def _keep(self, call: FrontCall) -> None:
+        known = call.expression
+        assert call.results is not None
+        known.worth = min(known.worth, call.seconds / sum(out.nbytes for out in call.results))
+        best = max([one.worth for one in self._expressions.values() if one.worth < math.inf], default=known.worth)
+        if known.worth < _WORTH * best:
+            if known.kept is not None:
+                known.kept.drop()
+            return
+        self._misses += 1
+        kept = self._kept(known, call)
+        new = kept.put(call.keys, call.results)
+        self._known, self._new = self._known + call.batch - new, self._new + new
+        if kept.find(call.keys):
+            self._seen.update(key for root in call.roots for key in root.keys)
 
-    def _find_seconds(self) -> None:
-        self.use.seconds = self._seconds_before + self.savings.seconds
-        said = {name: why for name, why in self.refused.items() if why != _NOT_CALLED}
-        self.use.ends = next((f"{name}: {why}" for name, why in said.items()), "")
-        self.use.gigabytes = max(self.use.gigabytes, (self._budget.size - self._budget.free) / 1e9)
+    def _compare(self, call: FrontCall) -> None:
+        """Compute once an epoch what was looked up: what a module reads from elsewhere shows in nothing else."""
+        self._verify = False
+        kept, call.results = call.results, None
+        self._compute(call)
+        assert kept is not None
+        if not self._agree(call, kept):
+            self.stop(f"{call.unit.name} gives something else than before, and nothing shows why")
+
+    def _agree(self, call: FrontCall, kept: list[Tensor]) -> bool:
+        coarse = self._dtype is not None or autocast_state(call.device)[2]
+        return all(alike(a, b, coarse) for a, b in zip(kept, call.results or (), strict=True))
 
 
-def _first(args: tuple) -> Any:
-    return args[0] if args else None
+def _place(root: Root, roots: list[Root]) -> int:
+    """The place of a root among others, which it joins."""
+    if root not in roots:
+        roots.append(root)
+    return roots.index(root)

@@ -6,6 +6,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+KEY_BYTES = 16
 _BLOCK = 4096  # words that are summed at once on a device
 
 

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
     "Convolution",
@@ -26,27 +26,28 @@ __all__ = [
     "RunningNorm",
     "SpectralNorm",
     "TorchDispatchMode",
-    "attributes",
     "below_functions",
     "bucket_megabytes",
     "communication_hooks",
     "compile_callbacks",
     "compile_config",
     "drawing_from",
+    "empty_subclass",
     "has_global_hooks",
     "is_compiled",
     "is_plain",
     "module_hooks",
     "own_tensors",
-    "placeholder",
     "random_states",
     "register_gradient_hooks",
     "sequence_number",
     "steps_in_backward",
     "tensors_in",
     "torch_is_older",
+    "tree_flatten",
     "tree_leaves",
     "tree_map_only",
+    "tree_unflatten",
     "writes",
 ]
 
@@ -126,9 +127,9 @@ def bucket_megabytes(wrapper: DistributedDataParallel) -> float:
     return wrapper.bucket_bytes_cap / 1024 / 1024
 
 
-def placeholder(kind: type, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: Any) -> Any:
+def empty_subclass(kind: type, shape: Sequence[int], dtype: torch.dtype, device: Any) -> Any:
     """A tensor of a subclass that has a shape, but no values."""
-    return torch.Tensor._make_wrapper_subclass(kind, shape, strides=stride, dtype=dtype, device=device)
+    return torch.Tensor._make_wrapper_subclass(kind, shape, dtype=dtype, device=device)
 
 
 def below_functions() -> Any:
@@ -157,34 +158,6 @@ def has_global_hooks() -> bool:
     """Whether something is hooked to every module."""
     module = torch.nn.modules.module
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
-
-
-def attributes(module: nn.Module) -> tuple:
-    """What a module holds, by identity: attributes, parts, and how many hooks; not its mode.
-
-    A ``forward`` of its own that only stands for another one, as ``stands_for`` says, counts as that one.
-    """
-    own = vars(module)
-    held = tuple([id(value) for name, value in own.items() if name not in ("training", "forward")])
-    sizes = [len(value) for value in own.values() if isinstance(value, list | dict | set)]
-    forward = own.get("forward")
-    parts = [id(part) for part in module._modules.values()]
-    return held, sizes, parts, id(getattr(forward, "stands_for", forward))
-
-
-def rounds_products(tensor: torch.Tensor, convolved: bool) -> bool:
-    """Whether products that lead to such a tensor may be made in TF32, whose numbers have 11 bits.
-
-    Args:
-        tensor: Any.
-        convolved: Whether there are convolutions among them: on GPUs these are, unless somebody forbids it.
-    """
-    if not tensor.is_cuda or tensor.dtype != torch.float32:
-        return False
-    try:
-        return bool((convolved and torch.backends.cudnn.allow_tf32) or torch.backends.cuda.matmul.allow_tf32)
-    except RuntimeError:  # set in another way, that these cannot tell
-        return True
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

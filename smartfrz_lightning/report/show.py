@@ -79,10 +79,10 @@ def cache_line(use: CacheUse) -> str:
     """What the cache of the frozen front did."""
     line = f"front cache: not run for {use.hits:,} of {use.hits + use.misses:,} samples, {use.seconds:.1f} s saved, "
     line += f"{use.gigabytes:.2f} GB kept at most"
-    if use.rounding:
-        line += f", rounded by {use.rounding:.1e} of the largest value at most"
     if use.ends:
-        line += f"; it ends before {use.ends}"
+        line += f"; not kept: {use.ends}"
+    if use.problem:
+        line += f"; {use.problem}"
     return line if use.stopped in ("", ENDED) else f"{line}; switched off: {use.stopped}"
 
 

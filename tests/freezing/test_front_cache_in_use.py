@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from cached import cache_of
 from torch import nn
-
-from smartfrz_lightning.freezing.front_cache import FrontCache
 
 
 class Teacher(nn.Module):
@@ -127,7 +126,7 @@ def test_whatever_a_training_step_does(what):
     if what is conditioned:
         net.front[2] = Conditioned(net.front)
     other = copy.deepcopy(net)
-    cache = FrontCache(other)
+    cache = cache_of(other)
     found = []
     for module, opened in ((net, None), (other, cache)):
         optimizer, losses = torch.optim.SGD(module.parameters(), 0.1), []
@@ -161,7 +160,7 @@ class Conditioned(nn.Module):
 def test_copies_and_files_made_in_the_middle_of_a_batch(tmp_path):
     net, x = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3)), torch.rand(4, 6)
     net[0].requires_grad_(False)
-    cache = FrontCache(net)
+    cache = cache_of(net)
     cache.open()
     net(x)
     snapshot = copy.deepcopy(net)
@@ -178,7 +177,7 @@ def test_copies_and_files_made_in_the_middle_of_a_batch(tmp_path):
 def test_another_forward_or_a_hook_in_the_middle_of_a_training(part):
     net, x, seen = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3)), torch.rand(4, 6), []
     net[0].requires_grad_(False)
-    cache = FrontCache(net)
+    cache = cache_of(net)
     for step in range(16):
         module = net[0] if part is None else net[0][part]
         if step == 6:
@@ -199,7 +198,7 @@ def test_what_is_asked_for_after_the_batch_is_what_it_was():
     torch.manual_seed(0)
     net, data, kept = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), torch.rand(20, 6), []
     net[0].requires_grad_(False)
-    cache = FrontCache(net)
+    cache = cache_of(net)
     for step in range(12):
         x = data[torch.randperm(20, generator=torch.Generator().manual_seed(step))[:7]]
         cache.open()

@@ -1,0 +1,145 @@
+"""What a module computes by: its tensors, its plain attributes, its code."""
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Iterator
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smartfrz_lightning.freezing.sample_keys import digest, joined
+from smartfrz_lightning.private.pytorch import module_hooks, own_tensors, writes
+
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
+_OF_MODULES = {name for name in vars(nn.Module()) if name != "training"} | {"forward"}
+
+
+def is_plain_value(value: Any) -> bool:
+    """Whether a value never changes and is compared by what it says."""
+    return value is None or isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(is_plain_value, value)))
+
+
+class Opaque(Exception):
+    """Something of which it cannot be told whether it stays the same."""
+
+
+class Fingerprint:
+    """Tells whether a module still computes the same function.
+
+    Args:
+        module: The module.
+
+    Raises:
+        Opaque: It holds something mutable that cannot be described.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = list(module.modules())
+        self._contents: dict[tuple, bytes] = {}
+        self._look()
+
+    def __call__(self) -> bytes:
+        """A digest of all that its output depends on besides its inputs.
+
+        Raises:
+            Opaque: It cannot be told any more, or something is hooked to the module.
+        """
+        if self._glance() != self._seen:
+            self._look()
+        return self._digest
+
+    def read_again(self) -> None:
+        """Read every value anew: what was written through ``.data`` shows in nothing else."""
+        self._contents.clear()
+        self._look()
+
+    def _look(self) -> None:
+        self._held, self._mutable = list(self._attributes()), []  # held, so that no other object gets their id
+        self._hooks = [table for module in self._modules for table in module_hooks(module).values()]
+        if any(self._hooks):
+            raise Opaque("something is hooked to it")
+        self._tensors = [tensor for module in self._modules for _, _, tensor in own_tensors(module)]
+        about = []
+        for name, value in self._held:
+            found: list[Tensor] = []
+            try:
+                about.append((name, _described(value, found, set())))
+            except Opaque as error:
+                raise Opaque(f"it holds {error} in the attribute {name!r}") from None
+            self._tensors += found
+            if not is_plain_value(value):
+                self._mutable.append(value)
+        if any(tensor.requires_grad for tensor in self._tensors):
+            raise Opaque("it trains")
+        contents = [self._content(tensor) for tensor in self._tensors]
+        text = repr((torch.__version__, [_code(type(module)) for module in self._modules], about))
+        self._digest = joined([hashlib.blake2b(text.encode(), digest_size=16).digest(), *contents])
+        self._seen = self._glance()
+
+    def _content(self, tensor: Tensor) -> bytes:
+        where = (id(tensor), writes(tensor), tensor.data_ptr())
+        if where not in self._contents:
+            self._contents[where] = digest(tensor)
+        return self._contents[where]
+
+    def _attributes(self) -> Iterator[tuple[str, Any]]:
+        for module in self._modules:
+            yield from ((name, value) for name, value in vars(module).items() if name not in _OF_MODULES)
+
+    def _glance(self) -> tuple:
+        """What can be compared in every call: identities, versions, and what is in mutable attributes."""
+        tables = [table for module in self._modules for table in (module._parameters, module._buffers, module._modules)]
+        return (
+            [id(value) for _, value in self._attributes()],
+            [id(entry) for table in tables for entry in table.values()],
+            [(writes(tensor), tensor.data_ptr(), tensor.requires_grad) for tensor in self._tensors],
+            [_described(value, [], set()) for value in self._mutable],
+            any(self._hooks),
+        )
+
+
+def _described(value: Any, tensors: list[Tensor], seen: set[int]) -> Any:
+    """A value as plain data; its tensors are appended."""
+    if is_plain_value(value):
+        return type(value).__name__, repr(value)
+    if id(value) in seen:
+        return "again"
+    seen.add(id(value))
+    kind = type(value)
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return "tensor"
+    if isinstance(value, list | tuple):
+        return kind.__name__, [_described(entry, tensors, seen) for entry in value]
+    if isinstance(value, set | frozenset):
+        return kind.__name__, sorted(str(_described(entry, tensors, seen)) for entry in value)
+    if isinstance(value, dict):
+        return kind.__name__, [(str(key), _described(entry, tensors, seen)) for key, entry in value.items()]
+    if isinstance(value, type | BuiltinFunctionType | Enum):
+        return f"{value}"
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return value.__qualname__, value.__code__.co_code.hex(), _described(cells, tensors, seen)
+    if isinstance(value, functools.partial):
+        return "partial", _described([value.func, value.args, value.keywords], tensors, seen)
+    plain = (kind.__reduce__, kind.__reduce_ex__) == (object.__reduce__, object.__reduce_ex__)
+    if isinstance(value, nn.Module) or not plain or not hasattr(value, "__dict__"):
+        raise Opaque(f"a {kind.__name__}")
+    return kind.__qualname__, _code(kind), _described(vars(value), tensors, seen)
+
+
+@functools.cache
+def _code(kind: type) -> str:
+    """Name and digest of the source of a class and of those that it derives from, but PyTorch's."""
+    own = [base for base in kind.__mro__ if base.__module__.split(".")[0] not in ("torch", "builtins", "typing", "abc")]
+    text = f"{kind.__module__}.{kind.__qualname__}"
+    for base in own:
+        try:
+            text += hashlib.blake2b(inspect.getsource(base).encode(), digest_size=8).hexdigest()
+        except (OSError, TypeError):  # written in a prompt
+            text += base.__qualname__
+    return text

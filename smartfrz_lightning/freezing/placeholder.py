@@ -1,0 +1,62 @@
+"""Placeholder: stands for what a module of the frozen front gives, until something else touches it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from smartfrz_lightning.private.pytorch import below_functions, empty_subclass, tree_map_only
+
+
+class Placeholder(Tensor):
+    """A tensor with a shape, type and device, whose values may not have been computed.
+
+    Whatever touches it, but another module of the front, gets the real tensor, and does to that what it does.
+
+    Attributes:
+        call: The call of a module that gives it.
+        slot: Which of its outputs it is.
+        given: The real tensor, once something has touched it.
+    """
+
+    call: Any
+    slot: int
+    given: Tensor | None
+
+    @classmethod
+    def of(cls, call: Any, slot: int, shape: tuple[int, ...]) -> "Placeholder":
+        """One for an output of a call, of this shape."""
+        like = call.expression.rows[slot]
+        new = empty_subclass(cls, shape, like.dtype, like.device)
+        new.call, new.slot, new.given = call, slot, None
+        return new
+
+    def touch(self) -> Tensor:
+        """The real tensor, which it is from now on."""
+        given = self.call.owner.asked_for(self.call)[self.slot] if self.given is None else self.given
+        self.given = given
+        return given
+
+    def value(self) -> Tensor:
+        """The values, for another module of the front."""
+        return self.call.owner.outputs(self.call)[self.slot] if self.given is None else self.given
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func in _ABOUT and isinstance(args[0], Placeholder) and args[0].given is None:
+            with below_functions():
+                return func(*args, **(kwargs or {}))
+        return func(*touched(args), **touched(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        return func(*touched(args), **touched(kwargs or {}))
+
+
+def touched(tree: Any) -> Any:
+    """A pytree with real tensors in the place of placeholders."""
+    return tree_map_only(Placeholder, Placeholder.touch, tree)
+
+
+_ABOUT = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")}
+_ABOUT |= {Tensor.size, Tensor.dim, Tensor.is_floating_point}
