@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smartfrz_lightning.freezing.sample_keys import digest, joined
-from smartfrz_lightning.private.pytorch import module_hooks, own_tensors, writes
+from smartfrz_lightning.private.pytorch import module_hooks, own_tensors, parts, writes
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _OF_MODULES = {name for name in vars(nn.Module()) if name != "training"} | {"forward"}
@@ -92,7 +92,7 @@ class Fingerprint:
 
     def _glance(self) -> tuple:
         """What can be compared in every call: identities, versions, and what is in mutable attributes."""
-        tables = [table for module in self._modules for table in (module._parameters, module._buffers, module._modules)]
+        tables = [table for module in self._modules for table in parts(module)]
         return (
             [id(value) for _, value in self._attributes()],
             [id(entry) for table in tables for entry in table.values()],

@@ -18,7 +18,7 @@ class Pays:
         self._known: list[float] = []
         self._unknown: list[float] = []
         self._closed = self._lost = self._began = self._spent = 0.0
-        self._same_front = self._batches = self._hits = 0
+        self._same_front = self._before = self._batches = self._hits = 0
         self._rows = 0.0
 
     @staticmethod
@@ -43,7 +43,7 @@ class Pays:
         self._known.clear()
         self._unknown.clear()
         self._lost = 0.0
-        self._same_front = self._batches = self._hits = 0
+        self._same_front = self._before = self._batches = self._hits = 0
         self._rows = 0.0
 
     def batch_begins(self) -> None:
@@ -87,8 +87,9 @@ class Pays:
         """
         self._same_front += 1
         batches, hits, rows = self._batches, self._hits, self._rows
+        before, self._before = self._before, batches
         self._batches, self._hits, self._rows = 0, 0, 0.0
-        if self._same_front < 2 or not batches:
+        if self._same_front < 2 or not 0 < 0.75 * batches <= before:  # it saw a part of an epoch
             return ""
         # Batches that were measured or checked are unknown in the second epoch, and with them others in part.
         if hits < 0.25 * batches and rows < (0.6 if self._same_front == 2 else 0.9) * batches:

@@ -38,6 +38,7 @@ __all__ = [
     "is_plain",
     "module_hooks",
     "own_tensors",
+    "parts",
     "random_states",
     "register_gradient_hooks",
     "sequence_number",
@@ -158,6 +159,11 @@ def has_global_hooks() -> bool:
     """Whether something is hooked to every module."""
     module = torch.nn.modules.module
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
+
+
+def parts(module: nn.Module) -> list[dict[str, Any]]:
+    """A module's tables of its parameters, buffers and children."""
+    return [module._parameters, module._buffers, module._modules]
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

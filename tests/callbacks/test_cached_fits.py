@@ -268,6 +268,6 @@ def test_known_images_pass_through_the_back_of_a_convolutional_network_alone(mak
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     behind = sum(module.weight.requires_grad for module in convolutions)
     assert behind < 0.6 * len(convolutions)
-    # The stem may be cheaper to compute than to keep.
-    assert behind <= count.counts[-1] <= behind + 1, (count.counts, freezer.timeline.cache)
+    # The first ones may be cheaper to compute than to keep.
+    assert behind <= count.counts[-1] <= behind + 3, (count.counts, freezer.timeline.cache)
     assert freezer.timeline.cache.hits >= 24

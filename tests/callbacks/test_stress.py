@@ -13,7 +13,7 @@ from test_company import Watch
 from test_resume import Kill, Killed, Seeded
 from torch import nn
 
-from smartfrz_lightning.freezing.front_cache import FrontCache
+from smartfrz_lightning.freezing.pays import Pays
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=1e-2),
@@ -102,7 +102,7 @@ def test_random_combination(make_trainer, tmp_path, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(150))
 def test_random_combination_with_the_front_cache(make_trainer, monkeypatch, seed):
-    monkeypatch.setattr(FrontCache, "_judge", lambda *_: None)  # small networks do not pay
+    monkeypatch.setattr(Pays, "reason_to_stop", lambda *_, **__: "")  # small networks are computed faster
     lot = random.Random(f"cached {seed}")
     count = sum(isinstance(module, nn.Linear) for module in Random(seed).net)
     fronts = sorted(lot.sample(range(1, count), lot.randint(1, min(2, count - 1))))  # that grow

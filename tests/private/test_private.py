@@ -14,13 +14,13 @@ USED_ELSEWHERE = {
     "module_hooks",
     "torch_is_older",
     "compile_config",
-    "attributes",
+    "empty_subclass",
     "below_functions",
     "has_global_hooks",
     "is_compiled",
     "is_plain",
     "own_tensors",
-    "placeholder",
+    "parts",
     "writes",
 }
 
@@ -83,6 +83,8 @@ CHECKS = {
     ),
     "steps_in_backward": steps_in_backward,
     "tensors_in": lambda: len(pytorch.tensors_in({"a": [torch.ones(1), 2], "b": (torch.ones(2),)})) == 2,
+    "tree_flatten": lambda: pytorch.tree_flatten({"a": [1, (2,)]})[0] == [1, 2],
+    "tree_unflatten": lambda: pytorch.tree_unflatten([3], pytorch.tree_flatten({"a": 1})[1]) == {"a": 3},
     "tree_leaves": lambda: pytorch.tree_leaves({"a": [1, (2,)]}) == [1, 2],
     "tree_map_only": lambda: pytorch.tree_map_only(int, lambda n: n + 1, {"a": [1, "b"]}) == {"a": [2, "b"]},
 }

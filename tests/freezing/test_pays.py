@@ -1,0 +1,57 @@
+"""A front cache that saves no time switches itself off, by the clock."""
+
+import pytest
+
+from smartfrz_lightning.freezing import pays as module
+from smartfrz_lightning.freezing.pays import Pays
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when a test says so."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+
+    def passes(seconds):
+        now[0] += seconds
+
+    return passes
+
+
+def epoch(pays, clock, known, unknown, share=1.0, spent=0.0, batches=20):
+    """Batches of which ``share`` are known, with the seconds that either kind takes."""
+    for number in range(batches):
+        pays.batch_begins()
+        hit = number < share * batches
+        clock(known if hit else unknown)
+        with pays.spending():
+            clock(0.0 if hit else spent)
+        pays.batch_ends(int(hit), int(not hit), float(hit))
+    return pays.reason_to_stop(full=False)
+
+
+def test_what_saves_time_goes_on(clock):
+    pays = Pays()
+    assert not epoch(pays, clock, 0.0, 1.0, share=0, spent=0.1)
+    for _ in range(3):
+        assert not epoch(pays, clock, 0.6, 1.0)
+    assert pays.seconds == pytest.approx(60 * 0.4 - 20 * 0.1)
+
+
+def test_what_is_computed_as_fast_as_it_is_looked_up_stops_within_two_epochs(clock):
+    pays = Pays()
+    assert not epoch(pays, clock, 0.0, 1.0, share=0)
+    assert epoch(pays, clock, 0.99, 1.0) == "a step takes 990 ms with it and 1000 ms without"
+
+
+def test_samples_that_do_not_come_again_stop_it_within_two_epochs(clock):
+    pays = Pays()
+    assert not epoch(pays, clock, 0.0, 1.0, share=0)
+    assert "it knew 0% of the samples and 0% of the batches: random augmentation" in epoch(pays, clock, 0, 1, share=0)
+
+
+def test_epochs_in_which_the_front_changes_do_not_count(clock):
+    pays = Pays()
+    for _ in range(5):
+        pays.front_changed()
+        assert not epoch(pays, clock, 0.0, 1.0, share=0)
