@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], Tensor], bool
     "MiniLM, 64 tokens": (lambda n: build("minilm", n), lambda count: torch.randint(5, 20000, (count, 64)), False),
     "DeiT-tiny": (_deit, lambda count: _images(96, count), False),
 }
-"""Networks of random weights and random samples: how long a step takes depends on neither. CoLA has sentences of some 24
+"""Networks of random weights and random samples: a step takes as long with others. CoLA has sentences of some 24
 tokens, film reviews some 64."""
 
 

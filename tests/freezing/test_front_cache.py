@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smartfrz_lightning.freezing import fingerprint, front_cache, kept_rows, sample_keys
+from smartfrz_lightning.freezing import call_notes, fingerprint, kept_rows, sample_keys
 from smartfrz_lightning.freezing.sample_keys import row_sums
 
 
@@ -329,8 +329,8 @@ def test_a_smaller_type_takes_half_of_the_room():
 
 def test_keys_that_a_gpu_sums(monkeypatch):
     """On the CPU, where the same integers come out."""
-    monkeypatch.setattr(front_cache, "row_digests", lambda tensor: sample_keys._as_bytes(row_sums(tensor)))
-    for module in (front_cache, fingerprint, kept_rows):
+    monkeypatch.setattr(call_notes, "row_digests", lambda tensor: sample_keys._as_bytes(row_sums(tensor)))
+    for module in (call_notes, fingerprint, kept_rows):
         monkeypatch.setattr(module, "digest", lambda tensor: sample_keys._as_bytes(row_sums(tensor.reshape(1, -1)))[0])
     torch.manual_seed(0)
     plain, data = Images(), images(20)
