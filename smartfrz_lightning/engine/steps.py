@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -51,3 +52,13 @@ class StepHooks:
     def _has_stepped(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         self._stepped = True
         self._after(optimizer)
+
+
+def has_stepped(optimizer: Optimizer) -> bool:
+    """Whether an optimizer has stepped, as far as its state shows."""
+    return any(
+        (value > 0 if isinstance(value, int | float) else bool(value.any()))
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if isinstance(value, int | float | Tensor) and (key == "step" or "step" not in state)
+    )
