@@ -3,8 +3,8 @@
 import functools
 import hashlib
 import inspect
-from collections.abc import Iterator
 from enum import Enum
+from itertools import chain
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -58,21 +58,23 @@ class Fingerprint:
         self._look()
 
     def _look(self) -> None:
-        self._held, self._mutable = list(self._attributes()), []  # held, so that no other object gets their id
+        self._tables = [table for module in self._modules for table in (vars(module), *parts(module))]
+        self._held = list(chain.from_iterable(map(dict.values, self._tables)))  # so that no other object gets their id
         self._hooks = [table for module in self._modules for table in module_hooks(module).values()]
         if any(self._hooks):
             raise Opaque("something is hooked to it")
         self._tensors = [tensor for module in self._modules for _, _, tensor in own_tensors(module)]
-        about = []
-        for name, value in self._held:
-            found: list[Tensor] = []
-            try:
-                about.append((name, _described(value, found, set())))
-            except Opaque as error:
-                raise Opaque(f"it holds {error} in the attribute {name!r}") from None
-            self._tensors += found
-            if not is_plain_value(value):
-                self._mutable.append(value)
+        self._mutable, about = [], []
+        for module in self._modules:
+            for name, value in vars(module).items():
+                if name in _OF_MODULES:
+                    continue
+                try:
+                    about.append((name, _described(value, self._tensors, set())))
+                except Opaque as error:
+                    raise Opaque(f"it holds {error} in the attribute {name!r}") from None
+                if not is_plain_value(value):
+                    self._mutable.append(value)
         if any(tensor.requires_grad for tensor in self._tensors):
             raise Opaque("it trains")
         contents = [self._content(tensor) for tensor in self._tensors]
@@ -86,16 +88,10 @@ class Fingerprint:
             self._contents[where] = digest(tensor)
         return self._contents[where]
 
-    def _attributes(self) -> Iterator[tuple[str, Any]]:
-        for module in self._modules:
-            yield from ((name, value) for name, value in vars(module).items() if name not in _OF_MODULES)
-
     def _glance(self) -> tuple:
         """What can be compared in every call: identities, versions, and what is in mutable attributes."""
-        tables = [table for module in self._modules for table in parts(module)]
         return (
-            [id(value) for _, value in self._attributes()],
-            [id(entry) for table in tables for entry in table.values()],
+            list(map(id, chain.from_iterable(map(dict.values, self._tables)))),
             [(writes(tensor), tensor.data_ptr(), tensor.requires_grad) for tensor in self._tensors],
             [_described(value, [], set()) for value in self._mutable],
             any(self._hooks),

@@ -95,6 +95,7 @@ class FrontCall:
         results: The outputs, once they are there.
         seconds: That computing them took, from the last real tensors on.
         computed: Whether they were computed, not looked up.
+        deferred: Whether it waits to be computed or looked up.
     """
 
     owner: Owner
@@ -109,6 +110,7 @@ class FrontCall:
     results: list[Tensor] | None = None
     seconds: float = 0.0
     computed: bool = False
+    deferred: bool = False
     _keys: list[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -127,15 +129,19 @@ class FrontCall:
         """The calls whose outputs it takes directly."""
         return [leaf.call for leaf in self.leaves if isinstance(leaf, Placeholder)]
 
-    def copy_inputs(self) -> None:
-        """Keep what enters as it is now: it is computed later, if at all."""
+    def defer(self) -> None:
+        """It is computed later, if at all, from what enters as it is now."""
+        self.deferred = True
         self.leaves = [
             leaf.clone() if isinstance(leaf, Tensor) and not isinstance(leaf, Placeholder) else leaf
             for leaf in self.leaves
         ]
 
-    def run(self) -> Any:
+    def run(self, watched: bool) -> Any:
         """Call the module, and set the results.
+
+        Args:
+            watched: See whether it draws random numbers or changes something of its own.
 
         Returns:
             What it gave.
@@ -146,7 +152,8 @@ class FrontCall:
         """
         inputs = [leaf.value() if isinstance(leaf, Placeholder) else leaf for leaf in self.leaves]
         tensors = [leaf for leaf in inputs if isinstance(leaf, Tensor)]
-        versions, drawn = [writes(tensor) for tensor in tensors], random_states(self.device)
+        versions = [writes(tensor) for tensor in tensors]
+        drawn = random_states(self.device) if watched else None
         args, kwargs = tree_unflatten(inputs, self.spec)
         with torch.set_grad_enabled(self._gradients), autocast_as(self._autocast):
             out = self.unit.forward(*args, **kwargs)
@@ -155,9 +162,9 @@ class FrontCall:
                 if isinstance(leaf, Placeholder):
                     leaf.given = value
             raise Impure("it writes to its inputs", out)
-        if not _same(drawn, random_states(self.device)):
+        if drawn is not None and not _same(drawn, random_states(self.device)):
             raise Impure("it draws random numbers", out)
-        if self.unit.fingerprint() != self.state:
+        if watched and self.unit.fingerprint() != self.state:
             raise Impure("it changes something of its own", out)
         leaves, spec = tree_flatten(out)
         outputs, structure = [leaf for leaf in leaves if leaf is not None], ([leaf is None for leaf in leaves], spec)

@@ -141,7 +141,7 @@ class FrontCalls:
                 return error.args[1]
         else:
             self._batch.deferred[unit.name] = None
-            call.copy_inputs()
+            call.defer()
         self._batch.made.append(weakref.ref(call))
         return call.placeholders()
 
@@ -163,7 +163,7 @@ class FrontCalls:
                 if not all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True) if isinstance(a, Tensor)):
                     raise Impure("it writes to its inputs", out)
                 with drawing_from(random_states(call.device), call.device):
-                    alone = by_sample(call, unit.module, copies)
+                    alone = known.checks > 0 or by_sample(call, unit.module, copies)
                 if not alone:
                     raise Impure("what it gives for a sample depends on which others share the batch", out)
                 if self._folder is not None:
@@ -221,7 +221,7 @@ class FrontCalls:
         return results
 
     def _compute(self, call: FrontCall) -> Any:
-        if call.unit.fingerprint() != call.state:
+        if call.deferred and call.unit.fingerprint() != call.state:
             raise RuntimeError(
                 f"cache_front: {call.unit.name} was changed after it was called and before what it gives was used. "
                 "Change it elsewhere, or use cache_front=False"
@@ -229,10 +229,11 @@ class FrontCalls:
         for before in call.before:
             self.outputs(before)
         self._batch.computed.add(call.unit.name)
-        start = self._pays.clock(call.device, exact=call.expression.checks < _CHECKS)
+        new = call.expression.checks < _CHECKS
+        start = self._pays.clock(call.device, exact=new)
         with self._aside():
-            out = call.run()
-        call.seconds = self._pays.clock(call.device, exact=call.expression.checks < _CHECKS) - start
+            out = call.run(watched=new)
+        call.seconds = self._pays.clock(call.device, exact=new) - start
         call.seconds += sum(before.seconds for before in call.before)
         return out
 

@@ -34,10 +34,13 @@ class Unit:
         self.begins = any(True for _ in module.parameters())
         """Whether a front may begin with it: what has no parameters only goes on with one."""
         self.calls = 0
+        self._replaced: _Forward | None = None  # one, so that the module looks the same in every batch
 
     def replace_forward(self, called: Callable) -> None:
         """Let something else be called with ``(unit, args, kwargs)`` instead."""
-        self.module.forward = _Forward(self, called)  # type: ignore[method-assign]
+        if self._replaced is None or self._replaced.called != called:
+            self._replaced = _Forward(self, called)
+        self.module.forward = self._replaced  # type: ignore[method-assign]
 
     def restore_forward(self) -> None:
         """As it was."""
@@ -49,10 +52,10 @@ class _Forward:
     """In the place of a module's ``forward``; a copy of the module gets a ``forward`` of its own."""
 
     def __init__(self, unit: Unit, called: Callable) -> None:
-        self._unit, self._called = unit, called
+        self._unit, self.called = unit, called
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._called(self._unit, args, kwargs)
+        return self.called(self._unit, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._unit.forward, memo)
