@@ -2,16 +2,11 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
-from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.predictor.inference import freeze_confidence
-from smartfrz_lightning.predictor.weights import load_predictor
-from smartfrz_lightning.stages.start import check_shares
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.stages.attention import AttentionStage
 
 
-class AttentionFreezeCallback(WindowedFreezingCallback):
+class AttentionFreezeCallback(FreezingCallback, AttentionStage):
     """Freeze layers as an attention predictor says (SmartFRZ, Li et al., ICLR 2023).
 
     Small snapshots of every active layer's weights are kept while training goes on. At each check a pretrained
@@ -67,28 +62,15 @@ class AttentionFreezeCallback(WindowedFreezingCallback):
         cache_dtype: str | None = None,
         report: bool | str = True,
     ) -> None:
-        check_shares(threshold=threshold)
-        self._network = load_predictor(predictor)
         super().__init__(
-            front_only,
-            snapshot_every_n_steps,
-            self._network.window if window is None else window,
-            self._network.sample_size,
-            seed,
+            report,
             every_n_epochs=every_n_epochs,
             every_n_train_steps=every_n_train_steps,
             exclude=exclude,
             cache_front=cache_front,
             cache_gigabytes=cache_gigabytes,
             cache_dtype=cache_dtype,
-            report=report,
         )
-        self.threshold = threshold
-
-    def start(self, run: TrainingRun) -> None:
-        super().start(run)
-        self._network.to(next(run.model.parameters()).device)
-
-    def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
-        confidences = freeze_confidence(self._network, windows).tolist()
-        return {name: value for name, value in zip(names, confidences, strict=True) if value > self.threshold}
+        AttentionStage.__init__(
+            self, predictor, threshold, front_only, snapshot_every_n_steps, window, seed, full_window=False
+        )

@@ -135,6 +135,7 @@ class Engine:
         self._find()
         if not self.run.layers:
             return
+        self.run.latest_rates = self.run.rates
         self.frozen.gradients_ready()
         self._decider.gradients_ready()
         self.method.gradients_ready(self.run, optimizer)

@@ -20,7 +20,7 @@ from smartfrz_lightning.report.ledger import Ledger
 from smartfrz_lightning.report.timeline import Timeline
 
 _OF_THE_LOOP = ("schedulers", "batches_per_epoch", "total_batches", "shadow_step", "cannot_verify")
-_COUNTED = ("steps", "global_steps", "batches", "batches_before", "epoch", "progress")
+_COUNTED = ("steps", "global_steps", "batches", "batches_before", "epoch", "progress", "latest_rates")
 
 
 class Parts:

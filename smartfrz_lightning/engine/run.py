@@ -80,6 +80,8 @@ class TrainingRun:
     cannot_verify: str = "this loop has no training_step to repeat"
     batches_before: int = 0
     """Batches that were done after the step before the latest."""
+    latest_rates: list[float] = field(default_factory=list)
+    """Learning rates of the latest step, by parameter group."""
 
     @property
     def frozen_layers(self) -> list[Layer]:
@@ -103,6 +105,16 @@ class TrainingRun:
             if rates := [rate[key] for key in keys if key in rate]:
                 found[layer.name] = max(rates)
         return found
+
+    @property
+    def rates(self) -> list[float]:
+        """The present learning rates, by parameter group."""
+        return [float(group["lr"]) for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def rates_rise(self) -> bool:
+        """Whether a learning rate of the next step is higher than it was in the latest one."""
+        return any(now > before for before, now in zip(self.latest_rates, self.rates, strict=False))
 
     @property
     def total_steps(self) -> float:

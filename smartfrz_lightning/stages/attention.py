@@ -1,15 +1,12 @@
 """AttentionStage: the paper's attention predictor, asked which layers may freeze."""
 
 import math
-from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.predictor.inference import freeze_confidence
 from smartfrz_lightning.predictor.weights import load_predictor
-from smartfrz_lightning.stages.rates import RateWatch
 from smartfrz_lightning.stages.start import check_shares
 from smartfrz_lightning.stages.windowed import WindowedStage
 
@@ -22,7 +19,7 @@ class AttentionStage(WindowedStage):
 
     Small snapshots of every active layer's weights are kept while training goes on. At the end of each epoch, or every
     twentieth of a run of fewer epochs, the predictor gives its confidence that a layer is ready; layers above
-    ``threshold`` freeze. Nothing freezes while learning rates rise, or before its window is full.
+    ``threshold`` freeze. Nothing freezes while learning rates rise.
 
     Args:
         predictor: Safetensors file of a predictor; the shipped one by default.
@@ -32,6 +29,7 @@ class AttentionStage(WindowedStage):
             short run half of the run.
         window: Snapshots kept a layer; as many as the predictor was trained on by default.
         seed: Fixes which weights are sampled.
+        full_window: Judge nothing before its window is full: in a shorter one little has moved yet.
 
     Raises:
         FileNotFoundError: There is no such predictor file.
@@ -46,48 +44,31 @@ class AttentionStage(WindowedStage):
         snapshot_every_n_steps: int | None = None,
         window: int | None = None,
         seed: int = 0,
+        full_window: bool = True,
     ) -> None:
         check_shares(threshold=threshold)
         self._network = load_predictor(predictor)
         window = self._network.window if window is None else window
         super().__init__(front_only, snapshot_every_n_steps, window, self._network.sample_size, seed)
-        self.threshold = threshold
-
-    def reset(self) -> None:
-        super().reset()
-        self._rates = RateWatch()
+        self.threshold, self.full_window = threshold, full_window
 
     def start(self, run: TrainingRun) -> None:
         super().start(run)
         self._network.to(next(run.model.parameters()).device)
 
-    def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        self._rates.note(run.optimizers)
-
-    @property
-    def reads_gradients(self) -> bool:
-        return False  # the rates alone
-
     def check_due(self, run: TrainingRun) -> bool:
-        if not _few_epochs(run) or self._rates.rising(run.optimizers):
+        if not _few_epochs(run) or run.rates_rise:
             return False
         return run.passed(max(1.0, run.total_batches / CHECKS)) and run.batches < run.total_batches
 
     def epoch_check_due(self, run: TrainingRun, epoch: int) -> bool:
-        return not _few_epochs(run) and not self._rates.rising(run.optimizers)
+        return not _few_epochs(run) and not run.rates_rise
 
     def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
-        if len(steps) < self.window:  # in a shorter one little has moved yet
+        if self.full_window and len(steps) < self.window:
             return {}
         confidences = freeze_confidence(self._network, windows).tolist()
         return {name: value for name, value in zip(names, confidences, strict=True) if value > self.threshold}
-
-    def method_state(self) -> dict[str, Any]:
-        return {**super().method_state(), "rates": self._rates.state_dict()}
-
-    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        super().load_method_state(state, run)
-        self._rates.load_state_dict(state["rates"])
 
 
 def _few_epochs(run: TrainingRun) -> bool:

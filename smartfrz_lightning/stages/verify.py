@@ -12,7 +12,6 @@ from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.engine.shadow import ShadowStep, ShadowWeights
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.stages.rates import RateWatch
 from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.stage import Stage
 
@@ -47,7 +46,6 @@ class VerifyStage(Stage):
         self._over = False
         self._stays: int | None = None  # layers of the prefix that stay, once that is decided
         self._adopts = False
-        self._rates = RateWatch()
         self._settings: list[dict[str, Any]] = []
         self._sums: dict[str, float] | None = None
         self._stepped = True
@@ -71,7 +69,6 @@ class VerifyStage(Stage):
         self._stepped = False
 
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        self._rates.note(run.optimizers)
         if self._trial is not None:
             self._settings = [dict(group) for group in optimizer.param_groups]
 
@@ -111,18 +108,17 @@ class VerifyStage(Stage):
         return {**vars(self), "_trial": None}
 
     def method_state(self) -> dict[str, Any]:
-        return {"over": self._over, "rates": self._rates.state_dict()}
+        return {"over": self._over}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         self._over = state["over"]
-        self._rates.load_state_dict(state["rates"])
 
     # --- the trial
 
     def _begin(self, run: TrainingRun) -> None:
         prefix = _prefix(run)
         whole = self.schedule.known(run.total_steps)
-        if run.steps < self.schedule.begin(whole, self._rates.rising(run.optimizers)):
+        if run.steps < self.schedule.begin(whole, run.rates_rise):
             return
         if not prefix or run.cost is None:
             self._over = True

@@ -229,7 +229,8 @@ def test_a_compiled_model_is_left_alone_and_it_is_said(make_trainer):
 
 
 def test_a_layer_that_is_tied_to_one_behind_is_not_booked_as_skipped(make_trainer):
-    net = nn.Sequential(Slow(12, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), Slow(12, 12), nn.Tanh(), nn.Linear(12, 3))
+    front = [Slow(12, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh()]
+    net = nn.Sequential(*front, Slow(12, 12), nn.Tanh(), nn.Linear(12, 3))
     net[4].weight, net[4].bias = net[0].weight, net[0].bias
     model, freezer = Shuffled(net), ScriptedFreeze({1: [0]}, cache_front=True)
     make_trainer(freezer, max_epochs=5).fit(model)
