@@ -1,45 +1,19 @@
-"""The benchmark command, from configs to table and pictures, also when it is killed."""
+"""The benchmark: methods, seeds, interrupted runs, bad specifications."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from benching import CONFIGS, ROOT, small
 
 from smartfrz_lightning.benchmark.command import benchmark_command, read_benchmark
 from smartfrz_lightning.benchmark.results import append_result, read_results
-from smartfrz_lightning.benchmark.run import _interrupted
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
-
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs" / "benchmark"
-
-
-def small(tmp_path, methods, **settings):
-    """A benchmark of the quick config's experiment, in a still smaller form."""
-    overrides = {
-        "trainer.max_epochs": 4,
-        "trainer.check_val_every_n_epoch": 4,
-        "trainer.limit_train_batches": 8,
-        "trainer.limit_val_batches": 1,
-        "model.init_args.network.init_args.width": 4,
-    }
-    spec = {
-        "experiment": [str(CONFIGS / "experiments" / "digits.yaml")],
-        "methods": methods,
-        "seeds": [1, 2],
-        "overrides": overrides,
-        "output": str(tmp_path / "out"),
-    }
-    path = tmp_path / "benchmark.yaml"
-    path.write_text(yaml.safe_dump({**spec, **settings}))
-    return path
 
 
 def known(results):
@@ -234,70 +208,3 @@ def test_overrides_of_a_class_and_of_its_settings():
     assert _nested(one) == _nested(dict(reversed(one.items()))) == whole
     with pytest.raises(ValueError, match="'model.lr.max' and another one contradict each other at 'lr'"):
         _nested({"model.lr": 0.1, "model.lr.max": 1})
-
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
-@pytest.mark.parametrize(
-    "launcher", [[], pytest.param(TORCHRUN, marks=pytest.mark.slow)], ids=["lightning", "torchrun"]
-)
-def test_two_processes(tmp_path, launcher):
-    """Started by Lightning after the command, or by torchrun before it."""
-    methods = {"full": {}, "static": {"callback": "StaticFreezeCallback"}, "odd": {"overrides": {"trainer.nope": 1}}}
-    methods |= {"shortened": {"shorten_to": "static", "by": "flops"}, "waits": {"shorten_to": "odd"}}
-    methods["one"] = {"overrides": {"trainer.devices": 1, "trainer.strategy": "auto"}}
-    config = small(tmp_path, methods, seeds=[1])
-    command = [sys.executable, *launcher, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
-    command.append(f"--experiment+={tmp_path / 'ddp.yaml'}")
-    (tmp_path / "ddp.yaml").write_text("trainer: {strategy: ddp, devices: 2}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert done.stderr.count("failed: odd, seed 1: its config cannot be parsed") == 1, done.stderr[-3000:]
-    assert done.stderr.count("one, seed 1: devices x num_nodes = 1, but 2 processes run this benchmark") == 1
-    assert done.stderr.count("not run, as odd (seed 1) is missing: waits, seed 1") == 1
-    assert done.stdout.count("results, table and pictures:") == 1
-    results = {result["run"]: result for result in read_results(tmp_path / "out" / "results.jsonl")}
-    assert list(results) == ["full", "static", "shortened"]
-    assert all(result["processes"] == 2 for result in results.values())
-    assert results["full"]["steps"] == 32 > results["shortened"]["steps"] > 0
-    assert "| static |" in (tmp_path / "out" / "table.md").read_text()
-
-
-def test_a_checkpoint_of_the_same_settings_is_left_to_all_processes(tmp_path):
-    torch.save({}, tmp_path / "last.ckpt")
-    (tmp_path / "digest.txt").write_text("same")
-    before = (tmp_path / "digest.txt").stat()
-    assert _interrupted(tmp_path, "same") == tmp_path / "last.ckpt"
-    assert (tmp_path / "digest.txt").stat().st_mtime_ns == before.st_mtime_ns  # another process may be reading it
-    assert _interrupted(tmp_path, "other") is None and not (tmp_path / "last.ckpt").exists()
-
-
-def torchrun(config):
-    command = [sys.executable, *TORCHRUN, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
-    path = f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    (config.parent / "ddp.yaml").write_text("trainer: {strategy: ddp, devices: 2}")
-    command.append(f"--experiment+={config.parent / 'ddp.yaml'}")
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_in_one_process_ends_all_and_the_command_goes_on(tmp_path, rank):
-    """The process fails once, after the first epoch."""
-    breaks = {"class_path": "scripted.BreaksOnce", "init_args": {"rank": rank, "mark": str(tmp_path / "broke")}}
-    extra = {"callback": breaks["class_path"], "arguments": breaks["init_args"]}
-    config = small(
-        tmp_path, {"full": {}, "one_breaks": extra, "static": {"callback": "StaticFreezeCallback"}}, seeds=[1]
-    )
-    done = torchrun(config)
-    assert done.returncode != 0 and "this machine broke" in done.stderr, done.stderr[-3000:]
-    assert [result["run"] for result in read_results(tmp_path / "out" / "results.jsonl")] == ["full"]
-    done = torchrun(config)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = read_results(tmp_path / "out" / "results.jsonl")
-    assert [result["run"] for result in results] == ["full", "one_breaks", "static"]
-    assert (tmp_path / "broke").read_text() == "01"  # taken up in the second epoch
-    assert results[0]["value"] == results[1]["value"]

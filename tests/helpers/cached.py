@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -179,3 +180,15 @@ def steps(net, data, step, epochs=4, batch=5, cached=True, prepare=lambda net: N
         found.append((losses, own))
     (plain, one), (kept, other) = found
     return plain, kept, one, other, cache
+
+
+def same(net, data, step, hits=None, **how):
+    """The same losses with the cache, in double precision; whether it knew samples."""
+    plain, kept, _, other, cache = steps(net.double(), data.double(), step, epochs=6, **how)
+    assert kept == pytest.approx(plain, rel=1e-9, abs=1e-12)
+    assert hits is None or (cache.use.hits > 0) == hits, (cache.use, cache.refused)
+    return cache
+
+
+def vectors(count=12):
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(0))

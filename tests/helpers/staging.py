@@ -56,6 +56,14 @@ def smart(predictor=None, verify=True, schedule=SHORT, attention=False, verdict=
     return SmartFreezeCallback(start, trial, attention, **how)
 
 
+PROBE = 5  # steps
+
+
+def probing(predictor=None, **how):
+    """The start stage alone, with a probe of as many steps."""
+    return smart(predictor, verify=False, probe=PROBE, **how)
+
+
 class Batches:
     """A loader that shuffles by the Trainer's epoch and, within an epoch, goes on where it was saved."""
 

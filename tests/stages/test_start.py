@@ -1,4 +1,4 @@
-"""The start stage: in the probe nothing trains for good, no trace is left, and what is safe is frozen."""
+"""The probe: what it moves, what others see of it, and what is left of it."""
 
 import pytest
 import torch
@@ -6,20 +6,25 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from models import Classifier, Vectors, mlp
-from staging import FROZEN, NOTHING, OPTIMIZERS, InOrder, Safe, Watch, moved, notes, quiet_mlp, same, smart, trained
+from staging import (
+    FROZEN,
+    NOTHING,
+    OPTIMIZERS,
+    InOrder,
+    Safe,
+    Watch,
+    moved,
+    notes,
+    probing,
+    quiet_mlp,
+    same,
+    trained,
+)
+from staging import PROBE as STEPS
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from smartfrz_lightning import Freezer, SmartFreezeCallback
-from smartfrz_lightning.stages import StartStage
-from smartfrz_lightning.stages.start import choose_prefix, probe_length
-
-STEPS = 5
-
-
-def probing(predictor=None, **how):
-    return smart(predictor, verify=False, probe=STEPS, **how)
-
+from smartfrz_lightning import Freezer
 
 TRAINERS = {
     "plain": {},
@@ -192,86 +197,6 @@ def test_under_a_grad_scaler(make_trainer, fused):
     assert freezer.frozen == FROZEN
 
 
-def test_the_length_of_the_probe_is_a_share_of_the_run():
-    assert [probe_length(steps) for steps in (99, 100, 200, 100_000, float("inf"))] == [1, 2, 4, 30, 30]
-
-
-def test_prefixes_are_chosen_by_threshold_or_saving():
-    costs, safe = [0.9, 0.7, 0.5, 0.3], [0.95, 0.9, 0.8, 0.2]
-    assert choose_prefix(costs, safe, threshold=0.85) == 2 and choose_prefix(costs, safe, threshold=0.99) == 0
-    assert choose_prefix(costs, safe, threshold=0.85, save=0.5) == 3
-    assert choose_prefix(costs, safe, threshold=0.85, save=0.9) == 4  # as much as can be
-
-
-class Adapter(nn.Module):
-    """A layer that never trains, with a small one beside it that does, as LoRA makes it."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x))
-
-
-def adapted():
-    net = trained(mlp(norm=False))
-    for number in (0, 4, 7):
-        net[number] = Adapter(net[number])
-    return net
-
-
-def test_nothing_of_adapters_is_frozen(make_trainer):
-    freezer = probing(Safe((1.1, 3.0)))
-    make_trainer(freezer).fit(Classifier(adapted()))
-    assert not freezer.frozen and "adapters" in notes(freezer)
-
-
-def test_a_layer_without_gradient_or_of_zeros_tells_nothing():
-    from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
-
-    def columns(silent, zero):
-        generator = torch.Generator().manual_seed(0)
-        gradients, weights = torch.randn(3, 4, 8, generator=generator), torch.randn(4, 8, generator=generator)
-        gradients[:, 1] *= 1 - silent
-        weights[1] *= 1 - zero
-        inputs = start_inputs(gradients, weights, torch.linspace(0.9, 0.5, 4), torch.ones(5), 100)
-        return inputs[:, INPUTS.index("front_to_all")]
-
-    plain = columns(0, 0)
-    for told in (columns(1, 0), columns(0, 1), columns(1, 1)):
-        assert (told - plain).abs().max() < 1  # in logarithms; the norm of a zero is at -20
-
-
-def test_from_scratch_nothing_is_frozen_but_for_a_saving(make_trainer):
-    freezer = probing(Safe((1.1, 3.0)))
-    make_trainer(freezer).fit(Classifier(mlp()))
-    assert not freezer.frozen and "no layer that trains has been trained before" in notes(freezer)
-    start = StartStage(Safe((1.1, 3.0)), save=0.1, probe_steps=STEPS)
-    saving = SmartFreezeCallback(start, verify=False, attention=False)
-    make_trainer(saving).fit(Classifier(mlp()))
-    assert saving.frozen
-
-
-def test_new_layers_behind_pretrained_ones_train(make_trainer):
-    net = mlp()
-    trained(net[:7])
-    freezer = probing(Safe((1.1, 3.0)))
-    make_trainer(freezer).fit(Classifier(net))
-    assert freezer.frozen == FROZEN
-
-
-def test_excluded_and_frozen_layers_are_left_alone(make_trainer):
-    net = trained(nn.Sequential(*mlp(), nn.Linear(3, 3), nn.Linear(3, 3)))
-    net[0].requires_grad_(False)
-    freezer = probing(Safe((1.1, 3.0)), exclude="net.4")
-    make_trainer(freezer).fit(Classifier(net))
-    assert freezer.frozen == [] or "net.4" not in freezer.frozen
-    assert not net[0].weight.requires_grad and net[4].weight.requires_grad
-
-
 def test_a_second_fit_is_not_probed_again_and_another_model_is(make_trainer):
     model, freezer = Classifier(trained(mlp())), probing()
     make_trainer(freezer).fit(model)
@@ -295,38 +220,6 @@ def test_after_a_learning_rate_finder(make_trainer):
     watch, freezer = Watch(), probing()
     make_trainer(LearningRateFinder(num_training_steps=10), freezer, watch).fit(Tuned())
     assert moved(watch.states[0], watch.states[STEPS]) == set() and freezer.frozen == FROZEN
-
-
-# --- runs without a probe
-
-
-def test_a_run_that_is_too_short_says_how_long_it_has_to_be(make_trainer):
-    freezer = SmartFreezeCallback()
-    make_trainer(freezer).fit(Classifier(trained(mlp())))
-    assert "needs a run of 100 steps, and this one has 24" in freezer.timeline.notes[0]
-
-
-def test_a_run_that_ends_within_the_probe_says_so(make_trainer):
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(Vectors())
-
-    class Endless(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Stream(), 8)
-
-    freezer = SmartFreezeCallback()
-    make_trainer(freezer, max_epochs=2, limit_val_batches=0).fit(Endless(trained(mlp())))
-    assert "training ended after 16 steps, within the probe" in notes(freezer) and not freezer.frozen
-
-
-def test_training_that_had_begun_before_is_not_probed(make_trainer, tmp_path):
-    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
-    make_trainer(every, enable_checkpointing=True).fit(InOrder(quiet_mlp()))
-    freezer, watch = probing(), Watch()
-    make_trainer(freezer, watch).fit(InOrder(quiet_mlp()), ckpt_path=str(tmp_path / "step=8.ckpt"))
-    assert "training had begun before" in notes(freezer) and not freezer.frozen
-    assert "0.weight" in moved(watch.states[0], watch.states[1])
 
 
 def test_optimizers_with_closures_are_not_probed(make_trainer):
