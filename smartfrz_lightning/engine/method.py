@@ -22,9 +22,8 @@ class FreezingMethod(FreezingRule, ABC):
         exclude: Shell-style patterns of modules, layers or parameters that always train, such as ``"head"`` or
             ``"*.attn.*"``.
         cache_front: Keep what the frozen front gives for each sample, so that its forward pass is not run again for
-            samples that come again: ``True`` keeps it in memory, a folder in files, where later runs with the same
-            front find it. The samples are known by their content, so that any data loader will do; with random
-            augmentation they do not come again, and the cache switches itself off. Dropout inside the front is off.
+            batches of known samples: ``True`` in memory, a folder also in files for later runs. With random
+            augmentation samples do not come again, and the cache switches itself off. Dropout inside the front is off.
         cache_gigabytes: The most that is kept, by each process.
         cache_dtype: Keep it in another type, such as ``"bfloat16"``, which takes half of the room.
 

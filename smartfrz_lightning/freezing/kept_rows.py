@@ -14,7 +14,7 @@ from torch import Tensor
 from smartfrz_lightning.freezing.sample_keys import KEY_BYTES, digest, joined
 
 _CHUNK = 1 << 24
-_BOOKKEEPING = 400
+_BOOKKEEPING = 200
 """Bytes that Python takes for the keys of a row."""
 
 

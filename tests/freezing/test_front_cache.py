@@ -207,7 +207,7 @@ def test_checkpointed_blocks_give_the_same_gradients():
 def test_the_budget_is_kept_to_and_what_does_not_fit_is_computed():
     net = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 3)).double()
     other, data = copy.deepcopy(net), torch.randn(20, 6).double()
-    size = 12 * (80 + 400)  # twelve rows of ten numbers, with their keys
+    size = 12 * (80 + 200)  # twelve rows of ten numbers, with their keys
     cache = cache_of(other, gigabytes=size / 1e9)
     plain = train(net, data, 1, epochs=9, batch=2)
     assert train(other, data, 1, cache, epochs=9, batch=2) == pytest.approx(plain, rel=1e-9)
