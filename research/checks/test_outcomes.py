@@ -42,9 +42,9 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path):
 
 def test_the_recorded_cases_are_read():
     cases = load_examples("research/results/held_out.jsonl")
-    assert "resnet32" in {one.family for one in cases} and cases[0].inputs.shape[1] == 12
+    assert "resnet32" in {one.family for one in cases} and cases[0].inputs.shape[1] == 5
     assert frontier(cases[0].outcome, 0.3) <= frontier(cases[0].outcome, 1.0)
     outcome = cases[0].outcome
     probe = torch.randn(30, len(outcome.layers), 16)
     outcome.tensors = {"probe_train_gradients": probe, "weights": torch.ones_like(probe)}
-    assert example(outcome, probe_steps=4).inputs.shape == (len(outcome.layers) - 1, 12)
+    assert example(outcome, probe_steps=4).inputs.shape == (len(outcome.layers) - 1, 5)

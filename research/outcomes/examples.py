@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 
 from research.outcomes.outcome import Outcome, Run
-from smartfrz_lightning.cost import StepCost
 from smartfrz_lightning.extras import require
-from smartfrz_lightning.predictor.start_inputs import start_inputs
+from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
 from smartfrz_lightning.stages.start import LEAST, probe_length
 
 require("sklearn", "vision")
 
 from scipy.interpolate import PchipInterpolator  # noqa: E402
 from sklearn.isotonic import IsotonicRegression  # noqa: E402
+
+STORED = (
+    "depth", "depth_squared", "body", "front_to_all", "largest_to_all", "front", "front_agrees", "back_agrees", "cost",
+    "left", "steps", "shift",
+)  # fmt: skip
+"""Inputs in the files of version 0.2.0."""
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Example:
     Example:
         >>> from research.outcomes.examples import load_examples
         >>> one = load_examples("research/results/held_out.jsonl")[0]
-        >>> len(one.held), one.inputs.shape == (len(one.outcome.layers) - 1, 12)
+        >>> len(one.held), one.inputs.shape == (len(one.outcome.layers) - 1, 5)
         (5, True)
     """
 
@@ -73,6 +78,8 @@ class Example:
     def fromdict(cls, about: dict[str, Any]) -> "Example":
         """The example that :meth:`asdict` described; its outcome has no tensors."""
         tensors = {name: torch.tensor(about[name]) for name in ("inputs", "drift", "fisher")}
+        if tensors["inputs"].shape[1] == len(STORED):
+            tensors["inputs"] = tensors["inputs"][:, [STORED.index(name) for name in INPUTS]]
         return cls(Outcome.fromdict(about), **tensors, probe_steps=about["probe_steps"])
 
 
@@ -116,18 +123,17 @@ def example(outcome: Outcome, probe_steps: int | None = None) -> Example:
         >>> outcome = load_examples("research/results/held_out.jsonl")[0].outcome
         >>> probe = torch.randn(30, len(outcome.layers), 16)
         >>> outcome.tensors = {"probe_train_gradients": probe, "weights": torch.ones_like(probe)}
-        >>> example(outcome, probe_steps=4).inputs.shape == (len(outcome.layers) - 1, 12)
+        >>> example(outcome, probe_steps=4).inputs.shape == (len(outcome.layers) - 1, 5)
         True
     """
     layers = len(outcome.layers) - 1  # the last one is the head
     steps = max(LEAST, probe_length(outcome.case.steps) if probe_steps is None else probe_steps)
     gradients = outcome.tensors["probe_train_gradients"][:steps, :layers]
-    cost = StepCost(outcome.costs).of_prefixes(outcome.layers[:layers])
     weights = outcome.tensors["weights"][0, :layers]
     sizes = torch.tensor(outcome.sizes, dtype=torch.float)
     shifts = outcome.tensors.get("probe_train_shift")
     shift = float(shifts[steps - 1]) if shifts is not None else 0.0
-    inputs = start_inputs(gradients, weights, torch.tensor(cost), sizes, outcome.case.steps, shift)
+    inputs = start_inputs(gradients, weights, sizes, shift)
     count, squares = len(gradients), gradients.double().square().sum(-1)
     products = gradients.double().sum(0).square().sum(-1) - squares.sum(0)
     drift = (products / (count * (count - 1))).clamp(min=0).sqrt() / torch.linalg.norm(weights.double(), dim=-1)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from research.outcomes.examples import Example
@@ -46,85 +45,29 @@ def recorded(example: Example) -> Tensor:
 
 
 def fit(
-    examples: Sequence[Example],
-    inputs: Sequence[str] = INPUTS,
-    hidden: int = 0,
-    seed: int = 0,
-    tolerance: float = HARMLESS,
-    strength: float = 0.3,
-    epochs: int = 150,
+    examples: Sequence[Example], tolerance: float = HARMLESS, strength: float = 0.3, inputs: Sequence[str] = INPUTS
 ) -> StartPredictor:
     """Train a start predictor.
 
     Args:
         examples: What it learns from.
-        inputs: What it looks at.
-        hidden: Size of its attention; 0 for a logistic regression.
-        seed: Of its weights and of the order of the cases.
         tolerance: Points below full training that count as no harm.
         strength: Inverse of the regularisation of the logistic regression.
-        epochs: Passes of the attention over all cases.
+        inputs: What it looks at; the weights of the others are zero.
 
     Raises:
-        ValueError: All fronts of the examples do harm, or none does.
-
-    Example:
-        >>> from research.outcomes.examples import load_examples
-        >>> from research.outcomes.fitting import fit
-        >>> cases = load_examples("research/results/held_out.jsonl")
-        >>> predictor = fit(cases, inputs=["depth", "front_to_all"])
-        >>> predictor(cases[0].inputs).shape == (len(cases[0].inputs),)
-        True
+        ValueError: All prefixes of the examples do harm, or none does.
     """
-    torch.manual_seed(seed)
-    predictor = StartPredictor(inputs, hidden)
     rows = torch.cat([example.inputs[recorded(example)] for example in examples])
     labels = torch.cat([harmless(example, tolerance) for example in examples])
     if labels.min() == labels.max():
-        raise ValueError(f"all {len(labels)} fronts of the examples have one label: record more cases")
-    if not hidden:
-        return fit_rows(predictor, rows, labels, strength)
-    _standardise(predictor, rows[:, [INPUTS.index(name) for name in predictor.inputs]])
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=2e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    for _ in range(epochs):
-        for number in torch.randperm(len(examples)).tolist():
-            one = examples[number]
-            scores = predictor(one.inputs)[recorded(one)]
-            optimizer.zero_grad()
-            F.binary_cross_entropy_with_logits(scores, harmless(one, tolerance)).backward()
-            optimizer.step()
-        schedule.step()
-    return predictor.eval().requires_grad_(False)
-
-
-def fit_rows(predictor: StartPredictor, rows: Tensor, labels: Tensor, strength: float = 0.3) -> StartPredictor:
-    """Fit a logistic regression.
-
-    Args:
-        predictor: Has no attention.
-        rows: ``[fronts, inputs]``, all of the inputs.
-        labels: ``[fronts]``: 1 where holding the front did no harm.
-        strength: Inverse of the regularisation.
-
-    Returns:
-        The predictor.
-
-    Example:
-        >>> import torch
-        >>> from research.outcomes.fitting import fit_rows
-        >>> from smartfrz_lightning.predictor.start import StartPredictor
-        >>> from smartfrz_lightning.predictor.start_inputs import INPUTS
-        >>> rows = torch.linspace(0, 1, 8)[:, None].expand(8, len(INPUTS))
-        >>> predictor = fit_rows(StartPredictor(["depth"]), rows, labels=(rows[:, 0] < 0.5).float())
-        >>> [bool(odds > 0) for odds in predictor(rows)[[0, -1]]]
-        [True, False]
-    """
-    seen = rows[:, [INPUTS.index(name) for name in predictor.inputs]]
-    _standardise(predictor, seen)
-    standard = (seen - predictor.mean) / predictor.scale
+        raise ValueError(f"all {len(labels)} prefixes of the examples have one label: record more cases")
+    predictor = StartPredictor()
+    _standardise(predictor, rows)
+    used = torch.tensor([float(name in inputs) for name in INPUTS])
+    standard = (rows - predictor.mean) / predictor.scale * used
     logistic = LogisticRegression(C=strength).fit(standard.numpy(), labels.numpy())
-    predictor.score.weight.data.copy_(torch.from_numpy(logistic.coef_))
+    predictor.score.weight.data.copy_(torch.from_numpy(logistic.coef_) * used)
     predictor.score.bias.data.copy_(torch.from_numpy(logistic.intercept_))
     return predictor.eval().requires_grad_(False)
 

@@ -215,7 +215,7 @@ class StartStage(Stage):
         whole = min(run.total_steps, self.schedule.long)  # of a run without a known length only this much is known
         verified = self.verified and self.save is None and not run.cannot_verify
         shift = 0.0 if verified else probe.shift()
-        inputs = start_inputs(gradients, weights, torch.tensor(costs), torch.tensor(sizes), whole, shift)
+        inputs = start_inputs(gradients, weights, torch.tensor(sizes), shift)
         safe = self._predictor(inputs).sigmoid().tolist()
         able = len(names) - untrained_end(run.model, layers, silent.tolist())
         if self.save is None and not able:

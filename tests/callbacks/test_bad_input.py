@@ -45,7 +45,7 @@ from smartfrz_lightning.stages import AttentionStage, StartStage, VerifyStage
         (SmartFreezeCallback, dict.fromkeys(("start", "verify", "attention"), False), "nothing would ever freeze"),
         (StartStage, {"probe_steps": 1}, "probe_steps=1: must be a whole number of at least 2"),
         (StartStage, {"probe_steps": 2.5}, "probe_steps=2.5: must be a whole number"),
-        (StartStage, {"predictor": str(SHIPPED)}, "is no start predictor of version 1"),
+        (StartStage, {"predictor": str(SHIPPED)}, "is no start predictor of version 2"),
     ],
 )
 def test_arguments(kind, arguments, says):

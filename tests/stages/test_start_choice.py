@@ -58,7 +58,7 @@ def test_a_layer_without_gradient_or_of_zeros_tells_nothing():
         gradients, weights = torch.randn(3, 4, 8, generator=generator), torch.randn(4, 8, generator=generator)
         gradients[:, 1] *= 1 - silent
         weights[1] *= 1 - zero
-        inputs = start_inputs(gradients, weights, torch.linspace(0.9, 0.5, 4), torch.ones(5), 100)
+        inputs = start_inputs(gradients, weights, torch.ones(5))
         return inputs[:, INPUTS.index("front_to_all")]
 
     plain = columns(0, 0)
