@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from research.outcomes.case import Case
-from smartfrz_lightning.engine.stillness import SETTLING, SETTLING_SHARE, Stillness
+from smartfrz_lightning.engine.frozen_norms import RECALIBRATION, RECALIBRATION_SHARE, FrozenNorms
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.layers.layer import Layer
 
@@ -123,7 +123,7 @@ def train(
     moment: Moment | None = None,
     keep: Collection[int] = (),
     watch: Callable[[int], None] | None = None,
-    settle: bool = True,
+    recalibrate: bool = True,
     losses: list[float] | None = None,
 ) -> list[Moment]:
     """Train a network as a case says.
@@ -133,12 +133,12 @@ def train(
         net: Starts with the weights it has, or with those of ``moment``.
         data: Images and labels.
         steps: Length of the run, over which the schedule is spread; that of the case by default.
-        front: Layers that freeze at the beginning of what is trained here; their statistics settle as the engine lets
-            them, unless nothing has trained yet.
+        front: Layers that freeze at the beginning of what is trained here; their statistics are measured
+            anew as in the engine, unless nothing has trained yet.
         moment: Where to begin.
         keep: Steps before which to keep the training as it stands.
         watch: Called with the number of steps done, before the first and after every step.
-        settle: Whether the front had trained before ``moment``, so that its statistics are to settle.
+        recalibrate: Whether the front had trained before ``moment``, so that its statistics are to be measured anew.
         losses: Gets the loss of every step.
 
     Returns:
@@ -165,12 +165,12 @@ def train(
         net.load_state_dict(moment.network)
         optimizer.load_state_dict(copy.deepcopy(moment.optimizer))
         begin = moment.step
-    still = Stillness(net)
+    still = FrozenNorms(net)
     if front:
         freeze(net, front, [optimizer])
         still.watch(front)
-        settling = int(min(SETTLING, total * SETTLING_SHARE)) if begin and settle else 0
-        still.settle([name for layer in front for name in layer.stateful], settling)
+        batches = int(min(RECALIBRATION, total * RECALIBRATION_SHARE)) if begin and recalibrate else 0
+        still.recalibrate([name for layer in front for name in layer.stateful], batches)
     kept = []
     if watch:
         watch(begin)
@@ -178,7 +178,7 @@ def train(
         if step in keep:
             state = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())
             kept.append(Moment(step, *state))
-        still.hold()
+        still.keep_still()
         torch.manual_seed(case.seed * 104729 + step)  # of dropout: the same in every branch
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(case, step, total) * group["times"]

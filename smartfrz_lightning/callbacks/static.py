@@ -16,7 +16,7 @@ class StaticFreezeCallback(FreezingCallback):
     The layers are found in the first training step; what that step moved in the frozen ones is put back, so they are
     frozen from the start. ``layers=0`` freezes nothing and measures plain training.
 
-    - **When**: you know what to hold: half of a network whose new task has new classes of the same kind of data.
+    - **When**: you know what to freeze: half of a network whose new task has new classes of the same kind of data.
     - **When not**: from scratch, or where the data look different (blurred, inverted, another sensor).
     - **Cost**: none to speak of.
     - **Source**: Lee et al. 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning".

@@ -99,8 +99,8 @@ class Decider:
         if not stopped and not thawed:
             return
         self._frozen.change(stopped, thawed, run.optimizers)
-        sure: Mapping[str, float | None] = dict(decision.freeze)  # type: ignore[arg-type]
-        now, names = {layer.name: sure[layer.name] for layer in stopped}, [layer.name for layer in thawed]
+        confidence: Mapping[str, float | None] = dict(decision.freeze)  # type: ignore[arg-type]
+        now, names = {layer.name: confidence[layer.name] for layer in stopped}, [layer.name for layer in thawed]
         run.confidence |= confidences(now)
         if decision.untrained:
             run.untrained |= set(now)

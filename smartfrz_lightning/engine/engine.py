@@ -112,10 +112,10 @@ class Engine:
         if train_statistics:
             self.frozen.norms.release()
             return
-        self.frozen.norms.hold()
+        self.frozen.norms.keep_still()
         self.method.before_batch(self.run)
         self._observer.before_batch(batch)
-        self.frozen.cache.before_batch(self.run, self._observer.watching or self.frozen.norms.settling)
+        self.frozen.cache.before_batch(self.run, self._observer.watching or self.frozen.norms.recalibrating)
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
         """These are about to be differentiated; in a loop of your own that is noticed by itself.
@@ -180,7 +180,7 @@ class Engine:
         self.method.batch_done(self.run, stepped)
         if self.run.shadow_step is not None and self.run.shadow_step.repeated:
             self.run.shadow_step.repeated = False
-            self.ledger.book_beside(work)
+            self.ledger.book_repeated(work)
         if not stepped:
             return False
         self.method.step_done(self.run)

@@ -7,11 +7,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.front import CachedFront
+from smartfrz_lightning.engine.frozen_norms import RECALIBRATION, RECALIBRATION_SHARE, FrozenNorms
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import StillFrozen, frozen_here
 from smartfrz_lightning.engine.processes import Processes
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.engine.stillness import SETTLING, SETTLING_SHARE, Stillness
 from smartfrz_lightning.freezing.compiled import forget_graphs
 from smartfrz_lightning.freezing.freeze import freeze, thaw
 from smartfrz_lightning.layers.layer import Layer
@@ -33,7 +33,7 @@ class FrozenLayers:
 
     def __init__(self, model: nn.Module, method: FreezingMethod, processes: Processes, run: TrainingRun) -> None:
         self._model, self._processes, self._run = model, processes, run
-        self.norms = Stillness(model)
+        self.norms = FrozenNorms(model)
         self.cache = CachedFront(model, method)
         self._outside = StillFrozen(model)
         self._escaped: dict[str, None] = {}
@@ -70,9 +70,9 @@ class FrozenLayers:
 
     def recalibrate(self, layers: Sequence[Layer], batches_done: int) -> None:
         """Measure the running statistics of layers that have trained anew, if there is time for it."""
-        batches = int(min(SETTLING, self._run.total_batches * SETTLING_SHARE))
+        batches = int(min(RECALIBRATION, self._run.total_batches * RECALIBRATION_SHARE))
         if batches_done + batches <= self._run.total_batches:
-            self.norms.settle([name for layer in layers for name in layer.stateful], batches)
+            self.norms.recalibrate([name for layer in layers for name in layer.stateful], batches)
 
     def watch(self) -> None:
         """Watch what is frozen now."""

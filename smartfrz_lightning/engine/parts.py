@@ -89,7 +89,7 @@ class Parts:
             "untrained": sorted(run.untrained),
             "confidence": dict(run.confidence),
             "method": own,
-            "settling": self.frozen.norms.state_dict(),
+            "recalibrating": self.frozen.norms.state_dict(),
             "meter": self.observer.meter.state_dict(),
         }
 
@@ -112,6 +112,6 @@ class Parts:
         self.decider.pin(pin(run.layers, self._method.exclude))
         self._method.prepare(run)
         self.frozen.restore(run.optimizers, later)
-        self.frozen.norms.load_state_dict(state["settling"], run.frozen_layers)
+        self.frozen.norms.load_state_dict(state["recalibrating"], run.frozen_layers)
         if run.layers:
             self._method.load_method_state(state["method"], run)

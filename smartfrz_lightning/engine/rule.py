@@ -34,8 +34,8 @@ class Decision:
         """A rule's answer in full: bare names freeze, without a confidence."""
         whole = answer if isinstance(answer, Decision) else cls(answer)
         chosen = whole.freeze
-        sure = dict(chosen) if isinstance(chosen, Mapping) else dict.fromkeys(chosen)
-        freeze = {name: None if value is None else float(value) for name, value in sure.items()}
+        confidence = dict(chosen) if isinstance(chosen, Mapping) else dict.fromkeys(chosen)
+        freeze = {name: None if value is None else float(value) for name, value in confidence.items()}
         return cls(freeze, tuple(whole.thaw), whole.untrained)
 
 

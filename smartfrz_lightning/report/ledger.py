@@ -81,9 +81,9 @@ class Ledger:
         timeline.states[-1].work += work + self._unmeasured
         self._unmeasured = 0.0
 
-    def book_beside(self, work: float) -> None:
+    def book_repeated(self, work: float) -> None:
         """A batch was repeated with everything training."""
-        self.timeline.beside += work
+        self.timeline.repeated += work
 
     def book_skipped(self, layers: Collection[str], work: float) -> None:
         """Book what a cached front did not do in the latest batch.
@@ -120,7 +120,7 @@ class Ledger:
         """
         self._book_compiling()
         self.timeline.events += [FreezeEvent(name, step, epoch, None, "thaw") for name in thawed]
-        self.timeline.events += [FreezeEvent(name, step, epoch, sure) for name, sure in frozen.items()]
+        self.timeline.events += [FreezeEvent(name, step, epoch, confidence) for name, confidence in frozen.items()]
         self._compile_clock.start()  # forgetting graphs stops the count
 
     def _book_compiling(self) -> None:

@@ -69,8 +69,8 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
         periods = timeline.periods(layer.name)
         when = [layer.always_trains or (f"{periods[-1][0]} to {periods[-1][1]}" if periods else "–"), "–", ""]
         if event := timeline.event_of(layer.name):
-            sure = "" if event.confidence is None else f"{event.confidence:.2f}"
-            when = [str(event.step), f"{event.epoch:.2f}", sure]
+            confidence = "" if event.confidence is None else f"{event.confidence:.2f}"
+            when = [str(event.step), f"{event.epoch:.2f}", confidence]
         table.add_row(str(index), layer.name, f"{layer.size:,}", *when[: len(columns) - 3])
     return table
 
@@ -95,7 +95,7 @@ def nothing_saved(timeline: Timeline) -> str:
     free = [layer for layer in timeline.layers if not layer.always_trains]
     if not free:
         return "every layer is excluded, unused or leads to the loss."
-    if timeline.beside:
+    if timeline.repeated:
         return "trying the frozen prefix cost more than it saved. On this task train everything, without this callback."
     if not timeline.events and timeline.notes:
         return "nothing was frozen, as said above."

@@ -87,7 +87,7 @@ class Timeline:
         callback_seconds: Time spent in the callback's hooks; without the report.
         fit_seconds: Time spent in ``fit``.
         cache: What the cache of the frozen front did, if there was one.
-        beside: Batches that were repeated with everything training, in units of the first that was measured.
+        repeated: Batches that were repeated with everything training, in units of the first that was measured.
 
     Example:
         >>> from smartfrz_lightning.cost.flops import StepFlops
@@ -115,7 +115,7 @@ class Timeline:
     callback_seconds: float = 0
     fit_seconds: float = 0
     cache: CacheUse | None = None
-    beside: float = 0
+    repeated: float = 0
 
     @property
     def spent(self) -> StepFlops:
@@ -123,8 +123,8 @@ class Timeline:
         total = StepFlops()
         for state in self.states:
             total.add(state.spent)
-        if self.beside:
-            total.add(self._full_step.times(self.beside))
+        if self.repeated:
+            total.add(self._full_step.times(self.repeated))
         return total
 
     @property
@@ -187,8 +187,8 @@ class Timeline:
         )
         for index, layer in enumerate(self.layers):
             event = self.event_of(layer.name)
-            sure = "" if event is None or event.confidence is None else f"{event.confidence:.4g}"
-            when = [event.step, f"{event.epoch:.4g}", sure] if event else ["", "", ""]
+            confidence = "" if event is None or event.confidence is None else f"{event.confidence:.4g}"
+            when = [event.step, f"{event.epoch:.4g}", confidence] if event else ["", "", ""]
             periods = " ".join(f"{a}-{'' if b is None else b}" for a, b in self.periods(layer.name))
             writer.writerow([index, layer.name, layer.size, *when, layer.always_trains, periods])
         return out.getvalue()

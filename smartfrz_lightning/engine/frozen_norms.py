@@ -8,14 +8,14 @@ from torch import nn
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import RunningNorm
 
-SETTLING = 20
+RECALIBRATION = 20
 """Batches over which the statistics of a BatchNorm that froze are measured anew, at most."""
 
-SETTLING_SHARE = 0.02
+RECALIBRATION_SHARE = 0.02
 """The same as a share of the run."""
 
 
-class Stillness:
+class FrozenNorms:
     """The modules of frozen layers that would move in training mode (BatchNorm, spectral norm), kept in eval mode.
 
     A BatchNorm that goes to eval mode while it trains changes from the statistics of each batch to running ones, which
@@ -30,19 +30,19 @@ class Stillness:
 
     def __init__(self, model: nn.Module, layers: Iterable[Layer] = ()) -> None:
         self._model = model
-        self._settling: dict[str, dict[str, Any]] = {}
+        self._recalibrating: dict[str, dict[str, Any]] = {}
         self._modules: list[nn.Module] = []
         self.watch(layers)
 
     def watch(self, layers: Iterable[Layer]) -> None:
-        """These layers are frozen now; what settles goes on doing so if it still is."""
+        """These layers are frozen now; those whose statistics are being measured go on."""
         names = [name for layer in layers for name in layer.stateful]
-        for name in set(self._settling) - set(names):
+        for name in set(self._recalibrating) - set(names):
             self._put_back(name)
-            del self._settling[name]
-        self._modules = [self._model.get_submodule(name) for name in names if name not in self._settling]
+            del self._recalibrating[name]
+        self._modules = [self._model.get_submodule(name) for name in names if name not in self._recalibrating]
 
-    def settle(self, names: Iterable[str], batches: int) -> None:
+    def recalibrate(self, names: Iterable[str], batches: int) -> None:
         """Measure the statistics of those of these modules anew that take them from batches, then hold them still."""
         for name in names:
             module = self._model.get_submodule(name)
@@ -50,7 +50,7 @@ class Stillness:
                 continue
             count = module.num_batches_tracked
             assert count is not None and module.running_mean is not None and module.running_var is not None
-            self._settling[name] = {"left": batches, "momentum": module.momentum, "before": int(count)}
+            self._recalibrating[name] = {"left": batches, "momentum": module.momentum, "before": int(count)}
             self._modules.remove(module)
             # The next batch takes the place of these; whoever validates, or ends, before it comes has them.
             count.zero_()
@@ -59,16 +59,16 @@ class Stillness:
             self._begin(name)
 
     @property
-    def settling(self) -> bool:
+    def recalibrating(self) -> bool:
         """Whether statistics are being measured anew."""
-        return bool(self._settling)
+        return bool(self._recalibrating)
 
-    def hold(self) -> None:
+    def keep_still(self) -> None:
         """Put back to eval mode what was put to training mode since, as ``model.train()`` does."""
         for module in self._modules:
             if module.training:
                 module.training = False
-        for name in self._settling:
+        for name in self._recalibrating:
             self._model.get_submodule(name).training = True
 
     def release(self) -> None:
@@ -77,57 +77,57 @@ class Stillness:
             module.training = True
 
     def batch_done(self, agree: Callable[[Any], Any] = lambda value: value) -> bool:
-        """A training batch is over; returns whether a module is settled with it.
+        """A training batch is over; returns whether a module is done with it.
 
         Args:
             agree: Gives every process the statistics of the first.
         """
-        if not self._settling:
+        if not self._recalibrating:
             return False
-        for about in self._settling.values():
+        for about in self._recalibrating.values():
             about["left"] -= 1
-        settled = [name for name, about in self._settling.items() if about["left"] <= 0]
-        for name in settled:
+        done = [name for name, about in self._recalibrating.items() if about["left"] <= 0]
+        for name in done:
             self._put_back(name)
-            del self._settling[name]
+            del self._recalibrating[name]
             module = self._model.get_submodule(name)
             module.training = False
             self._modules.append(module)
             own = {key: tensor for key, tensor in module.named_buffers(recurse=False)}
             for key, tensor in agree({key: tensor.cpu() for key, tensor in own.items()}).items():
                 own[key].copy_(tensor)
-        return bool(settled)
+        return bool(done)
 
     def end(self) -> None:
-        """Training is over: what has not settled goes to eval mode with what it has."""
-        for name, about in self._settling.items():
+        """Training is over: what has not done goes to eval mode with what it has."""
+        for name, about in self._recalibrating.items():
             self._put_back(name)
             norm = self._norm(name)
             norm.training = False
             count = norm.num_batches_tracked
             if count is not None and not count and "before" in about:
                 count.fill_(about["before"])  # nothing was measured
-        self._settling.clear()
+        self._recalibrating.clear()
 
     def _begin(self, name: str) -> None:
         norm = self._norm(name)
         norm.training, norm.momentum = True, None  # the plain mean of all batches since the reset
 
     def _put_back(self, name: str) -> None:
-        self._norm(name).momentum = self._settling[name]["momentum"]
+        self._norm(name).momentum = self._recalibrating[name]["momentum"]
 
     def _norm(self, name: str) -> RunningNorm:
         module = self._model.get_submodule(name)
-        assert isinstance(module, RunningNorm), "nothing else settles"
+        assert isinstance(module, RunningNorm), "no other module has running statistics"
         return module
 
     def state_dict(self) -> dict[str, Any]:
-        """What is settling, and for how long."""
-        return {name: dict(about) for name, about in self._settling.items()}
+        """Modules whose statistics are being measured, and for how long."""
+        return {name: dict(about) for name, about in self._recalibrating.items()}
 
     def load_state_dict(self, state: dict[str, Any], layers: Iterable[Layer]) -> None:
-        """Go on settling."""
-        self._settling = {name: dict(about) for name, about in state.items()}
+        """Go on measuring."""
+        self._recalibrating = {name: dict(about) for name, about in state.items()}
         self.watch(layers)
-        for name in self._settling:
+        for name in self._recalibrating:
             self._begin(name)

@@ -14,7 +14,7 @@ from smartfrz_lightning import StaticFreezeCallback
 
 @pytest.fixture(autouse=True)
 def four_batches(monkeypatch):
-    monkeypatch.setattr("smartfrz_lightning.engine.frozen.SETTLING_SHARE", 0.1)  # of 40 batches
+    monkeypatch.setattr("smartfrz_lightning.engine.frozen.RECALIBRATION_SHARE", 0.1)  # of 40 batches
 
 
 class Long(Classifier):
@@ -53,7 +53,7 @@ def test_the_statistics_are_the_mean_of_the_batches_after_the_freeze(make_traine
     assert model.net[1].momentum == 0.1 and not model.net[1].training
 
 
-def test_resumed_while_it_settles(make_trainer, tmp_path):
+def test_resumed_while_statistics_are_measured(make_trainer, tmp_path):
     def freezer():
         return ScriptedFreeze({15: [1], 18: [0]}, {30: [0]})
 
@@ -62,12 +62,12 @@ def test_resumed_while_it_settles(make_trainer, tmp_path):
     trainer = make_trainer(freezer(), watch, saved, max_epochs=4, enable_checkpointing=True, limit_val_batches=0)
     trainer.fit(whole)
     path = tmp_path / "epoch=1.ckpt"
-    state = torch.load(path, weights_only=True)["callbacks"]["ScriptedFreeze"]["settling"]
+    state = torch.load(path, weights_only=True)["callbacks"]["ScriptedFreeze"]["recalibrating"]
     assert state == {"net.1": {"left": 2, "momentum": 0.1, "before": 18}}  # the other one is settled
     resumed, again = Long(), Watch()
     make_trainer(freezer(), again, max_epochs=4, limit_val_batches=0).fit(resumed, ckpt_path=path)
-    settles, settled, thawed = [True, True, False], [False, True, False], [True, True, False]
-    assert again.modes == watch.modes[20:] == [settles] * 2 + [settled] * 8 + [thawed] * 10
+    recalibrates, settled, thawed = [True, True, False], [False, True, False], [True, True, False]
+    assert again.modes == watch.modes[20:] == [recalibrates] * 2 + [settled] * 8 + [thawed] * 10
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
