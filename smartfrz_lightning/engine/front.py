@@ -39,6 +39,7 @@ class CachedFront:
         folder = Path(method.cache_front) if isinstance(method.cache_front, str) else None
         dtype = getattr(torch, method.cache_dtype) if method.cache_dtype else None
         self.cache = FrontCache(self._model, method.cache_gigabytes, folder, dtype, self.use)
+        self.cache.pays.batches_per_epoch = run.batches_per_epoch
         self.use = self.cache.use
         self._said = False
         if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):

@@ -111,6 +111,8 @@ class FrontCache:
         self.use.hits += batch.samples * bool(batch.hits and not batch.misses)
         self.use.misses += batch.samples * bool(batch.misses)
         self.pays.batch_ends(batch.hits, batch.misses, batch.known / max(1, batch.known + batch.new))
+        if self.on and (reason := self.pays.unknown_again(self._budget.full)):
+            self.stop(reason)
         return [name for name in batch.deferred if name not in batch.computed]
 
     def end_epoch(self) -> None:

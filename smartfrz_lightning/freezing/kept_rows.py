@@ -87,7 +87,8 @@ class KeptRows:
         new = sum(key not in self._place for key in keys)
         rows = [_as_rows(out) for out in outputs]
         kept = [row.to(like.dtype) for row, like in zip(rows, self._like, strict=True)]
-        if any(bool((low.isinf() & row.isfinite()).any()) for low, row in zip(kept, rows, strict=True)):
+        lowered = [(low, row) for low, row in zip(kept, rows, strict=True) if low.dtype != row.dtype]
+        if any(bool((low.isinf() & row.isfinite()).any()) for low, row in lowered):
             return new  # beyond the range of the smaller type
         self._add(keys, kept)
         return new

@@ -1,6 +1,7 @@
 """Pays: whether a front cache saves time, by two medians."""
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -12,9 +13,14 @@ _ENOUGH = 10  # steps of either kind whose medians can be compared
 
 
 class Pays:
-    """Seconds of steps in which everything was known, and of those in which nothing was."""
+    """Seconds of steps in which everything was known, and of those in which nothing was.
+
+    Attributes:
+        batches_per_epoch: ``inf`` if that is not known.
+    """
 
     def __init__(self) -> None:
+        self.batches_per_epoch = math.inf
         self._known: list[float] = []
         self._unknown: list[float] = []
         self._closed = self._lost = self._began = self._spent = 0.0
@@ -79,6 +85,25 @@ class Pays:
         plain = statistics.median(self._unknown)
         return self._closed + sum(plain - took for took in self._known) - self._lost
 
+    def unknown_again(self, full: bool) -> str:
+        """A batch is over; why there is no sense in going on, if samples do not come again in the second epoch.
+
+        Args:
+            full: Not all that was to be kept had room.
+        """
+        whole = self._before >= 0.75 * self.batches_per_epoch
+        if self._same_front != 1 or not whole or self._batches < max(_ENOUGH, self._before // 4):
+            return ""
+        return self._unknown_share(self._batches, self._hits, self._rows, 0.6, full)
+
+    @staticmethod
+    def _unknown_share(batches: int, hits: int, rows: float, least: float, full: bool) -> str:
+        if hits >= 0.25 * batches or rows >= least * batches:
+            return ""
+        why = "random augmentation, or samples that do not come again"
+        why = "what the front gives does not fit into cache_gigabytes" if full else why
+        return f"it knew {rows / batches:.0%} of the samples and {hits / batches:.0%} of the batches: {why}"
+
     def reason_to_stop(self, full: bool) -> str:
         """An epoch is over; why the cache is to be switched off, if it is.
 
@@ -92,13 +117,8 @@ class Pays:
         if self._same_front < 2 or not 0 < 0.75 * batches <= before:  # it saw a part of an epoch
             return ""
         # Batches that were measured or checked are unknown in the second epoch, and with them others in part.
-        if hits < 0.25 * batches and rows < (0.6 if self._same_front == 2 else 0.9) * batches:
-            why = (
-                "what the front gives does not fit into cache_gigabytes"
-                if full
-                else "random augmentation, or new samples"
-            )
-            return f"it knew {rows / batches:.0%} of the samples and {hits / batches:.0%} of the batches: {why}"
+        if reason := self._unknown_share(batches, hits, rows, 0.6 if self._same_front == 2 else 0.9, full):
+            return reason
         if min(len(self._known), len(self._unknown)) >= _ENOUGH:
             known, unknown = statistics.median(self._known), statistics.median(self._unknown)
             if known > (1 - _LEAST) * unknown:
