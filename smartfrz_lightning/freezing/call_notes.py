@@ -36,6 +36,8 @@ class CallNotes:
 
     def end_batch(self) -> None:
         """The batch is over."""
+        for root in self._roots.values():
+            root.tensor = None
         self._roots.clear()
 
     def __call__(self, unit: Unit, args: tuple, kwargs: dict[str, Any]) -> FrontCall | None:

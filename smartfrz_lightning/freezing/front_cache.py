@@ -106,7 +106,7 @@ class FrontCache:
         batch = self.calls.end_batch()
         for unit in self._units.values():
             unit.restore_forward()
-            if not unit.calls:  # a container whose parts are called
+            if not unit.called and any(True for _ in unit.module.children()):  # its parts may be
                 self._refuse(unit, _NOT_CALLED)
         self.use.hits += batch.samples * bool(batch.hits and not batch.misses)
         self.use.misses += batch.samples * bool(batch.misses)

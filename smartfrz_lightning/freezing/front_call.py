@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smartfrz_lightning.freezing.fingerprint import Opaque
 from smartfrz_lightning.freezing.kept_rows import KeptRows
 from smartfrz_lightning.freezing.placeholder import Placeholder
 from smartfrz_lightning.freezing.sample_keys import joined
@@ -17,7 +18,16 @@ from smartfrz_lightning.private.pytorch import random_states, tree_flatten, tree
 
 
 class Impure(Exception):
-    """A module turned out not to be a function of its inputs alone."""
+    """A module turned out not to be a function of its inputs alone.
+
+    Attributes:
+        why: How.
+        out: What it gave.
+    """
+
+    def __init__(self, why: str, out: Any) -> None:
+        super().__init__(why)
+        self.why, self.out = why, out
 
 
 class Owner(Protocol):
@@ -48,9 +58,9 @@ class Forward(Protocol):
 
 @dataclass(eq=False)
 class Root:
-    """A tensor that enters the front from outside, with a key of each row."""
+    """A tensor that enters the front from outside, for the length of a batch, with a key of each row."""
 
-    tensor: Tensor
+    tensor: Tensor | None
     keys: list[bytes]
 
 
@@ -67,6 +77,7 @@ class Expression:
         worth: Seconds that it takes from the last real tensors on, for a byte of what it gives; ``inf`` if not known.
         kept: What it gave.
         used: Whether there was such a call since this was set to ``False``.
+        compare: Whether the next lookup is to be compared with what the module gives.
     """
 
     key: bytes
@@ -77,6 +88,7 @@ class Expression:
     worth: float = math.inf
     kept: KeptRows | None = None
     used: bool = True
+    compare: bool = False
 
 
 @dataclass(eq=False)
@@ -96,6 +108,7 @@ class FrontCall:
         seconds: That computing them took, from the last real tensors on.
         computed: Whether they were computed, not looked up.
         deferred: Whether it waits to be computed or looked up.
+        awaited: Whether another call waits for its outputs.
     """
 
     owner: Owner
@@ -111,6 +124,7 @@ class FrontCall:
     seconds: float = 0.0
     computed: bool = False
     deferred: bool = False
+    awaited: bool = False
     _keys: list[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -125,6 +139,14 @@ class FrontCall:
         return self._keys
 
     @property
+    def unchanged(self) -> bool:
+        """Whether the module is what it was when it was called."""
+        try:
+            return self.unit.fingerprint() == self.state
+        except Opaque:
+            return False
+
+    @property
     def before(self) -> list["FrontCall"]:
         """The calls whose outputs it takes directly."""
         return [leaf.call for leaf in self.leaves if isinstance(leaf, Placeholder)]
@@ -132,6 +154,8 @@ class FrontCall:
     def defer(self) -> None:
         """It is computed later, if at all, from what enters as it is now."""
         self.deferred = True
+        for call in self.before:
+            call.awaited = True
         self.leaves = [
             leaf.clone() if isinstance(leaf, Tensor) and not isinstance(leaf, Placeholder) else leaf
             for leaf in self.leaves
@@ -147,8 +171,7 @@ class FrontCall:
             What it gave.
 
         Raises:
-            Impure: It draws random numbers, changes something, or gives more than a row a sample; ``args[1]`` is what
-                it gave.
+            Impure: It draws random numbers, changes something, or gives more than a row a sample.
         """
         inputs = [leaf.value() if isinstance(leaf, Placeholder) else leaf for leaf in self.leaves]
         tensors = [leaf for leaf in inputs if isinstance(leaf, Tensor)]
@@ -164,7 +187,7 @@ class FrontCall:
             raise Impure("it writes to its inputs", out)
         if drawn is not None and not _same(drawn, random_states(self.device)):
             raise Impure("it draws random numbers", out)
-        if watched and self.unit.fingerprint() != self.state:
+        if watched and not self.unchanged:
             raise Impure("it changes something of its own", out)
         leaves, spec = tree_flatten(out)
         outputs, structure = [leaf for leaf in leaves if leaf is not None], ([leaf is None for leaf in leaves], spec)

@@ -17,8 +17,8 @@ from smartfrz_lightning.freezing.front_units import Unit
 from smartfrz_lightning.freezing.kept_rows import Budget, KeptRows
 from smartfrz_lightning.freezing.pays import Pays
 from smartfrz_lightning.freezing.placeholder import Placeholder, touched
-from smartfrz_lightning.freezing.row_check import alike, by_sample
-from smartfrz_lightning.private.pytorch import drawing_from, random_states
+from smartfrz_lightning.freezing.row_check import alike, by_sample, same_values
+from smartfrz_lightning.private.pytorch import drawing_from, in_transform, outside_transforms, random_states
 
 _CHECKS = 2  # batches in which a call is checked before it may be deferred
 _WORTH = 0.1  # seconds a byte, relative to the best, from which on rows are kept
@@ -78,7 +78,7 @@ class FrontCalls:
         self._notes = CallNotes(self, refuse)
         self._expressions = self._notes.expressions
         self._seen: set[bytes] = set()
-        self.open = self._busy = self._verify = False
+        self.open = self._busy = False
         self._batch = Batch()
 
     def front_changed(self) -> None:
@@ -108,8 +108,7 @@ class FrontCalls:
                     known.kept.used = False
             if not known.used:
                 del self._expressions[key]
-            known.used = False
-        self._verify = True
+            known.used, known.compare = False, True
 
     def clear(self) -> None:
         """Write what is new, and forget everything."""
@@ -122,8 +121,8 @@ class FrontCalls:
 
     def called(self, unit: Unit, args: tuple, kwargs: dict[str, Any]) -> Any:
         """A module of the front is called; returns what it gives, or placeholders."""
-        call = None
-        if self.open and not self._busy and not torch.is_inference_mode_enabled():
+        call, unit.called = None, True
+        if self.open and not self._busy and not torch.is_inference_mode_enabled() and not in_transform():
             with self._pays.spending():
                 call = self._notes(unit, args, kwargs)
         if call is None:
@@ -137,8 +136,9 @@ class FrontCalls:
             try:
                 self._compute(call)
             except Impure as error:
-                self._refuse(unit, error.args[0])
-                return error.args[1]
+                self._refuse(unit, error.why)
+                return error.out
+            call.leaves = []
         else:
             self._batch.deferred[unit.name] = None
             call.defer()
@@ -160,7 +160,7 @@ class FrontCalls:
         try:
             out = self._compute(call)
             with self._pays.spending(), self._aside():
-                if not all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True) if isinstance(a, Tensor)):
+                if not all(same_values(a, b) for a, b in zip(inputs, copies, strict=True) if isinstance(a, Tensor)):
                     raise Impure("it writes to its inputs", out)
                 with drawing_from(random_states(call.device), call.device):
                     alone = known.checks > 0 or by_sample(call, unit.module, copies)
@@ -172,12 +172,13 @@ class FrontCalls:
                     if places is not None and not self._agree(call, kept.read(places)):
                         raise Impure("it gives something else than what was kept", out)
         except Impure as error:
-            self._refuse(unit, error.args[0])
+            self._refuse(unit, error.why)
             call.results = None
             if known.kept is not None:
                 known.kept.drop()
-            return error.args[1]
+            return error.out
         known.checks += 1
+        call.leaves = []
         self._batch.made.append(weakref.ref(call))
         return call.placeholders()
 
@@ -195,33 +196,38 @@ class FrontCalls:
     def outputs(self, call: FrontCall) -> list[Tensor]:
         """Those of a call, looked up or computed."""
         if call.results is None:
-            known = call.expression
-            places = known.kept.find(call.keys) if known.kept is not None else None
-            if places is None:
-                self._compute(call)
-            else:
-                assert known.kept is not None
-                call.results = known.kept.read(places)
-                self._batch.hits += 1
-                self._batch.known += call.batch
-                if self._verify:
-                    self._compare(call)
+            with torch.inference_mode(False), outside_transforms():
+                self._find_or_compute(call)
             call.leaves = []
         assert call.results is not None
         return call.results
+
+    def _find_or_compute(self, call: FrontCall) -> None:
+        known = call.expression
+        places = known.kept.find(call.keys) if known.kept is not None else None
+        if places is None:
+            self._compute(call)
+            return
+        assert known.kept is not None
+        call.results = known.kept.read(places)
+        self._batch.hits += 1
+        self._batch.known += call.batch
+        if known.compare:
+            known.compare = False
+            self._compare(call)
 
     def asked_for(self, call: FrontCall) -> list[Tensor]:
         """Those of a call, which from now on somebody else may write to."""
         results = self.outputs(call)
         call.expression.end = True
         if call.computed:
-            with self._pays.spending():
+            with self._pays.spending(), torch.inference_mode(False), outside_transforms():
                 self._keep(call)
             call.computed = False
         return results
 
     def _compute(self, call: FrontCall) -> Any:
-        if call.deferred and call.unit.fingerprint() != call.state:
+        if call.deferred and not call.unchanged:
             raise RuntimeError(
                 f"cache_front: {call.unit.name} was changed after it was called and before what it gives was used. "
                 "Change it elsewhere, or use cache_front=False"
@@ -262,7 +268,6 @@ class FrontCalls:
 
     def _compare(self, call: FrontCall) -> None:
         """Compute once an epoch what was looked up: what a module reads from elsewhere shows in nothing else."""
-        self._verify = False
         kept, call.results = call.results, None
         self._compute(call)
         assert kept is not None

@@ -21,6 +21,7 @@ class Unit:
     Attributes:
         forward: Its own forward pass.
         fingerprint: A digest of what it computes by.
+        called: Whether it was called.
         calls: How often it was called as a part of the front.
 
     Raises:
@@ -33,7 +34,7 @@ class Unit:
         self.fingerprint = Fingerprint(module)
         self.begins = any(True for _ in module.parameters())
         """Whether a front may begin with it: what has no parameters only goes on with one."""
-        self.calls = 0
+        self.called, self.calls = False, 0
         self._replaced: _Forward | None = None  # one, so that the module looks the same in every batch
 
     def replace_forward(self, called: Callable) -> None:

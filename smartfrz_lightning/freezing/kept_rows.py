@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smartfrz_lightning.freezing.sample_keys import KEY_BYTES, digest, joined
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _BOOKKEEPING = 200
 """Bytes that Python takes for the keys of a row."""
 
@@ -62,7 +62,7 @@ class KeptRows:
         self._per_chunk = max(1, min(_CHUNK, budget.free // 20) // self._size)
         self._chunks: list[list[Tensor]] = []
         self._place: dict[bytes, int] = {}
-        self._budget, self._folder, self._name = budget, folder, name
+        self._budget, self._folder, self._name = budget, folder, f"{name}-{dtype or 'own'}"
         self._saved = 0
         self.used = True
         """Whether rows were looked for since this was set to ``False``."""
@@ -115,6 +115,7 @@ class KeptRows:
         self._budget.taken -= len(self._place) * self._size
         self._chunks.clear()
         self._place.clear()
+        self._saved = 0
 
     # --- files
 

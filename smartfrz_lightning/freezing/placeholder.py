@@ -32,14 +32,25 @@ class Placeholder(Tensor):
         return new
 
     def touch(self) -> Tensor:
-        """The real tensor, which it is from now on."""
-        given = self.call.owner.asked_for(self.call)[self.slot] if self.given is None else self.given
-        self.given = given
+        """The real tensor, which it is from now on: whoever asks may write to it."""
+        given = self.given
+        if given is None:
+            value = self.call.owner.asked_for(self.call)[self.slot]
+            given = self.given = value.clone() if self.call.awaited else value
         return given
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("call", "slot", "given"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.touch(), name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.touch(), name)
+
     def value(self) -> Tensor:
-        """The values, for another module of the front."""
-        return self.call.owner.outputs(self.call)[self.slot] if self.given is None else self.given
+        """The values as they came, for another module of the front."""
+        return self.call.owner.outputs(self.call)[self.slot]
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:

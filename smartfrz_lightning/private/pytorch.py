@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from packaging.version import Version
 from torch import nn
-from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingModuleSource]
+from torch._C._functorch import (  # pyright: ignore[reportMissingModuleSource]
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 from torch._dynamo.callback import callback_handler as compile_callbacks
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm
@@ -34,9 +37,11 @@ __all__ = [
     "drawing_from",
     "empty_subclass",
     "has_global_hooks",
+    "in_transform",
     "is_compiled",
     "is_plain",
     "module_hooks",
+    "outside_transforms",
     "own_tensors",
     "parts",
     "random_states",
@@ -136,6 +141,16 @@ def empty_subclass(kind: type, shape: Sequence[int], dtype: torch.dtype, device:
 def below_functions() -> Any:
     """A context in which ``__torch_function__`` of tensors is not asked."""
     return torch._C.DisableTorchFunctionSubclass()
+
+
+def in_transform() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return peek_interpreter_stack() is not None
+
+
+def outside_transforms() -> Any:
+    """A context in which transforms of ``torch.func`` do not see what is done."""
+    return torch._C._DisableFuncTorch()
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -17,6 +17,8 @@ USED_ELSEWHERE = {
     "empty_subclass",
     "below_functions",
     "has_global_hooks",
+    "in_transform",
+    "outside_transforms",
     "is_compiled",
     "is_plain",
     "own_tensors",
