@@ -47,11 +47,9 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], Tensor], bool
     "ResNet-32": (lambda n: build("resnet32", n), lambda count: _images(32, count), False),
     "ResNet-32, flips": (lambda n: build("resnet32", n), lambda count: _images(32, count), True),
     "MiniLM, 24 tokens": (lambda n: build("minilm", n), lambda count: torch.randint(5, 20000, (count, 24)), False),
-    "MiniLM, 64 tokens": (lambda n: build("minilm", n), lambda count: torch.randint(5, 20000, (count, 64)), False),
     "DeiT-tiny": (_deit, lambda count: _images(96, count), False),
 }
-"""Networks of random weights and random samples: a step takes as long with others. CoLA has sentences of some 24
-tokens, film reviews some 64."""
+"""Networks of random weights and random samples: a step takes as long with others."""
 
 
 class Run:

@@ -14,7 +14,11 @@ from smartfrz_lightning.layers import find_layers
 
 
 class GoesOn(Pays):
-    """Never stops: small networks are computed faster than looked up."""
+    """Never stops, and keeps all that is asked for: small networks are computed faster than looked up."""
+
+    @staticmethod
+    def clock(device, exact):
+        return 0.0
 
     def unknown_again(self, full):
         return ""
