@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from smartfrz_lightning import StaticFreezeCallback
 from smartfrz_lightning.freezing.front_cache import FrontCache
-from smartfrz_lightning.freezing.sample_keys import row_digests, row_sums
+from smartfrz_lightning.freezing.sample_keys import row_digests
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -106,8 +106,7 @@ def test_the_probe_leaves_no_trace_under_mixed_precision_and_fused_steps(make_tr
 
 def test_keys_are_those_of_the_cpu():
     for rows in (torch.rand(5, 3, 40, 40), torch.randint(99, (4, 7)), torch.rand(2, 9).bfloat16()):
-        assert torch.equal(row_sums(rows), row_sums(rows.cuda()).cpu())
-        assert len(set(row_digests(rows.cuda()))) == len(rows)
+        assert row_digests(rows) == row_digests(rows.cuda())
 
 
 def test_the_memory_of_the_cache_is_given_back(make_trainer):

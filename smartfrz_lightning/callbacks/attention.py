@@ -46,6 +46,8 @@ class AttentionFreezeCallback(FreezingCallback, AttentionStage):
         30
     """
 
+    full_window = False  # as in the paper
+
     def __init__(
         self,
         predictor: str | None = None,
@@ -71,6 +73,4 @@ class AttentionFreezeCallback(FreezingCallback, AttentionStage):
             cache_gigabytes=cache_gigabytes,
             cache_dtype=cache_dtype,
         )
-        AttentionStage.__init__(
-            self, predictor, threshold, front_only, snapshot_every_n_steps, window, seed, full_window=False
-        )
+        AttentionStage.__init__(self, predictor, threshold, front_only, snapshot_every_n_steps, window, seed)

@@ -53,17 +53,16 @@ class CallNotes:
         if not all(isinstance(leaf, Tensor) or is_plain_value(leaf) for leaf in leaves):
             self._refuse(unit, "it is given more than tensors and plain values")
             return None
-        sizes = [call.batch for call in before] or [len(leaf) for leaf in real if leaf.ndim and type(leaf) is Tensor][
-            :1
-        ]
-        if not sizes or min(sizes) < 2 or len(set(sizes)) > 1 or not before and not unit.begins:
+        with_rows = [len(leaf) for leaf in real if leaf.ndim and type(leaf) is Tensor]
+        sizes = {call.batch for call in before} or set(with_rows[:1])
+        if len(sizes) != 1 or min(sizes) < 2 or not (before or unit.begins):
             return None
         try:
             state = unit.fingerprint()
         except Opaque as error:
             self._refuse(unit, str(error))
             return None
-        batch, roots = sizes[0], list[Root]()
+        batch, roots = sizes.pop(), list[Root]()
         about: list[Any] = [state.hex(), str(spec)]
         for leaf in leaves:
             if isinstance(leaf, Placeholder):

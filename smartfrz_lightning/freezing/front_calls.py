@@ -212,7 +212,7 @@ class FrontCalls:
         call.results = known.kept.read(places)
         self._batch.hits += 1
         self._batch.known += call.batch
-        if known.compare:
+        if known.compare and call.unchanged:
             known.compare = False
             self._compare(call)
 

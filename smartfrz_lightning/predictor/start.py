@@ -47,12 +47,8 @@ class StartPredictor(nn.Module):
         Returns:
             ``[prefixes]``.
         """
-        return self.score((self.seen(inputs) - self.mean) / self.scale)[:, 0]
-
-    def seen(self, inputs: Tensor) -> Tensor:
-        """The inputs, with ``shift`` not below its floor."""
-        shift = inputs[:, -1:].clamp(min=self.shift_floor)
-        return torch.cat([inputs[:, :-1], shift], 1)
+        seen = torch.cat([inputs[:, :-1], inputs[:, -1:].clamp(min=self.shift_floor)], 1)
+        return self.score((seen - self.mean) / self.scale)[:, 0]
 
     def save(self, path: str | Path, **about: Any) -> None:
         """Write one safetensors file, with the construction and ``about`` in its metadata."""

@@ -29,12 +29,14 @@ class AttentionStage(WindowedStage):
             short run half of the run.
         window: Snapshots kept a layer; as many as the predictor was trained on by default.
         seed: Fixes which weights are sampled.
-        full_window: Judge nothing before its window is full: in a shorter one little has moved yet.
 
     Raises:
         FileNotFoundError: There is no such predictor file.
         ValueError: An argument is out of range, or the predictor file cannot be read.
     """
+
+    full_window = True
+    """Whether nothing is judged before its window is full: in a shorter one little has moved yet."""
 
     def __init__(
         self,
@@ -44,13 +46,12 @@ class AttentionStage(WindowedStage):
         snapshot_every_n_steps: int | None = None,
         window: int | None = None,
         seed: int = 0,
-        full_window: bool = True,
     ) -> None:
         check_shares(threshold=threshold)
         self._network = load_predictor(predictor)
         window = self._network.window if window is None else window
         super().__init__(front_only, snapshot_every_n_steps, window, self._network.sample_size, seed)
-        self.threshold, self.full_window = threshold, full_window
+        self.threshold = threshold
 
     def start(self, run: TrainingRun) -> None:
         super().start(run)

@@ -6,13 +6,13 @@ import time
 import pytest
 import torch
 import torchvision
+from cached import Convolutions
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from staging import Batches
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from smartfrz_lightning import IntervalFreezeCallback, StaticFreezeCallback
@@ -251,14 +251,6 @@ class CountConvolutions(Callback):
     def on_train_batch_end(self, *_):
         self.mode.__exit__(None, None, None)
         self.counts.append(self.mode.count)
-
-
-class Convolutions(TorchDispatchMode):
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten.convolution.default
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("by_hand", [False, True])

@@ -5,14 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from cached import NETS, OPTIMIZERS, Images, cache_of, images, steps, train, weights
+from cached import NETS, OPTIMIZERS, Convolutions, Images, cache_of, images, steps, train, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from smartfrz_lightning.freezing import call_notes, fingerprint, kept_rows, sample_keys
-from smartfrz_lightning.freezing.sample_keys import row_sums
 
 
 @settings(max_examples=30, deadline=None)
@@ -125,16 +121,6 @@ def test_the_same_image_under_another_mask_is_another_sample():
     assert cache.use.misses == 24 and cache.use.hits == 48
 
 
-class CountConvolutions(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.forward = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.forward += func is torch.ops.aten.convolution.default
-        return func(*args, **(kwargs or {}))
-
-
 class InPlace(nn.Sequential):
     """Blocks as those of torchvision: activations write in place, and a shortcut is added in place."""
 
@@ -156,10 +142,10 @@ def test_nothing_of_the_front_runs_for_known_samples_where_it_writes_in_place(de
     cache = cache_of(net)
     for _ in range(8):
         cache.open()
-        with CountConvolutions() as count:
+        with Convolutions() as count:
             loss = net(x).square().sum()
             cache.close()  # what somebody still holds is computed here
-        ran.append(count.forward)
+        ran.append(count.count)
         for model in (loss, other(x).square().sum()):
             model.backward()
         for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
@@ -224,16 +210,3 @@ def test_a_smaller_type_takes_half_of_the_room():
         losses.append(train(own, data, 1, caches[-1], batch=5))
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
     assert caches[1].use.gigabytes < 0.6 * caches[0].use.gigabytes
-
-
-def test_keys_that_a_gpu_sums(monkeypatch):
-    """On the CPU, where the same integers come out."""
-    monkeypatch.setattr(call_notes, "row_digests", lambda tensor: sample_keys._as_bytes(row_sums(tensor)))
-    for module in (call_notes, fingerprint, kept_rows):
-        monkeypatch.setattr(module, "digest", lambda tensor: sample_keys._as_bytes(row_sums(tensor.reshape(1, -1)))[0])
-    torch.manual_seed(0)
-    plain, data = Images(), images(20)
-    kept = copy.deepcopy(plain)
-    cache = cache_of(kept)
-    assert train(kept, data, 3, cache, batch=5) == pytest.approx(train(plain, data, 3, batch=5), rel=1e-5)
-    assert cache.use.hits > 20

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from cached import cache_of
+from cached import cache_of, same, vectors
 from torch import nn
 
 
@@ -45,19 +45,6 @@ def thawed_in_the_step(net, x, step):
     return out
 
 
-def view_written_to(net, x, step):
-    h = net.front.eval()(x)
-    h[:, 0].zero_()
-    h.detach().mul_(2)
-    return net.head(h)
-
-
-def array_written_to(net, x, step):
-    h = net.front.eval()(x)
-    h.numpy()[:] *= 2
-    return net.head(h)
-
-
 def two_modes(net, x, step):
     net.front = net.front if isinstance(net.front, Doubles) else Doubles(net.front)
     one, two = net.front.train()(x), net.front.eval()(x)
@@ -89,7 +76,7 @@ def chosen_by_mask(net, x, step):
 
 def centred(net, x, step):
     if not hasattr(net, "centre"):
-        net.centre = torch.zeros(6)
+        net.centre = torch.zeros(6, dtype=x.dtype)
     h = net.front.eval()(x) - net.centre
     net.centre.lerp_(x.mean(0), 0.5)
     return net.head(h)
@@ -102,11 +89,6 @@ def differentiated(net, x, step):
     return net.head(grad)
 
 
-def attribute_changed(net, x, step):
-    net.alpha = 1.0 + step
-    return net.head(net.front.eval()(x) * net.alpha)
-
-
 def empty_at_times(net, x, step):
     return net.head(net.front.eval()(x[: 0 if step % 3 == 2 else None])).sum(0, keepdim=True) + net.head.bias
 
@@ -117,33 +99,15 @@ def mixed(net, x, step):
 
 @pytest.mark.parametrize(
     "what",
-    [eval_around, weights_swapped, thawed_in_the_step, view_written_to, array_written_to, dropped_in_place, two_modes]
-    + [chosen_by_mask, centred, differentiated, attribute_changed, empty_at_times, mixed, conditioned],
+    [eval_around, weights_swapped, thawed_in_the_step, dropped_in_place, two_modes]
+    + [chosen_by_mask, centred, differentiated, empty_at_times, mixed, conditioned],
 )
 def test_whatever_a_training_step_does(what):
     torch.manual_seed(0)
-    net, data = Teacher(), torch.randn(12, 6)
+    net = Teacher()
     if what is conditioned:
         net.front[2] = Conditioned(net.front)
-    other = copy.deepcopy(net)
-    cache = cache_of(other)
-    found = []
-    for module, opened in ((net, None), (other, cache)):
-        optimizer, losses = torch.optim.SGD(module.parameters(), 0.1), []
-        for step in range(24):
-            x = data[torch.randperm(12, generator=torch.Generator().manual_seed(step))[:5]].clone()
-            if opened:
-                opened.open()
-            optimizer.zero_grad()
-            loss = what(module.train(), x, step).square().mean()
-            loss.backward()
-            if opened:
-                opened.close()
-            optimizer.step()
-            losses.append(loss.item())
-        found.append(losses)
-    assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-6)
-    assert all(torch.allclose(p, q, atol=1e-5) for p, q in zip(net.parameters(), other.parameters(), strict=True))
+    same(net, vectors(), lambda net, x, number: what(net.train(), x, number), batch=5)
 
 
 class Conditioned(nn.Module):

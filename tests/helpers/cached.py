@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.freezing.front_cache import FrontCache
@@ -199,3 +200,13 @@ def same(net, data, step, hits=None, **how):
 
 def vectors(count=12):
     return torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts those that are computed forward."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **(kwargs or {}))

@@ -11,18 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from models import mlp
-from staging import (
-    ANYWAY,
-    EPOCHS,
-    NEVER,
-    InOrder,
-    Safe,
-    notes,
-    quiet_mlp,
-    same,
-    smart,
-    trained,
-)  # fmt: skip
+from staging import ANYWAY, EPOCHS, NEVER, InOrder, Safe, notes, quiet_mlp, same, smart, trained
 
 from smartfrz_lightning import SmartFreezeCallback
 from smartfrz_lightning.stages import StartStage, VerifyStage
