@@ -253,7 +253,8 @@ class FrontCalls:
         known = call.expression
         assert call.results is not None
         known.worth = min(known.worth, call.seconds / sum(out.nbytes for out in call.results))
-        best = max([one.worth for one in self._expressions.values() if one.worth < math.inf], default=known.worth)
+        measured = [one.worth for one in self._expressions.values() if one.checks >= _CHECKS and one.worth < math.inf]
+        best = max(measured, default=known.worth)  # a single measurement may be that of a stall
         if known.worth < _WORTH * best:
             if known.kept is not None:
                 known.kept.drop()
