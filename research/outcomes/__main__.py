@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from research.outcomes.case import draw_cases
 from research.outcomes.examples import load_examples
-from research.outcomes.record import outcome_path, record_to
+from research.outcomes.record import DEPTHS, MOMENTS, SHORTENED, outcome_path, record_to
 from smartfrz_lightning.private.workers import in_processes
 
 
@@ -30,6 +30,9 @@ def main(
     groups: list[str] | None = None,
     longest: int | None = None,
     known: str | None = None,
+    depths: tuple[float, ...] = DEPTHS,
+    later: tuple[float, ...] = MOMENTS,
+    shortened: tuple[float, ...] = SHORTENED,
     threads: int = 1,
     device: str = "cpu",
     jobs: int = 1,
@@ -44,6 +47,9 @@ def main(
         groups: Only these, by name.
         longest: Only cases of at most so many steps; the others can be recorded another time.
         known: Condensed file of cases that are not recorded again.
+        depths: Shares of the layers before the head that freeze.
+        later: Shares of the run at which they do, besides the start.
+        shortened: Lengths of the shortened runs, as shares.
         threads: Threads of PyTorch; several jobs share them, at least one each.
         device: Where the networks train, such as ``cuda``.
         jobs: So many cases at a time, each in a process of its own.
@@ -60,7 +66,8 @@ def main(
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         to_do = [case for case in rounds if case.name not in done and not outcome_path(output, case).exists()]
         task = progress.add_task("cases", total=len(rounds), completed=len(rounds) - len(to_do))
-        record = partial(record_to, data=data, weights=weights, output=output, device=device)
+        grid = {"depths": depths, "later": later, "shortened": shortened}
+        record = partial(record_to, data=data, weights=weights, output=output, device=device, **grid)
         failed = 0
         for case, line in in_processes(record, to_do, jobs):
             if isinstance(line, Exception):

@@ -32,7 +32,13 @@ PROBE_STEPS, SNAPSHOTS, SAMPLE_SIZE = 30, 120, 64
 
 
 def record_case(
-    case: Case, data: str | Path, weights: str | Path, depths: Sequence[float] = DEPTHS, device: str = "cpu"
+    case: Case,
+    data: str | Path,
+    weights: str | Path,
+    depths: Sequence[float] = DEPTHS,
+    later: Sequence[float] = MOMENTS,
+    shortened: Sequence[float] = SHORTENED,
+    device: str = "cpu",
 ) -> Outcome:
     """Train a case in all ways.
 
@@ -41,6 +47,8 @@ def record_case(
         data: Folder of the images, see :func:`~research.outcomes.tasks.image_task`.
         weights: Folder of ``<case.weights>.safetensors``, or of the folder ``<case.weights>``.
         depths: Shares of the layers before the head that freeze.
+        later: Shares of the run at which they do, besides the start.
+        shortened: Lengths of the shortened runs, as shares.
         device: Where it trains.
     """
     setup = set_up(case, data, weights, device)
@@ -71,10 +79,10 @@ def record_case(
     cost = step_cost(net, layers, counter.segments)
 
     kept: list[Moment] = []
-    moments = sorted({max(1, round(share * case.steps)) for share in MOMENTS}) if case.later else []
+    moments = sorted({max(1, round(share * case.steps)) for share in later}) if case.later else []
     runs = [trained("full", keep=moments, watch=history)]
     branches = [None, *kept]
-    runs += [trained("shortened", steps=max(1, round(share * case.steps))) for share in SHORTENED]
+    runs += [trained("shortened", steps=max(1, round(share * case.steps))) for share in shortened]
     for depth in sorted({max(1, round(share * (len(layers) - 1))) for share in depths}):
         runs += [trained("frozen", front=layers[:depth], moment=moment) for moment in branches]
     tensors |= {"losses": torch.stack(losses), **history.tensors()}
@@ -134,7 +142,7 @@ def outcome_path(output: str | Path, case: Case) -> Path:
     return Path(output) / f"{case.name}.safetensors"
 
 
-def record_to(case: Case, data: str, weights: str, output: str, device: str = "cpu") -> str:
+def record_to(case: Case, data: str, weights: str, output: str, **how: Any) -> str:
     """Train a case in all ways, write its file, and say in a line what came out.
 
     Args:
@@ -142,12 +150,12 @@ def record_to(case: Case, data: str, weights: str, output: str, device: str = "c
         data: Folder of the data.
         weights: Folder of the weights.
         output: Folder of the file.
-        device: Where it trains.
+        how: Depths, moments, lengths and device, of :func:`record_case`.
     """
     if outcome_path(output, case).exists():
         return "recorded meanwhile, by somebody else"
     began = time.perf_counter()
-    outcome = record_case(case, data, weights, device=device)
+    outcome = record_case(case, data, weights, **how)
     outcome.save(outcome_path(output, case))
     best = max((run for run in outcome.runs if run.kind == "frozen"), key=lambda run: run.accuracy)
     return (
