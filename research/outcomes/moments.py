@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jsonargparse import auto_cli
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -23,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from research.outcomes.examples import frontier
 from research.outcomes.outcome import Outcome
@@ -70,10 +72,10 @@ class Moments:
 def summary(outcome: Outcome) -> dict[str, Any]:
     """A case without its tensors: what the layers before the head showed at each twentieth of the run, layer by layer.
 
-    ``moved`` and ``moved_lately``: how far the sampled weights are from those of the start and of two twentieths
-    before, relative to their norm. ``gradient``: root mean square norm of the gradients since then, relative to the
-    weights; ``agreement``: square norm of their mean over their mean square. ``losses``: mean training loss of every
-    run in each twentieth, ``None`` where it was not trained.
+    ``moved``: how far the sampled weights are from those a twentieth before, relative to their norm. ``gradient``: root
+    mean square norm of the gradients since then, relative to the weights; ``agreement``: square norm of their mean over
+    their mean square. ``rates``: sum of the learning rates since then. ``first_loss``: mean training loss of the first
+    2 % of the steps. ``losses``: that of every run in each twentieth, ``None`` where it was not trained.
 
     Args:
         outcome: The case, with its tensors.
@@ -81,21 +83,29 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     tensors, layers, steps = outcome.tensors, len(outcome.layers) - 1, outcome.case.steps
     at, weights = tensors["weights_step"], tensors["weights"][:, :layers].double()
     gradients = tensors["gradients"][:, :layers].double()
-    found: dict[str, list] = {name: [] for name in ("moved", "moved_lately", "gradient", "agreement")}
-    for check in range(CHECKS):
-        until = max(1, int((at <= round(check * steps / CHECKS)).sum()) - 1)  # the first gradient is that of step 1
-        before = max(0, until - 2 * len(at) // CHECKS)
+    rates = torch.tensor([learning_rate(outcome.case, step, steps) for step in range(steps)], dtype=torch.double)
+    found: dict[str, list] = {name: [] for name in ("moved", "gradient", "agreement", "rates")}
+    before = 0
+    for check in range(1, CHECKS + 1):
+        until = int((at <= round(check * steps / CHECKS)).sum()) - 1
         scale = weights[until].norm(dim=-1).clamp(min=1e-9)
-        window = gradients[max(1, before) : until + 1]
+        window = gradients[before + 1 : until + 1]  # the first gradient is that of step 1
         squares = window.square().sum(-1).mean(0)
-        found["moved"].append((weights[until] - weights[0]).norm(dim=-1) / scale)
-        found["moved_lately"].append((weights[until] - weights[before]).norm(dim=-1) / scale)
+        found["moved"].append((weights[until] - weights[before]).norm(dim=-1) / scale)
         found["gradient"].append(squares.sqrt() / scale)
         found["agreement"].append(window.mean(0).square().sum(-1) / squares.clamp(min=1e-18))
-    checks = {name: [[float(f"{x:.4g}") for x in row.tolist()] for row in rows] for name, rows in found.items()}
+        found["rates"].append(rates[at[before] : at[until]].sum())
+        before = until
+    checks = {name: [_rounded(row) for row in rows] for name, rows in found.items()}
     parts = [run.tensor_split(CHECKS) for run in tensors["losses"]]
     losses = [[None if part.isnan().all() else round(float(part.nanmean()), 4) for part in run] for run in parts]
-    return {**outcome.asdict(), "checks": checks, "losses": losses}
+    first = float(tensors["losses"][0][: max(1, int(0.02 * steps))].mean())
+    return {**outcome.asdict(), "checks": checks, "losses": losses, "first_loss": round(first, 4)}
+
+
+def _rounded(values: Tensor) -> Any:
+    kept = [float(f"{value:.4g}") for value in values.flatten().tolist()]
+    return kept if values.ndim else kept[0]
 
 
 def moments(about: Mapping[str, Any]) -> Moments:

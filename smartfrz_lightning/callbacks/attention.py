@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 
-from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.stages.attention import AttentionStage
+from torch import Tensor
+
+from smartfrz_lightning.callbacks.windowed import WindowedFreezingCallback
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.predictor.inference import freeze_confidence
+from smartfrz_lightning.predictor.weights import load_predictor
+from smartfrz_lightning.stages.start import check_shares
 
 
-class AttentionFreezeCallback(FreezingCallback, AttentionStage):
+class AttentionFreezeCallback(WindowedFreezingCallback):
     """Freeze layers as an attention predictor says (SmartFRZ, Li et al., ICLR 2023).
 
     Small snapshots of every active layer's weights are kept while training goes on. At each check a pretrained
@@ -46,8 +51,6 @@ class AttentionFreezeCallback(FreezingCallback, AttentionStage):
         30
     """
 
-    full_window = False  # as in the paper
-
     def __init__(
         self,
         predictor: str | None = None,
@@ -64,8 +67,15 @@ class AttentionFreezeCallback(FreezingCallback, AttentionStage):
         cache_dtype: str | None = None,
         report: bool | str = True,
     ) -> None:
+        check_shares(threshold=threshold)
+        self._network = load_predictor(predictor)
         super().__init__(
-            report,
+            front_only=front_only,
+            snapshot_every_n_steps=snapshot_every_n_steps,
+            window=self._network.window if window is None else window,
+            sample_size=self._network.sample_size,
+            seed=seed,
+            report=report,
             every_n_epochs=every_n_epochs,
             every_n_train_steps=every_n_train_steps,
             exclude=exclude,
@@ -73,4 +83,12 @@ class AttentionFreezeCallback(FreezingCallback, AttentionStage):
             cache_gigabytes=cache_gigabytes,
             cache_dtype=cache_dtype,
         )
-        AttentionStage.__init__(self, predictor, threshold, front_only, snapshot_every_n_steps, window, seed)
+        self.threshold = threshold
+
+    def start(self, run: TrainingRun) -> None:
+        super().start(run)
+        self._network.to(next(run.model.parameters()).device)
+
+    def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
+        confidences = freeze_confidence(self._network, windows).tolist()
+        return {name: value for name, value in zip(names, confidences, strict=True) if value > self.threshold}

@@ -1,13 +1,18 @@
 """WindowedFreezingCallback: for methods that judge a layer by the recent history of its weights."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any
 
+from torch import Tensor
+
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.stages.windowed import WindowedStage
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.history.window import WeightHistory, snapshot_spacing
+from smartfrz_lightning.layers.layer import connected
 
 
-class WindowedFreezingCallback(FreezingCallback, WindowedStage, ABC):
+class WindowedFreezingCallback(FreezingCallback, ABC):
     """Base of the methods that look at windows of weight snapshots (paper, sections 3.1 and 3.2).
 
     A method says in :meth:`ready` which windows are those of finished layers.
@@ -46,4 +51,85 @@ class WindowedFreezingCallback(FreezingCallback, WindowedStage, ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        WindowedStage.__init__(self, front_only, snapshot_every_n_steps, window, sample_size, seed)
+        least = {"window": (window, 2), "sample_size": (sample_size, 1)}
+        least["snapshot_every_n_steps"] = (1 if snapshot_every_n_steps is None else snapshot_every_n_steps, 1)
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise ValueError(f"{name}={value}: must be at least {bound}")
+        self.front_only = front_only
+        self.snapshot_every_n_steps = snapshot_every_n_steps
+        self.window = window
+        self.sample_size = sample_size
+        self.seed = seed
+
+    @abstractmethod
+    def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
+        """Which layers are done, with a confidence.
+
+        Args:
+            windows: ``[layers, snapshots, sample_size]``, oldest first, at least two snapshots.
+            names: Name of each layer.
+            steps: When each snapshot was taken.
+        """
+
+    def reset(self) -> None:
+        self._history: WeightHistory | None = None
+
+    def start(self, run: TrainingRun) -> None:
+        self._spacing = snapshot_spacing(run.batches_per_epoch, run.total_batches, self.window)
+        if run.layers and self._history is None:
+            self.layers_found(run)
+
+    def layers_found(self, run: TrainingRun) -> None:
+        if self._history is None:
+            first = next((layer for layer in run.layers if layer.always_trains != "unused"), None)
+            if self.front_only and first is not None and first.always_trains and run.active:
+                run.say(
+                    f"The first layer, {first.name!r}, always trains ({first.always_trains}), so layers that freeze "
+                    "behind it save their weight gradients, not activation gradients or memory."
+                )
+            self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
+        self._history.watch(run.active)
+
+    def step_done(self, run: TrainingRun) -> None:
+        every = self.snapshot_every_n_steps
+        if self._history is not None and (run.passed(self._spacing) if every is None else not run.global_steps % every):
+            self._history.record(run.global_steps)
+
+    def select(self, run: TrainingRun) -> dict[str, float]:
+        ready: dict[str, float] = {}
+        if self._history is None:
+            return ready
+        for names, windows, steps in self._history.windows_by_length():
+            if len(steps) > 1:  # one snapshot shows no movement
+                ready |= self._judge(names, windows, steps)
+        if not self.front_only:
+            return ready
+        return {name: ready[name] for name in connected(run.layers, run.frozen, ready)}
+
+    def _judge(self, names: list[str], windows: Tensor, steps: list[int]) -> dict[str, float]:
+        if not self.front_only:
+            return self.ready(windows, names, steps)
+        ready: dict[str, float] = {}
+        # A layer behind one that is not ready cannot freeze: look at twice as many until one is not.
+        at, count = 0, 2
+        while at < len(names):
+            part = slice(at, at + count)
+            found = self.ready(windows[part], names[part], steps)
+            ready |= found
+            if len(found) < len(names[part]):
+                break
+            at, count = at + count, 2 * count
+        return ready
+
+    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        if self._history is not None:
+            self._history.watch(run.active)
+
+    def method_state(self) -> dict[str, Any]:
+        return {"history": self._history.state_dict()} if self._history else {}
+
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
+        if "history" in state:
+            self._history.load_state_dict(state["history"])

@@ -12,7 +12,7 @@ from smartfrz_lightning.engine.engine import Engine
 from smartfrz_lightning.engine.finding import check_patterns
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.processes import Processes, TorchProcesses
-from smartfrz_lightning.engine.shadow import LoopStep
+from smartfrz_lightning.engine.shadow import LoopStep, loss_of
 from smartfrz_lightning.freezing.wrappers import unwrap
 
 
@@ -107,7 +107,10 @@ class Freezer(Engine):
             raise ValueError(
                 "training_step: give Freezer(training_step=...) a function that returns the loss of a batch"
             )
-        return self.run.shadow_step.training_step(*args, **kwargs)
+        out = self.run.shadow_step.training_step(*args, **kwargs)
+        loss = loss_of(out)
+        self.note_loss([] if loss is None else [loss])
+        return out
 
     @contextlib.contextmanager
     def batch(self, batch: Any = None) -> Iterator[None]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.cost import StepCost
@@ -80,6 +80,8 @@ class TrainingRun:
     cannot_verify: str = "this loop has no training_step to repeat"
     batches_before: int = 0
     """Batches that were done after the step before the latest."""
+    loss: Tensor | None = None
+    """Training loss of this batch, detached, once it is known; ``None`` in a loop that does not say."""
     latest_rates: list[float] = field(default_factory=list)
     """Learning rates of the latest step, by parameter group."""
 

@@ -5,6 +5,5 @@ from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import StartStage
 from smartfrz_lightning.stages.verify import VerifyStage
-from smartfrz_lightning.stages.windowed import WindowedStage
 
-__all__ = ["AttentionStage", "Schedule", "Stage", "StartStage", "VerifyStage", "WindowedStage"]
+__all__ = ["AttentionStage", "Schedule", "Stage", "StartStage", "VerifyStage"]

@@ -1,76 +1,175 @@
-"""AttentionStage: the paper's attention predictor, asked which layers may freeze."""
+"""AttentionStage: the attention predictor, asked which prefix may freeze for good."""
 
 import math
+from collections.abc import Collection
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.predictor.inference import freeze_confidence
-from smartfrz_lightning.predictor.weights import load_predictor
+from smartfrz_lightning.history.movement import MovementHistory
+from smartfrz_lightning.predictor.prefix import PrefixPredictor
+from smartfrz_lightning.predictor.prefix_inputs import prefix_inputs
+from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import check_shares
-from smartfrz_lightning.stages.windowed import WindowedStage
 
-CHECKS = 20
-"""Checks in a run of fewer epochs."""
+SNAPSHOTS = 20
+"""Snapshots of a run, and the most checks."""
+
+_FIRST = 0.02  # share of the run whose loss the others are compared with
 
 
-class AttentionStage(WindowedStage):
-    """Freeze layers whose weight history an attention predictor takes for finished (Li et al. 2023, SmartFRZ).
+class AttentionStage(Stage):
+    """Freeze the prefix that an attention predictor takes for finished (Li et al. 2023, SmartFRZ; this project).
 
-    Small snapshots of every active layer's weights are kept while training goes on. At the end of each epoch, or every
-    twentieth of a run of fewer epochs, the predictor gives its confidence that a layer is ready; layers above
-    ``threshold`` freeze. Nothing freezes while learning rates rise.
+    After each twentieth of the run a tailored snapshot of every layer's weights is compared with the one before. An
+    attention predictor then gives p(safe) of each prefix of the network: how likely freezing it from here to the end
+    costs at most 1 point of accuracy. The deepest prefix that is safe enough is frozen, at once or, in a run of 20
+    epochs and more, at the end of the epoch. Nothing freezes while learning rates rise.
 
     Args:
-        predictor: Safetensors file of a predictor; the shipped one by default.
-        threshold: Confidence from which a layer freezes, between 0 and 1.
-        front_only: Freeze a layer only once all before it are frozen; ``False`` is the paper's rule.
-        snapshot_every_n_steps: Optimizer steps between snapshots; by default a window covers about 1.5 epochs, in a
-            short run half of the run.
-        window: Snapshots kept a layer; as many as the predictor was trained on by default.
-        seed: Fixes which weights are sampled.
+        predictor: Safetensors file of a prefix predictor, or a module like
+            :class:`~smartfrz_lightning.predictor.prefix.PrefixPredictor`; the shipped one by default.
+        threshold: p(safe) from which a prefix freezes, between 0 and 1.
+        sample_size: Sampled weights a layer.
+        seed: Fixes which.
 
     Raises:
         FileNotFoundError: There is no such predictor file.
         ValueError: An argument is out of range, or the predictor file cannot be read.
     """
 
-    full_window = True
-    """Whether nothing is judged before its window is full: in a shorter one little has moved yet."""
-
     def __init__(
         self,
-        predictor: str | None = None,
-        threshold: float = 0.98,
-        front_only: bool = True,
-        snapshot_every_n_steps: int | None = None,
-        window: int | None = None,
+        predictor: str | nn.Module | None = None,
+        threshold: float = 0.8,
+        sample_size: int = 1024,
         seed: int = 0,
     ) -> None:
         check_shares(threshold=threshold)
-        self._network = load_predictor(predictor)
-        window = self._network.window if window is None else window
-        super().__init__(front_only, snapshot_every_n_steps, window, self._network.sample_size, seed)
+        if sample_size < 1:
+            raise ValueError(f"sample_size={sample_size}: must be at least 1; the paper takes 1024")
+        self._predictor = predictor if isinstance(predictor, nn.Module) else PrefixPredictor.load(predictor)
         self.threshold = threshold
+        self._sample_size, self._seed = sample_size, seed
+
+    def reset(self) -> None:
+        self._history: MovementHistory | None = None
+        self._first: float | None = None  # mean loss at the start of the run
+        self._losses: Tensor | None = None  # sum since the last snapshot
+        self._counted = 0
+        self._rates = 0.0
+        self._due = False
+        self._told = self._froze = False
+        self._best: float | None = None  # largest p(safe) of a prefix that has not been frozen here
 
     def start(self, run: TrainingRun) -> None:
-        super().start(run)
-        self._network.to(next(run.model.parameters()).device)
+        if run.total_batches == math.inf and not run.steps:
+            run.say("Nothing freezes later in the run: its length is not known. Give max_epochs or max_steps.")
+        if run.layers and self._history is None:
+            self.layers_found(run)
+
+    def layers_found(self, run: TrainingRun) -> None:
+        self._history = MovementHistory(run.model, _free(run), self._sample_size, self._seed)
+
+    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
+        if run.loss is not None:
+            self._losses = run.loss if self._losses is None else self._losses + run.loss
+            self._counted += 1
+
+    def step_done(self, run: TrainingRun) -> None:
+        if self._history is None or run.total_batches == math.inf or run.progress is None:
+            return
+        self._rates += max(run.latest_rates, default=0.0)
+        if self._first is None and (run.progress >= _FIRST or run.passed(run.total_batches / SNAPSHOTS)):
+            self._first = self._mean_loss()
+        if run.passed(run.total_batches / SNAPSHOTS):
+            loss = self._mean_loss()
+            self._losses, self._counted = None, 0
+            if loss is None and not self._told:
+                self._told = True
+                run.say(
+                    "Nothing freezes later in the run: the training loss is not known in this loop. Call "
+                    "freezer.training_step(batch), or freezer.before_backward(loss)."
+                )
+            relative = loss / self._first if loss is not None and self._first else math.nan
+            self._history.record(self._rates, relative, run.progress)
+            self._rates, self._due = 0.0, True
+
+    def _mean_loss(self) -> float | None:
+        return float(self._losses) / self._counted if self._losses is not None else None
 
     def check_due(self, run: TrainingRun) -> bool:
-        if not _few_epochs(run) or run.rates_rise:
-            return False
-        return run.passed(max(1.0, run.total_batches / CHECKS)) and run.batches < run.total_batches
+        return self._ready(run) and run.total_batches < SNAPSHOTS * run.batches_per_epoch
 
     def epoch_check_due(self, run: TrainingRun, epoch: int) -> bool:
-        return not _few_epochs(run) and not run.rates_rise
+        return self._ready(run)
 
-    def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
-        if self.full_window and len(steps) < self.window:
+    def _ready(self, run: TrainingRun) -> bool:
+        enough = self._history is not None and len(self._history) > 1
+        return self._due and enough and not run.rates_rise and run.batches < run.total_batches
+
+    def select(self, run: TrainingRun) -> dict[str, float]:
+        free = _free(run)
+        assert self._history is not None
+        safe = self._safe(run, self._history)
+        depth = max((number for number, share in enumerate(safe, 1) if share >= self.threshold), default=0)
+        active = {layer.name for layer in run.active}
+        chosen = {layer.name: safe[depth - 1] for layer in free[:depth] if layer.name in active}
+        self._froze |= bool(chosen)
+        self._best = max([self._best or 0.0, *(share for share in safe if share < 1)])
+        return chosen
+
+    def _safe(self, run: TrainingRun, history: MovementHistory) -> list[float]:
+        """p(safe) of every prefix; a deeper one is never safer."""
+        movement, free = history.movement(), _free(run)
+        if not movement.losses.isfinite().all() or not movement.moved.isfinite().all() or run.cost is None:
+            return []
+        flops = {cost.layer: cost.forward for cost in run.cost.layers}
+        total = sum(flops.values())
+        own = [flops.get(layer.name, 0.0) for layer in free]
+        sizes = [float(layer.size) for layer in free]
+        sizes.append(sum(layer.size for layer in run.layers) - sum(sizes))
+        own.append(max(total - sum(own), 0.0))
+        frozen = [layer.name in set(run.frozen) for layer in free]
+        seen, context = prefix_inputs(movement, sizes, own, run.total_steps, frozen)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            odds = self._predictor(seen, context)
+        odds[torch.tensor(frozen).int().cummin(0).values.bool()] = math.inf  # all of the prefix is frozen by now
+        return odds.cummin(0).values.sigmoid().tolist()
+
+    def decision_applied(self, run: TrainingRun) -> None:
+        self._due = False
+
+    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        if thawed and self._history is not None:  # what stood still shows how it moves from here on
+            self._history.restart()
+            self._rates, self._due = 0.0, False
+
+    def end(self, run: TrainingRun) -> None:
+        if self._best is not None and not self._froze and run.is_first_process:
+            run.say(
+                f"Nothing froze after the start: p(safe) was {self._best:.2f} at most, and has to be "
+                f"{self.threshold:.2f}."
+            )
+        self._best = None
+
+    def method_state(self) -> dict[str, Any]:
+        if self._history is None:
             return {}
-        confidences = freeze_confidence(self._network, windows).tolist()
-        return {name: value for name, value in zip(names, confidences, strict=True) if value > self.threshold}
+        losses = None if self._losses is None else float(self._losses)
+        own = {"first": self._first, "losses": losses, "counted": self._counted, "rates": self._rates, "due": self._due}
+        return {"history": self._history.state_dict(), **own}
+
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        self.layers_found(run)
+        if self._history is None or not state:
+            return
+        self._history.load_state_dict(state["history"])
+        self._first, self._counted, self._rates = state["first"], state["counted"], state["rates"]
+        self._losses, self._due = None if state["losses"] is None else torch.tensor(state["losses"]), state["due"]
 
 
-def _few_epochs(run: TrainingRun) -> bool:
-    return run.total_batches < math.inf and run.total_batches < CHECKS * run.batches_per_epoch
+def _free(run: TrainingRun) -> list:
+    return [layer for layer in run.layers if not layer.always_trains]
