@@ -18,7 +18,7 @@ class Movement:
     Attributes:
         moved: ``[T, L]``: distance of the sampled weights to those of the snapshot before, relative to their norm.
         rates: ``[T]``: sum of the learning rates of the steps since then.
-        losses: ``[T]``: mean training loss since then, relative to that at the start of the run.
+        losses: ``[T]``: mean training loss since then, relative to that of the first batch.
         progress: ``[T]``: share of the run that was done.
     """
 
@@ -76,7 +76,7 @@ class MovementHistory:
 
         Args:
             rates: Sum of the learning rates of the steps since the last one.
-            loss: Mean training loss since then, relative to that at the start of the run.
+            loss: Mean training loss since then, relative to that of the first batch.
             progress: Share of the run that is done.
         """
         before, self._latest = self._latest, self._sample()

@@ -52,8 +52,7 @@ def branches(case: Mapping[str, Any], number: int = 0) -> list[Branch]:
         number: Of the run.
     """
     checks, steps = case["checks"], case["case"]["steps"]
-    per_run, flops = len(checks["moved"]), [sum(cost[part] for part in ("own", "following", "passing"))
-                                            for cost in case["costs"]]  # fmt: skip
+    per_run = len(checks["moved"])
     losses = torch.tensor(case["losses"][0]) / case["first_loss"]
     full = next(run for run in case["runs"] if run["kind"] == "full")
     found = []
@@ -67,7 +66,7 @@ def branches(case: Mapping[str, Any], number: int = 0) -> list[Branch]:
             losses=losses[:count],
             progress=torch.arange(1, count + 1) / per_run,
         )
-        seen, context = prefix_inputs(movement, case["sizes"], flops, steps)
+        seen, context = prefix_inputs(movement)
         points, prefix = run["accuracy"] - full["accuracy"], run["depth"] - 1
         safe = (1 + math.erf((points + MARGIN) / NOISE / math.sqrt(2))) / 2
         name, instant = case["case"]["network"], 100 * number + count

@@ -26,7 +26,7 @@ class PrefixPredictor(nn.Module):
     Example:
         >>> import torch
         >>> from smartfrz_lightning.predictor.prefix import PrefixPredictor
-        >>> PrefixPredictor()(torch.rand(12, 7, 5), torch.rand(12, 6)).shape
+        >>> PrefixPredictor()(torch.rand(12, 7, 2), torch.rand(12, 2)).shape
         torch.Size([12])
     """
 

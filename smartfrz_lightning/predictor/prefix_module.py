@@ -14,8 +14,8 @@ from smartfrz_lightning.predictor.consequences import MARGIN
 from smartfrz_lightning.predictor.prefix import PrefixPredictor
 
 
-def _adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1)
+def _adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01)
 
 
 class PrefixModule(LightningModule):
@@ -30,11 +30,11 @@ class PrefixModule(LightningModule):
     Example:
         >>> import torch
         >>> from smartfrz_lightning.predictor.prefix_module import PrefixModule
-        >>> PrefixModule("mine.safetensors").predictor(torch.rand(3, 4, 5), torch.rand(3, 6)).shape
+        >>> PrefixModule("mine.safetensors").predictor(torch.rand(3, 4, 2), torch.rand(3, 2)).shape
         torch.Size([3])
     """
 
-    def __init__(self, path: str, optimizer: OptimizerCallable = _adamw) -> None:
+    def __init__(self, path: str, optimizer: OptimizerCallable = _adam) -> None:
         super().__init__()
         self.path = Path(path)
         self.predictor = PrefixPredictor()

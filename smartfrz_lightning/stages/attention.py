@@ -17,8 +17,6 @@ from smartfrz_lightning.stages.start import check_shares
 SNAPSHOTS = 20
 """Snapshots of a run, and the most checks."""
 
-_FIRST = 0.02  # share of the run whose loss the others are compared with
-
 
 class AttentionStage(Stage):
     """Freeze the prefix that an attention predictor takes for finished (Li et al. 2023, SmartFRZ; this project).
@@ -56,7 +54,7 @@ class AttentionStage(Stage):
 
     def reset(self) -> None:
         self._history: MovementHistory | None = None
-        self._first: float | None = None  # mean loss at the start of the run
+        self._first: Tensor | None = None  # loss of the first batch
         self._losses: Tensor | None = None  # sum since the last snapshot
         self._counted = 0
         self._rates = 0.0
@@ -75,6 +73,7 @@ class AttentionStage(Stage):
 
     def batch_done(self, run: TrainingRun, stepped: bool) -> None:
         if run.loss is not None:
+            self._first = run.loss if self._first is None else self._first
             self._losses = run.loss if self._losses is None else self._losses + run.loss
             self._counted += 1
 
@@ -82,23 +81,22 @@ class AttentionStage(Stage):
         if self._history is None or run.total_batches == math.inf or run.progress is None:
             return
         self._rates += max(run.latest_rates, default=0.0)
-        if self._first is None and (run.progress >= _FIRST or run.passed(run.total_batches / SNAPSHOTS)):
-            self._first = self._mean_loss()
         if run.passed(run.total_batches / SNAPSHOTS):
-            loss = self._mean_loss()
-            self._losses, self._counted = None, 0
-            if loss is None and not self._told:
+            if self._losses is None and not self._told:
                 self._told = True
                 run.say(
                     "Nothing freezes later in the run: the training loss is not known in this loop. Call "
                     "freezer.training_step(batch), or freezer.before_backward(loss)."
                 )
-            relative = loss / self._first if loss is not None and self._first else math.nan
-            self._history.record(self._rates, relative, run.progress)
+            self._history.record(self._rates, self._relative_loss(), run.progress)
             self._rates, self._due = 0.0, True
+            self._losses, self._counted = None, 0
 
-    def _mean_loss(self) -> float | None:
-        return float(self._losses) / self._counted if self._losses is not None else None
+    def _relative_loss(self) -> float:
+        """Of the batches since the last snapshot; NaN if it is not known, or no loss that shrinks to zero."""
+        if self._losses is None or self._first is None or self._first <= 0:
+            return math.nan
+        return float(self._losses / self._first) / self._counted
 
     def check_due(self, run: TrainingRun) -> bool:
         return self._ready(run) and run.total_batches < SNAPSHOTS * run.batches_per_epoch
@@ -123,17 +121,10 @@ class AttentionStage(Stage):
 
     def _safe(self, run: TrainingRun, history: MovementHistory) -> list[float]:
         """p(safe) of every prefix; a deeper one is never safer."""
-        movement, free = history.movement(), _free(run)
-        if not movement.losses.isfinite().all() or not movement.moved.isfinite().all() or run.cost is None:
+        movement, frozen = history.movement(), [layer.name in set(run.frozen) for layer in _free(run)]
+        if not movement.losses.isfinite().all() or not movement.moved.isfinite().all():
             return []
-        flops = {cost.layer: cost.forward for cost in run.cost.layers}
-        total = sum(flops.values())
-        own = [flops.get(layer.name, 0.0) for layer in free]
-        sizes = [float(layer.size) for layer in free]
-        sizes.append(sum(layer.size for layer in run.layers) - sum(sizes))
-        own.append(max(total - sum(own), 0.0))
-        frozen = [layer.name in set(run.frozen) for layer in free]
-        seen, context = prefix_inputs(movement, sizes, own, run.total_steps, frozen)
+        seen, context = prefix_inputs(movement, frozen)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             odds = self._predictor(seen, context)
         odds[torch.tensor(frozen).int().cummin(0).values.bool()] = math.inf  # all of the prefix is frozen by now
@@ -158,17 +149,16 @@ class AttentionStage(Stage):
     def method_state(self) -> dict[str, Any]:
         if self._history is None:
             return {}
-        losses = None if self._losses is None else float(self._losses)
-        own = {"first": self._first, "losses": losses, "counted": self._counted, "rates": self._rates, "due": self._due}
-        return {"history": self._history.state_dict(), **own}
+        own = {"first": self._first, "losses": self._losses, "counted": self._counted, "rates": self._rates}
+        return {"history": self._history.state_dict(), "due": self._due, **own}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         self.layers_found(run)
         if self._history is None or not state:
             return
         self._history.load_state_dict(state["history"])
-        self._first, self._counted, self._rates = state["first"], state["counted"], state["rates"]
-        self._losses, self._due = None if state["losses"] is None else torch.tensor(state["losses"]), state["due"]
+        self._first, self._losses, self._counted = state["first"], state["losses"], state["counted"]
+        self._rates, self._due = state["rates"], state["due"]
 
 
 def _free(run: TrainingRun) -> list:

@@ -119,12 +119,12 @@ def test_it_sees_the_loss_the_rates_and_how_far_weights_moved(make_trainer):
     model = Classifier(mlp(norm=False), lambda p: torch.optim.SGD(p, 0.05))
     make_trainer(late(predictor), max_epochs=10, limit_val_batches=0).fit(model)
     seen, context = predictor.seen[-1]
-    assert seen.shape == (3, 19, len(SEEN)) and context[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert seen.shape == (3, 19, 2) and context[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
     of = {name: seen[:, :, number] for number, name in enumerate(SEEN)}
     losses = torch.tensor(model.losses[:76]).view(19, 4).mean(1)
-    assert torch.allclose(of["loss"][0], losses / torch.tensor(model.losses[:2]).mean(), atol=1e-5)
-    assert torch.allclose(of["progress"][0], torch.arange(1, 20) / 20) and (of["rate"] == 0).all()
-    assert (of["moved"] > -2).all() and (of["slowed"][:, 0] == 0).all()
+    assert torch.allclose(of["loss"][0], 1 + 2 * (losses / model.losses[0]).log10(), atol=1e-5)
+    assert (context[:, 1] == 0.95).all() and (of["slowed"][:, 0] == 0).all()
+    assert (of["slowed"][:, -1].abs() > 0).all() and (of["slowed"].abs() < 4).all()
 
 
 def test_a_loop_that_does_not_tell_its_loss_is_told_so():
