@@ -17,7 +17,7 @@ class Movement:
 
     Attributes:
         moved: ``[T, L]``: distance of the sampled weights to those of the snapshot before, relative to their norm.
-        rates: ``[T]``: sum of the learning rates of the steps since then.
+        rates: ``[T]``: mean learning rate of the steps since then.
         losses: ``[T]``: mean training loss since then, relative to that of the first batch.
         progress: ``[T]``: share of the run that was done.
     """
@@ -47,7 +47,7 @@ class MovementHistory:
         >>> from smartfrz_lightning.layers.finder import find_layers
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
         >>> history = MovementHistory(net, find_layers(net, torch.rand(1, 8)), sample_size=16)
-        >>> history.record(rates=0.1, loss=0.9, progress=0.05)
+        >>> history.record(rate=0.1, loss=0.9, progress=0.05)
         >>> history.movement().moved.tolist()
         [[0.0, 0.0]]
     """
@@ -60,31 +60,29 @@ class MovementHistory:
 
     def __post_init__(self) -> None:
         self._sampler = WeightSampler(self.model, self.layers, self.sample_size, self.seed)
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what was; the next snapshot is compared with the present weights."""
-        self._rows = []
         self._latest = self._sample()
 
     def _sample(self) -> Tensor:
         device = next(self.model.parameters()).device
         return self._sampler(torch.empty(len(self.layers), self.sample_size, device=device))
 
-    def record(self, rates: float, loss: float, progress: float) -> None:
+    def record(self, rate: float, loss: float, progress: float) -> None:
         """Take a snapshot.
 
         Args:
-            rates: Sum of the learning rates of the steps since the last one.
+            rate: Mean learning rate of the steps since the last one.
             loss: Mean training loss since then, relative to that of the first batch.
             progress: Share of the run that is done.
         """
         before, self._latest = self._latest, self._sample()
         moved = (self._latest - before).norm(dim=1) / self._latest.norm(dim=1).clamp(min=1e-12)
-        self._rows.append({"moved": moved.cpu(), "rates": rates, "losses": loss, "progress": progress})
+        self._rows.append({"moved": moved.cpu(), "rates": rate, "losses": loss, "progress": progress})
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    @property
+    def rates_rise(self) -> bool:
+        """Whether the mean learning rate was higher before the latest snapshot than before the one before it."""
+        before, latest = [0.0, 0.0, *(row["rates"] for row in self._rows)][-2:]
+        return latest > before * (1 + 1e-6)
 
     def movement(self) -> Movement:
         """What the snapshots show."""

@@ -19,8 +19,8 @@ def prefix_inputs(movement: Movement, frozen: Sequence[bool] = ()) -> tuple[Tens
 
     Of each snapshot:
 
-    - ``slowed``: logarithm of how far the weights moved since the one before, over the sum of the learning rates, minus
-      the same of the first snapshot; the mean over the layers of the prefix that train;
+    - ``slowed``: logarithm of how far the weights moved since the one before, over the mean learning rate, minus
+      the same of the first snapshot at which the layer trained; the mean over the layers of the prefix that train;
     - ``loss``: logarithm of the training loss relative to that of the first batch.
 
     Of the prefix at the latest of them: its ``depth`` as a share of the layers, and the run's ``progress``.
@@ -43,9 +43,12 @@ def prefix_inputs(movement: Movement, frozen: Sequence[bool] = ()) -> tuple[Tens
         ([[-2.0, -1.0], [-1.0, -1.0]], [[0.5, 1.0], [1.0, 1.0]])
     """
     layers = movement.moved.shape[1]
+    moves = movement.moved > 0  # what was frozen did not
     pace = movement.moved.double().clamp(min=1e-9).log10() - movement.rates.double().clamp(min=1e-12).log10()[:, None]
+    first = pace[moves.int().argmax(0), torch.arange(layers)]
     counted = 1 - torch.tensor(frozen or [False] * layers).double()
-    slowed = ((pace - pace[0]) * counted).cumsum(1) / counted.cumsum(0).clamp(min=1)
+    slowed = torch.where(moves, pace - first, 0.0)
+    slowed = (slowed * counted).cumsum(1) / counted.cumsum(0).clamp(min=1)
     losses = movement.losses.double().clamp(min=1e-2).log10()
     seen = [2 * slowed.T, (2 * losses + 1).expand(layers, -1)]
     context = [torch.arange(1, layers + 1) / layers, movement.progress[-1].expand(layers)]

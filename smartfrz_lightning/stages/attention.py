@@ -1,7 +1,6 @@
 """AttentionStage: the attention predictor, asked which prefix may freeze for good."""
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,6 +15,9 @@ from smartfrz_lightning.stages.start import check_shares
 
 SNAPSHOTS = 20
 """Snapshots of a run, and the most checks."""
+
+TRAINED = 4
+"""Snapshots between which a layer has to have trained before it may freeze: the predictor has seen none of fewer."""
 
 
 class AttentionStage(Stage):
@@ -57,7 +59,7 @@ class AttentionStage(Stage):
         self._first: Tensor | None = None  # loss of the first batch
         self._losses: Tensor | None = None  # sum since the last snapshot
         self._counted = 0
-        self._rates = 0.0
+        self._rates, self._steps = 0.0, 0  # since then
         self._due = False
         self._told = self._froze = False
         self._best: float | None = None  # largest p(safe) of a prefix that has not been frozen here
@@ -81,6 +83,7 @@ class AttentionStage(Stage):
         if self._history is None or run.total_batches == math.inf or run.progress is None:
             return
         self._rates += max(run.latest_rates, default=0.0)
+        self._steps += 1
         if run.passed(run.total_batches / SNAPSHOTS):
             if self._losses is None and not self._told:
                 self._told = True
@@ -88,8 +91,8 @@ class AttentionStage(Stage):
                     "Nothing freezes later in the run: the training loss is not known in this loop. Call "
                     "freezer.training_step(batch), or freezer.before_backward(loss)."
                 )
-            self._history.record(self._rates, self._relative_loss(), run.progress)
-            self._rates, self._due = 0.0, True
+            self._history.record(self._rates / self._steps, self._relative_loss(), run.progress)
+            self._rates, self._steps, self._due = 0.0, 0, True
             self._losses, self._counted = None, 0
 
     def _relative_loss(self) -> float:
@@ -105,8 +108,9 @@ class AttentionStage(Stage):
         return self._ready(run)
 
     def _ready(self, run: TrainingRun) -> bool:
-        enough = self._history is not None and len(self._history) > 1
-        return self._due and enough and not run.rates_rise and run.batches < run.total_batches
+        held = any(layer.name in run.untrained for layer in run.frozen_layers)  # what that costs was not learned
+        rising = run.rates_rise or (self._history is not None and self._history.rates_rise)
+        return self._due and not held and not rising and run.batches < run.total_batches
 
     def select(self, run: TrainingRun) -> dict[str, float]:
         free = _free(run)
@@ -127,16 +131,13 @@ class AttentionStage(Stage):
         seen, context = prefix_inputs(movement, frozen)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             odds = self._predictor(seen, context)
-        odds[torch.tensor(frozen).int().cummin(0).values.bool()] = math.inf  # all of the prefix is frozen by now
+        young = ((movement.moved > 0).sum(0) < TRAINED) & ~torch.tensor(frozen)
+        whole = torch.tensor(frozen).int().cummin(0).values.bool()  # all of the prefix is frozen by now
+        odds = odds.masked_fill(young, -math.inf).masked_fill(whole, math.inf)
         return odds.cummin(0).values.sigmoid().tolist()
 
     def decision_applied(self, run: TrainingRun) -> None:
         self._due = False
-
-    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
-        if thawed and self._history is not None:  # what stood still shows how it moves from here on
-            self._history.restart()
-            self._rates, self._due = 0.0, False
 
     def end(self, run: TrainingRun) -> None:
         if self._best is not None and not self._froze and run.is_first_process:
@@ -150,7 +151,7 @@ class AttentionStage(Stage):
         if self._history is None:
             return {}
         own = {"first": self._first, "losses": self._losses, "counted": self._counted, "rates": self._rates}
-        return {"history": self._history.state_dict(), "due": self._due, **own}
+        return {"history": self._history.state_dict(), "steps": self._steps, "due": self._due, **own}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         self.layers_found(run)
@@ -158,7 +159,7 @@ class AttentionStage(Stage):
             return
         self._history.load_state_dict(state["history"])
         self._first, self._losses, self._counted = state["first"], state["losses"], state["counted"]
-        self._rates, self._due = state["rates"], state["due"]
+        self._rates, self._steps, self._due = state["rates"], state["steps"], state["due"]
 
 
 def _free(run: TrainingRun) -> list:
