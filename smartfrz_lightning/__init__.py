@@ -9,6 +9,7 @@ from smartfrz_lightning.callbacks.gradient_norm import GradientNormFreezeCallbac
 from smartfrz_lightning.callbacks.interval import IntervalFreezeCallback
 from smartfrz_lightning.callbacks.linear import LinearFreezeCallback
 from smartfrz_lightning.callbacks.movement import MovementFreezeCallback
+from smartfrz_lightning.callbacks.plan import PlanCallback
 from smartfrz_lightning.callbacks.random import RandomFreezeCallback
 from smartfrz_lightning.callbacks.recorder import HistoryRecorder
 from smartfrz_lightning.callbacks.similarity import SimilarityFreezeCallback
@@ -32,6 +33,7 @@ __all__ = [
     "IntervalFreezeCallback",
     "LinearFreezeCallback",
     "MovementFreezeCallback",
+    "PlanCallback",
     "RandomFreezeCallback",
     "SimilarityFreezeCallback",
     "SmartFreezeCallback",

@@ -1,10 +1,11 @@
 """The command ``smartfrz``, also installed as ``lightning``: LightningCLI with our callbacks by their short names."""
 
 import sys
+from collections.abc import Sequence
 
 from lightning.pytorch.cli import ArgsType, LightningCLI
 
-import smartfrz_lightning  # noqa: F401  so that its callbacks are known by their short names
+from smartfrz_lightning import FreezingCallback, PlanCallback  # callbacks are known by their short names
 from smartfrz_lightning.benchmark.command import benchmark_command
 
 
@@ -29,9 +30,29 @@ def main(args: ArgsType = None) -> None:
     if args is None and sys.argv[1:2] == ["benchmark"]:
         benchmark_command(sys.argv[2:])
         return
+    if args is None and sys.argv[1:2] == ["plan"]:
+        plan_command(sys.argv[2:])
+        return
     # A rerun may write into the same folder: its config.yaml is replaced.
-    about = {"description": "Lightning's command line; and smartfrz benchmark --help for methods side by side."}
+    about = {
+        "description": "Lightning's command line; and smartfrz plan --help for what freezing would save, "
+        "smartfrz benchmark --help for methods side by side."
+    }
     LightningCLI(save_config_kwargs={"overwrite": True}, parser_kwargs=about, args=args)
+
+
+def plan_command(args: Sequence[str]) -> None:
+    """Take some eighty steps of the training that a config describes, and show what freezing would save in it.
+
+    Args:
+        args: Command-line arguments after ``smartfrz plan``; those of ``smartfrz fit``.
+    """
+    cli = LightningCLI(args=list(args), run=False, save_config_callback=None)
+    ours = [one for one in cli.trainer.callbacks if isinstance(one, FreezingCallback)]
+    exclude = [pattern for one in ours for pattern in one.exclude]
+    cli.trainer.callbacks = [one for one in cli.trainer.callbacks if one not in ours] + [PlanCallback(exclude=exclude)]
+    cli.trainer.limit_val_batches = cli.trainer.num_sanity_val_steps = 0
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
 
 
 if __name__ == "__main__":

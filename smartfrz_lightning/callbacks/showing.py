@@ -76,7 +76,7 @@ def show_report(timeline: Timeline, title: str, folder: str | None) -> None:
         except Exception as error:
             rank_zero_warn(f"the freezing timeline could not be written to {folder}: {error!r}; it is in .timeline")
     try:
-        _print(timeline_table(timeline, title), *lines)
+        print_shown(timeline_table(timeline, title), *lines)
     except Exception as error:
         rank_zero_warn(f"the freezing report could not be printed: {error!r}; it is in .timeline")
 
@@ -96,7 +96,8 @@ def _write(timeline: Timeline, folder: str) -> str:
     return system.unstrip_protocol(f"{root}/{name}.csv").removeprefix("file://")
 
 
-def _print(*shown: RenderableType) -> None:
+def print_shown(*shown: RenderableType) -> None:
+    """Print tables and lines, also where only ASCII can be."""
     try:
         Console().print(*shown, sep="\n")
     except UnicodeEncodeError:  # a terminal or a pipe that takes ASCII only

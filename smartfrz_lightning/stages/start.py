@@ -52,6 +52,10 @@ class StartStage(Stage):
         sample_size: Watched weights a layer.
         seed: Fixes which.
 
+    Attributes:
+        answer: What it decided; empty before.
+        safe: p(safe) of every prefix, from the first layer alone to all before the head; empty before.
+
     Raises:
         FileNotFoundError: There is no such predictor file.
         ValueError: An argument is out of range, ``threshold`` and ``save`` are both given, or the predictor file cannot
@@ -87,7 +91,8 @@ class StartStage(Stage):
         self._taken = 0  # steps of the probe
         self._decided = False
         self._due = False
-        self._answer = Decision()
+        self.answer = Decision()
+        self.safe: list[float] = []
         self._released = False
 
     def busy(self, run: TrainingRun) -> bool:
@@ -157,7 +162,7 @@ class StartStage(Stage):
             steps += _OVERFLOWS
         self._taken += 1
         if self._taken >= steps:  # on every process, as sharded weights are gathered
-            self._due, self._answer = True, self._choose(run, self._probe)
+            self._due, self.answer = True, self._choose(run, self._probe)
 
     def check_due(self, run: TrainingRun) -> bool:
         return self._due or bool(self._to_release(run))
@@ -167,7 +172,7 @@ class StartStage(Stage):
             names = self._to_release(run)
             run.say(f"The prefix of {len(names)} layers was frozen for {run.steps} steps, and trains from here on.")
             return Decision(thaw=names)
-        return self._answer
+        return self.answer
 
     def decision_applied(self, run: TrainingRun) -> None:
         if self._due:
@@ -212,17 +217,15 @@ class StartStage(Stage):
             run.say("Nothing is frozen at the start: adapters have no gradients yet that tell anything.")
             return Decision()
         costs = run.cost.of_prefixes(names)
-        whole = min(run.total_steps, self.schedule.long)  # of a run without a known length only this much is known
-        verified = self.verified and self.save is None and not run.cannot_verify
-        shift = 0.0 if verified else probe.shift()
+        shift = 0.0 if self._tried(run) else probe.shift()
         inputs = start_inputs(gradients, weights, torch.tensor(sizes), shift)
-        safe = self._predictor(inputs).sigmoid().tolist()
+        self.safe = safe = self._predictor(inputs).sigmoid().tolist()
         able = len(names) - untrained_end(run.model, layers, silent.tolist())
         if self.save is None and not able:
             run.say("Nothing is frozen at the start: no layer that trains has been trained before.")
             return Decision()
         able = able if self.save is None else len(names)
-        threshold = self.threshold or (self.schedule.threshold(whole) if verified else self.schedule.unverified)
+        threshold = self.threshold_of(run)
         count = choose_prefix(costs[:able], safe[:able], threshold, self.save)
         of = f"After a probe of {probe.steps} steps"
         if not count:
@@ -237,6 +240,14 @@ class StartStage(Stage):
         if self.save is not None and costs[count - 1] > 1 - self.save + 1e-9:
             run.say(f"save={self.save}: more than {1 - costs[count - 1]:.2f} of a step cannot be saved.")
         return Decision(dict(zip(names[:count], safe, strict=False)), untrained=True)
+
+    def threshold_of(self, run: TrainingRun) -> float:
+        """p(safe) from which a prefix is frozen in a run."""
+        whole = min(run.total_steps, self.schedule.long)  # of a run without a known length only this much is known
+        return self.threshold or (self.schedule.threshold(whole) if self._tried(run) else self.schedule.unverified)
+
+    def _tried(self, run: TrainingRun) -> bool:
+        return self.verified and self.save is None and not run.cannot_verify
 
     def method_state(self) -> dict[str, Any]:
         return {"decided": self._decided, "released": self._released, "probing": self._probing}

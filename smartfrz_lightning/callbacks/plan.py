@@ -1,0 +1,188 @@
+"""PlanCallback: measure in the first steps of a training what freezing would save, and say how safe it is."""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.callbacks.showing import print_shown
+from smartfrz_lightning.engine.rule import Decision
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.report.plan import PlannedPrefix, plan_table, plot_plan
+from smartfrz_lightning.stages.start import StartStage
+
+SHARES = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
+"""Of the layers that may freeze: the prefixes that are measured."""
+
+WARM_UP, TIMED = 2, 8
+
+
+class PlanCallback(FreezingCallback):
+    """Say what freezing each prefix of a network would save in this training, and how safe it is; then stop.
+
+    In a Trainer in place of :class:`~smartfrz_lightning.SmartFreezeCallback`, or as ``smartfrz plan --config ...``:
+    after the probe of the start stage, ten steps are taken with each of some prefixes frozen. Then the Trainer stops,
+    and a table and a picture show the share of parameters, FLOPs, time and memory of a step, and p(safe) of freezing
+    the prefix from the start. The model has been trained meanwhile: make a new one afterwards.
+
+    - **When**: to decide by hand, or to see beforehand what the default would do.
+    - **When not**: in the training itself.
+    - **Cost**: some eighty steps.
+    - **Source**: this project.
+
+    Args:
+        start: Chooses the default's prefix.
+        shares: Of the layers that may freeze: the prefixes that are measured.
+        exclude: Shell-style patterns of modules, layers or parameters that always train.
+
+    Attributes:
+        plan: What was found, a prefix an entry; empty before.
+
+    Raises:
+        ValueError: A share is not between 0 and 1.
+
+    Example:
+        >>> from smartfrz_lightning import PlanCallback
+        >>> PlanCallback(shares=[0, 0.5]).plan
+        []
+    """
+
+    thaws = True
+    works_sharded = False
+
+    def __init__(
+        self,
+        start: StartStage | None = None,
+        shares: Sequence[float] = SHARES,
+        exclude: Sequence[str] | str = (),
+    ) -> None:
+        super().__init__(report=False, every_n_train_steps=1, exclude=exclude)
+        if not shares or any(not 0 <= share <= 1 for share in shares):
+            raise ValueError(f"shares={list(shares)}: must be numbers between 0 and 1")
+        self._stage = start or StartStage()
+        self._shares = sorted({0.0, *shares})
+        self.plan: list[PlannedPrefix] = []
+
+    def reset(self) -> None:
+        self._stage.reset()
+        self._depths: list[int] | None = None  # once the probe is over
+        self._seconds: dict[int, list[float]] = defaultdict(list)  # of steps, by layers that are frozen
+        self._memory: dict[int, float] = {}
+        self._over = False
+
+    # --- the probe is the start stage's
+
+    def start(self, run: TrainingRun) -> None:
+        self._stage.start(run)
+
+    def before_batch(self, run: TrainingRun) -> None:
+        self._stage.before_batch(run)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        self._began = time.perf_counter()
+
+    def layers_found(self, run: TrainingRun) -> None:
+        self._stage.layers_found(run)
+
+    def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        self._stage.gradients_ready(run, optimizer)
+
+    def optimizer_stepped(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        self._stage.optimizer_stepped(run, optimizer)
+
+    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
+        self._stage.batch_done(run, stepped)
+
+    # --- what is measured
+
+    def step_done(self, run: TrainingRun) -> None:
+        if self._depths is None:
+            self._stage.step_done(run)
+            return
+        if self._over:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        depth = len(run.frozen)
+        self._seconds[depth].append(time.perf_counter() - self._began)
+        if torch.cuda.is_available():
+            self._memory[depth] = torch.cuda.max_memory_allocated() / 1e9
+        self._over = self._next(run) is None
+
+    def _next(self, run: TrainingRun) -> int | None:
+        """The prefix to measure now; ``None`` if all are."""
+        return next((depth for depth in self._depths or () if len(self._seconds[depth]) < WARM_UP + TIMED), None)
+
+    def check_due(self, run: TrainingRun) -> bool:
+        if self._depths is None:
+            return bool(run.layers) and (self._stage.check_due(run) or not self._stage.busy(run))
+        return not self._over and self._next(run) != len(run.frozen)
+
+    def select(self, run: TrainingRun) -> Decision:
+        if self._depths is None:
+            return Decision()
+        names = [layer.name for layer in run.layers if not layer.always_trains]
+        depth, frozen = self._next(run) or 0, set(run.frozen)
+        freeze = [name for name in names[:depth] if name not in frozen]
+        return Decision(freeze, [name for name in names[depth:] if name in frozen], untrained=True)
+
+    def decision_applied(self, run: TrainingRun) -> None:
+        if self._depths is not None:
+            return
+        if self._stage.check_due(run):
+            self._stage.select(run)
+            self._stage.decision_applied(run)
+        free = sum(not layer.always_trains for layer in run.layers)
+        chosen = len(self._stage.answer.freeze)
+        self._depths = sorted({round(share * free) for share in self._shares} | {chosen})
+
+    # --- what is shown
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        trainer.should_stop |= self._over
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._engine.run
+        super().on_train_end(trainer, pl_module)
+        if not trainer.is_global_zero or not self._seconds or run.cost is None:
+            return
+        self.plan = self._planned(run)
+        print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self._stage.threshold_of(run)))
+        if trainer.log_dir is not None:
+            path = Path(trainer.log_dir) / "freeze_plan.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plot_plan(self.plan, path)
+            print_shown(f"picture: {path}")
+
+    def _planned(self, run: TrainingRun) -> list[PlannedPrefix]:
+        free = [layer for layer in run.layers if not layer.always_trains]
+        size = sum(layer.size for layer in run.layers)
+        times = {depth: median(taken[WARM_UP:] or taken) for depth, taken in self._seconds.items() if taken}
+        safe = self._stage.safe
+        assert run.cost is not None
+        return [
+            PlannedPrefix(
+                layers=depth,
+                of=len(free),
+                last=free[depth - 1].name if depth else "",
+                parameters=sum(layer.size for layer in free[:depth]) / size,
+                flops=run.cost.relative([layer.name for layer in free[:depth]]),
+                seconds=times[depth],
+                time=times[depth] / times[min(times)],
+                memory=self._memory.get(depth),
+                safe=safe[depth - 1] if depth and safe else None,
+                default=bool(depth) and depth == len(self._stage.answer.freeze),
+            )
+            for depth in sorted(times)
+        ]

@@ -1,0 +1,74 @@
+"""PlanCallback: what freezing would save, measured in the first steps of a training."""
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from models import Classifier, mlp
+from staging import NOTHING, Safe, trained
+
+from smartfrz_lightning import PlanCallback, StaticFreezeCallback
+from smartfrz_lightning.cli import plan_command
+from smartfrz_lightning.stages import StartStage
+
+
+def planned(make_trainer, predictor=None, **how):
+    plan = PlanCallback(StartStage(predictor or Safe(), probe_steps=4), **how)
+    trainer = make_trainer(plan, max_epochs=20, limit_val_batches=0)
+    trainer.fit(Classifier(trained(mlp())))
+    return plan, trainer
+
+
+def test_every_prefix_is_measured_and_the_training_stops(make_trainer, capsys):
+    plan, trainer = planned(make_trainer)
+    assert [prefix.layers for prefix in plan.plan] == [0, 1, 2, 3] and not plan.frozen[3:]
+    assert trainer.global_step == 4 + 4 * 10
+    assert [prefix.default for prefix in plan.plan] == [False, False, True, False]
+    assert [round(prefix.safe or 0, 2) for prefix in plan.plan] == [0, 0.95, 0.95, 0.05]
+    flops = [prefix.flops for prefix in plan.plan]
+    assert flops[0] == 1 and flops == sorted(flops, reverse=True) and flops[-1] < 0.6
+    assert all(prefix.seconds > 0 for prefix in plan.plan) and plan.plan[-1].parameters < 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "SmartFreezeCallback() freezes 2 of 3 layers" in out and "StaticFreezeCallback(layers=2)" in out
+
+
+def test_the_line_by_hand_does_what_was_planned(make_trainer):
+    plan, _ = planned(make_trainer)
+    chosen = next(prefix for prefix in plan.plan if prefix.default)
+    by_hand = StaticFreezeCallback(layers=chosen.layers)
+    make_trainer(by_hand, max_epochs=1).fit(Classifier(mlp()))
+    assert by_hand.frozen[-1] == chosen.last and by_hand.timeline.cost.relative(by_hand.frozen) == chosen.flops
+
+
+def test_what_is_not_safe_is_not_advised(make_trainer, capsys):
+    plan, _ = planned(make_trainer, NOTHING)
+    assert not any(prefix.default for prefix in plan.plan)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "freezes nothing at the start (p(safe) has to be 0.65)" in out
+
+
+def test_a_run_too_short_for_a_probe_is_measured_all_the_same(make_trainer):
+    plan = PlanCallback()
+    make_trainer(plan, max_epochs=10, limit_val_batches=0).fit(Classifier(trained(mlp())))
+    assert [prefix.layers for prefix in plan.plan] == [0, 1, 2, 3] and plan.plan[1].safe is None
+
+
+def test_what_is_excluded_is_no_part_of_it(make_trainer, tmp_path):
+    plan = PlanCallback(StartStage(Safe(), probe_steps=4), shares=[1.0], exclude="net.7")
+    trainer = make_trainer(plan, max_epochs=20, limit_val_batches=0, logger=CSVLogger(tmp_path))
+    trainer.fit(Classifier(trained(mlp())))
+    assert [prefix.last for prefix in plan.plan][-1] == "net.4"
+    assert (tmp_path / "lightning_logs" / "version_0" / "freeze_plan.png").stat().st_size > 5000
+
+
+def test_shares_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"shares=\[2\]: must be numbers between 0 and 1"):
+        PlanCallback(shares=[2])
+
+
+def test_the_command_takes_the_configs_of_fit(tmp_path, capsys):
+    torch.manual_seed(1)
+    quiet = ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]
+    smaller = ["--data.size=32", "--trainer.enable_progress_bar=false"]
+    plan_command(["--config=configs/quickstart.yaml", *quiet, *smaller])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Freezing a prefix of ImageClassifier from the start" in out and "49" in out
