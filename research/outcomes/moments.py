@@ -30,13 +30,13 @@ from torch import Tensor
 from research.outcomes.examples import frontier
 from research.outcomes.outcome import Outcome
 from research.outcomes.training import learning_rate
-from smartfrz_lightning.predictor.consequences import Branch, ConsequencesDataModule, branches, collate
+from smartfrz_lightning.predictor.consequences import Branch, ConsequencesDataModule, branches, collate, learned
 from smartfrz_lightning.predictor.prefix_module import PrefixModule
 
 CHECKS = 20
 """Moments of a run at which its layers are described."""
 
-PLACE = ["depth", "progress"]
+PLACE = ["depth", "left"]
 INPUTS: dict[str, list[str]] = {
     "nothing": [],
     "depth and progress": PLACE,
@@ -108,7 +108,7 @@ def examples(case: Mapping[str, Any], number: int = 0) -> list[tuple[Branch, dic
         gradient = np.log10(np.clip(checks["gradient"], 1e-9, None))
         inputs = {
             "depth": float(branch.context[0]),
-            "progress": float(branch.context[1]),
+            "left": float(branch.context[1]),
             "slowed": float(branch.seen[-1, 0]),
             "loss": float(branch.seen[-1, 1]),
             "moved": float(np.log10(np.clip(checks["moved"][check, prefix], 1e-9, None)).mean()),
@@ -230,7 +230,7 @@ def main(outcomes: str, write: str | None = None, epochs: int = 600) -> None:
         recorded = [json.loads(line) for line in Path(outcomes).read_text().splitlines()]
     console = Console(width=120)
     console.print(costs(recorded))
-    data = [example for number, case in enumerate(recorded) for example in examples(case, number)]
+    data = [example for number, case in enumerate(filter(learned, recorded)) for example in examples(case, number)]
     title = f"networks left out: {len(data)} prefixes, {np.mean([b.safe >= 0.5 for b, _, _ in data]):.0%} safe"
     table = Table(title=title, box=SIMPLE_HEAD)
     for column in ("inputs", "log loss", "AUROC", "within a moment", f"p ≥ {SURE}", "are safe", "points", "FLOPs"):

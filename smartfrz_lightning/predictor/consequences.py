@@ -44,6 +44,11 @@ class Branch:
     safe: float
 
 
+def learned(case: Mapping[str, Any]) -> bool:
+    """Whether the training loss of a recorded run fell by a tenth: one that learned nothing tells nothing."""
+    return case["losses"][0][-1] < 0.9 * case["first_loss"]
+
+
 def branches(case: Mapping[str, Any], number: int = 0) -> list[Branch]:
     """All prefixes that were frozen in a recorded run after its start.
 
@@ -51,27 +56,41 @@ def branches(case: Mapping[str, Any], number: int = 0) -> list[Branch]:
         case: A line of ``research/results/moments.jsonl``.
         number: Of the run.
     """
-    checks, steps = case["checks"], case["case"]["steps"]
-    per_run = len(checks["moved"])
-    losses = torch.tensor(case["losses"][0]) / case["first_loss"]
     full = next(run for run in case["runs"] if run["kind"] == "full")
     found = []
     for run in case["runs"]:
-        count = int(per_run * run["moment"] / steps + 1e-6)
-        if run["kind"] != "frozen" or not count:
+        if run["kind"] != "frozen" or not run["moment"]:
             continue
-        movement = Movement(
-            moved=torch.tensor(checks["moved"][:count]),
-            rates=torch.tensor(checks["rates"][:count]),
-            losses=losses[:count],
-            progress=torch.arange(1, count + 1) / per_run,
-        )
-        seen, context = prefix_inputs(movement)
-        points, prefix = run["accuracy"] - full["accuracy"], run["depth"] - 1
+        points = run["accuracy"] - full["accuracy"]
         safe = (1 + math.erf((points + MARGIN) / NOISE / math.sqrt(2))) / 2
-        name, instant = case["case"]["network"], 100 * number + count
-        found.append(Branch(name, instant, seen[prefix], context[prefix], points, safe))
+        found.append(_branch(case, number, run["moment"], run["depth"], points, safe))
     return found
+
+
+def ends(case: Mapping[str, Any], number: int = 0) -> list[Branch]:
+    """The same prefixes, frozen when the run is over: that costs nothing.
+
+    Args:
+        case: As of :func:`branches`.
+        number: Of the run.
+    """
+    depths = {run["depth"] for run in case["runs"] if run["kind"] == "frozen"}
+    return [_branch(case, number, case["case"]["steps"], depth, 0.0, 1.0) for depth in sorted(depths)]
+
+
+def _branch(case: Mapping[str, Any], number: int, moment: int, depth: int, points: float, safe: float) -> Branch:
+    checks = case["checks"]
+    per_run = len(checks["moved"])
+    count = max(1, int(per_run * moment / case["case"]["steps"] + 1e-6))
+    movement = Movement(
+        moved=torch.tensor(checks["moved"][:count]),
+        rates=torch.tensor(checks["rates"][:count]),
+        losses=torch.tensor(case["losses"][0][:count]) / case["first_loss"],
+        progress=torch.arange(1, count + 1) / per_run,
+    )
+    seen, context = prefix_inputs(movement)
+    name, instant = case["case"]["network"], 100 * number + count
+    return Branch(name, instant, seen[depth - 1], context[depth - 1], points, safe)
 
 
 def collate(chosen: Sequence[Branch]) -> dict[str, Tensor]:
@@ -104,17 +123,18 @@ class ConsequencesDataModule(LightningDataModule):
         if not path.is_file():
             raise FileNotFoundError(f"recorded={recorded!r}: no such file; record runs as research/README.md tells")
         self.batch_size, self.held_out = batch_size, held_out or []
-        lines = path.read_text().splitlines()
-        self.all = [branch for number, line in enumerate(lines) for branch in branches(json.loads(line), number)]
-        self.networks = sorted({branch.network for branch in self.all})
+        cases = [case for case in map(json.loads, path.read_text().splitlines()) if learned(case)]
+        self._later = [branch for number, case in enumerate(cases) for branch in branches(case, number)]
+        self._ends = [branch for number, case in enumerate(cases) for branch in ends(case, number)]
+        self.networks = sorted({branch.network for branch in self._later})
         if unknown := set(self.held_out) - set(self.networks):
             raise ValueError(f"held_out={sorted(unknown)}: the recordings are of {self.networks}")
         if not set(self.networks) - set(self.held_out):
             raise ValueError(f"held_out={self.held_out} leaves no network to train on: record another one")
 
     def setup(self, stage: str) -> None:
-        self.train = [branch for branch in self.all if branch.network not in self.held_out]
-        self.val = [branch for branch in self.all if branch.network in self.held_out] or self.train
+        self.train = [branch for branch in self._later + self._ends if branch.network not in self.held_out]
+        self.val = [branch for branch in self._later if branch.network in self.held_out or not self.held_out]
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train, self.batch_size, shuffle=True, collate_fn=collate)  # pyright: ignore

@@ -15,7 +15,7 @@ from smartfrz_lightning.predictor.prefix import PrefixPredictor
 
 
 def _adam(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01)
+    return torch.optim.Adam(parameters, lr=0.01, weight_decay=0.02)
 
 
 class PrefixModule(LightningModule):

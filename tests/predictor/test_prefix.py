@@ -1,6 +1,7 @@
 """The prefix predictor: what it sees, what it learned, its file, and its training from the recorded runs."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def movement(moved, losses=None, progress=None):
 def p_safe(predictor, slowed, loss, depth, progress):
     count = round(20 * progress)
     seen = torch.stack([torch.linspace(0, slowed, count), torch.linspace(1, loss, count)], 1)[None]
-    return float(predictor(seen, torch.tensor([[depth, progress]])).sigmoid())
+    return float(predictor(seen, torch.tensor([[depth, math.log10(1 - progress)]])).sigmoid())
 
 
 def test_what_is_frozen_shows_nothing():
