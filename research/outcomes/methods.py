@@ -19,7 +19,7 @@ from research.outcomes.outcome import Outcome
 from research.outcomes.setup import set_up
 from research.outcomes.training import batch_at, evaluate, learning_rate, make_optimizer, rate_groups
 from smartfrz_lightning import Freezer, SmartFreezeCallback
-from smartfrz_lightning.stages import AttentionStage
+from smartfrz_lightning.stages import LaterStage
 
 
 def run(outcome: Outcome, data: str, weights: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def run(outcome: Outcome, data: str, weights: str, arguments: dict[str, Any]) ->
     net, batches = setup.net, max(1, len(setup.data[0]) // case.batch_size)
     arguments = dict(arguments)
     if later := arguments.pop("later", None):
-        arguments["attention"] = AttentionStage(**later)
+        arguments["attention"] = LaterStage(**later)
     method = SmartFreezeCallback(**arguments)
     optimizer = make_optimizer(case, rate_groups(case, net.train()))
 

@@ -26,7 +26,7 @@ from smartfrz_lightning.benchmark.clock import TrainingClock
 from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.predictor.start import SHIPPED_START
+from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import SHIPPED
 from smartfrz_lightning.private.trainer import callbacks_of
 from smartfrz_lightning.report.timeline import Timeline
@@ -162,7 +162,7 @@ def _code() -> str:
 
 def _predictor(run: Run) -> str:
     own = run.arguments.get("predictor")
-    paths = [Path(str(own))] if own else [SHIPPED, SHIPPED_START]
+    paths = [Path(str(own))] if own else [SHIPPED, StartPredictor.shipped]
     return sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
 
 

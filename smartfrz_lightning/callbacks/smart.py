@@ -1,4 +1,4 @@
-"""SmartFreezeCallback: choose a prefix at the start, try it, then ask the attention predictor."""
+"""SmartFreezeCallback: choose a prefix at the start, try it, then ask what may freeze later."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.stages.attention import AttentionStage
+from smartfrz_lightning.stages.later import LaterStage
 from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import StartStage
 from smartfrz_lightning.stages.verify import VerifyStage
@@ -20,20 +20,22 @@ class SmartFreezeCallback(FreezingCallback):
     ``start``: in the first 2 % of the steps the head alone moves, while the gradients of all layers are watched; then
     the prefix of the network (its first layers, up to some depth) is frozen that saves most among those that are safe.
     ``verify``: for a tenth of the run shadow weights, in which everything trains, take the same steps; if they are not
-    worse, the model adopts them. ``attention``: the paper's attention predictor is asked at the end of each epoch, or
-    every twentieth of a run of fewer epochs, which layers have finished (Li et al., ICLR 2023). In a long run a prefix
-    that was frozen at the start trains again after two fifths.
+    worse, the model adopts them. ``later``: after each twentieth of the run (in one of many epochs, at the end of the
+    epoch) snapshots of all layers' weights are compared with those before, and the prefix freezes that has trained
+    enough (after Li et al., ICLR 2023). In a long run a prefix that was frozen at the start trains again after two
+    fifths.
 
     - **When**: fine-tuning a pretrained network.
     - **When not**: a run far past its plateau is better shortened; from scratch little is saved.
     - **Cost**: the 2 % at the start, in which nothing trains for good; where a prefix is frozen, a trial of a tenth of
       the run, at most 50 steps (100 in a long one), with a second set of weights and optimizer states in memory.
-    - **Source**: this project; the third stage is Li et al. 2023, "SmartFRZ".
+    - **Source**: this project, after Li et al. 2023, "SmartFRZ"; the paper's own method is
+      :class:`~smartfrz_lightning.AttentionFreezeCallback`.
 
     Args:
         start: ``True``, ``False``, or a stage of your own.
         verify: The same.
-        attention: The same.
+        later: The same.
         threshold: How sure to be that freezing a prefix costs at most 2 points of accuracy, between 0 and 1; by default
             0.65 in a short run where the prefix is tried afterwards, and 0.8 in others.
         save: Share of a step to save, in place of ``threshold``: the safest prefix that saves as much is frozen, to the
@@ -61,7 +63,7 @@ class SmartFreezeCallback(FreezingCallback):
         self,
         start: bool | str | Stage = True,
         verify: bool | Stage = True,
-        attention: bool | Stage = True,
+        later: bool | Stage = True,
         threshold: float | None = None,
         save: float | None = None,
         exclude: Sequence[str] | str = (),
@@ -79,7 +81,7 @@ class SmartFreezeCallback(FreezingCallback):
         )
         if start == "none":
             raise ValueError("start='none': the paper's method by itself is AttentionFreezeCallback now")
-        for name, value in (("start", start), ("verify", verify), ("attention", attention)):
+        for name, value in (("start", start), ("verify", verify), ("later", later)):
             if not isinstance(value, bool | Stage):
                 raise ValueError(f"{name}={value!r}: must be True, False or a Stage")
         for name, value in (("threshold", threshold), ("save", save)):
@@ -91,14 +93,14 @@ class SmartFreezeCallback(FreezingCallback):
         if start is True:
             start = StartStage(threshold=threshold, save=save, verified=bool(verify))
         verify = VerifyStage(likely=0.8 if threshold is None else threshold) if verify is True else verify
-        attention = AttentionStage() if attention is True else attention
+        later = LaterStage() if later is True else later
         self.stages: dict[str, Stage] = {
             name: stage
-            for name, stage in (("start", start), ("verify", verify), ("attention", attention))
+            for name, stage in (("start", start), ("verify", verify), ("later", later))
             if isinstance(stage, Stage)
         }
         if not self.stages:
-            raise ValueError("start, verify and attention are all False: nothing would ever freeze")
+            raise ValueError("start, verify and later are all False: nothing would ever freeze")
         self.works_sharded = all(stage.works_sharded for stage in self.stages.values())
 
     @property

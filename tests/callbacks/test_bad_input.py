@@ -17,9 +17,9 @@ from smartfrz_lightning.callbacks.strategies import check_strategy
 from smartfrz_lightning.experiments.images import ImageFolderDataModule
 from smartfrz_lightning.experiments.networks import CifarResNet
 from smartfrz_lightning.predictor import AttentionPredictor, save_predictor
-from smartfrz_lightning.predictor.start import SHIPPED_START
+from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import SHIPPED
-from smartfrz_lightning.stages import AttentionStage, StartStage, VerifyStage
+from smartfrz_lightning.stages import LaterStage, StartStage, VerifyStage
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ from smartfrz_lightning.stages import AttentionStage, StartStage, VerifyStage
         (AttentionFreezeCallback, {"every_n_epochs": 0}, "every_n_epochs=0"),
         (AttentionFreezeCallback, {"every_n_epochs": 1, "every_n_train_steps": 10}, "give one of them"),
         (AttentionFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number between 0 and 1"),
-        (AttentionFreezeCallback, {"predictor": str(SHIPPED_START)}, "is not a predictor of this package"),
-        (AttentionStage, {"threshold": 1}, "threshold=1: must be a number between 0 and 1"),
+        (AttentionFreezeCallback, {"predictor": str(StartPredictor.shipped)}, "is not a predictor of this package"),
+        (LaterStage, {"threshold": 1}, "threshold=1: must be a number between 0 and 1"),
         (SmartFreezeCallback, {"threshold": 0.0}, "threshold=0.0"),
         (SmartFreezeCallback, {"threshold": 1}, "threshold=1"),
         (SmartFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number"),

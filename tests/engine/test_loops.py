@@ -28,7 +28,7 @@ METHODS = {
         threshold=0.3, front_only=True, every_n_train_steps=5, snapshot_every_n_steps=1
     ),
     "smart by epoch": lambda: AttentionFreezeCallback(threshold=0.3, front_only=False),
-    "smart, probe": lambda: SmartFreezeCallback(StartStage(probe_steps=5, save=0.1), verify=False, attention=False),
+    "smart, probe": lambda: SmartFreezeCallback(StartStage(probe_steps=5, save=0.1), verify=False, later=False),
     "movement": lambda: MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1),
     "auto": lambda: AutoFreezeCallback(percentile=70),
     "gradient norm": lambda: GradientNormFreezeCallback(alpha=0.5),

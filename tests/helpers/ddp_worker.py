@@ -90,7 +90,7 @@ def freezing(settings):
     if "attention" in settings:
         return AttentionFreezeCallback(**settings["attention"])
     if "start" in settings:
-        return SmartFreezeCallback(StartStage(**settings["start"]), verify=False, attention=False)
+        return SmartFreezeCallback(StartStage(**settings["start"]), verify=False, later=False)
     if "trial" in settings:  # p(safe) 0.95 of the first layer and 0.71 of both
         schedule = LONG if settings.get("long") else SHORT
         odds = Safe((0.6, 3.0), (1.1, 1.5 if settings.get("long") else 0.9))

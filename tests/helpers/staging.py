@@ -49,11 +49,11 @@ def trained(net):
     return net
 
 
-def smart(predictor=None, verify=True, schedule=SHORT, attention=False, verdict=None, probe=None, **how):
+def smart(predictor=None, verify=True, schedule=SHORT, later=False, verdict=None, probe=None, **how):
     """The default with a predictor that is told, and a trial that ends as it is told."""
     start = StartStage(predictor or Safe(), probe_steps=probe, verified=bool(verify), schedule=schedule)
     trial = VerifyStage(schedule=schedule, **(verdict or {})) if verify is True else verify
-    return SmartFreezeCallback(start, trial, attention, **how)
+    return SmartFreezeCallback(start, trial, later, **how)
 
 
 PROBE = 5  # steps

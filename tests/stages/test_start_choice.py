@@ -71,7 +71,7 @@ def test_from_scratch_nothing_is_frozen_but_for_a_saving(make_trainer):
     make_trainer(freezer).fit(Classifier(mlp()))
     assert not freezer.frozen and "no layer that trains has been trained before" in notes(freezer)
     start = StartStage(Safe((1.1, 3.0)), save=0.1, probe_steps=STEPS)
-    saving = SmartFreezeCallback(start, verify=False, attention=False)
+    saving = SmartFreezeCallback(start, verify=False, later=False)
     make_trainer(saving).fit(Classifier(mlp()))
     assert saving.frozen
 

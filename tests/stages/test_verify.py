@@ -90,7 +90,7 @@ def test_in_a_long_run_the_prefix_trains_after_two_fifths(make_trainer):
         return model, freezer
 
     model, freezer = fit(smart(verdict=ANYWAY, schedule=LONG))
-    other, _ = fit(ReleasedByHand(StartStage(Safe(), verified=False), verify=False, attention=False))
+    other, _ = fit(ReleasedByHand(StartStage(Safe(), verified=False), verify=False, later=False))
     assert model.losses == other.losses and same(model, other) and freezer.frozen == []
     assert "frozen for 48 steps" in notes(freezer)
 
@@ -125,7 +125,7 @@ def test_the_trial_waits_for_the_learning_rate(make_trainer, until, begin):
 
 def test_a_saving_is_kept_to_the_end_without_a_trial(make_trainer):
     start = StartStage(Safe(), save=0.3, schedule=LONG)
-    freezer = SmartFreezeCallback(start, verify=False, attention=False)
+    freezer = SmartFreezeCallback(start, verify=False, later=False)
     make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
     assert freezer.frozen == FROZEN and "Trial" not in notes(freezer)
 

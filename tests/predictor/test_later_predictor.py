@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
-from smartfrz_lightning.cli import main
 from smartfrz_lightning.history.movement import Movement
 from smartfrz_lightning.predictor.consequences import ConsequencesDataModule, branches, collate
 from smartfrz_lightning.predictor.prefix import PrefixPredictor
 from smartfrz_lightning.predictor.prefix_inputs import prefix_inputs
-from smartfrz_lightning.stages import AttentionStage
+
+from smartfrz_lightning.cli import main
+from smartfrz_lightning.stages import LaterStage
 
 RECORDED = "research/results/moments.jsonl"
 
@@ -80,7 +80,7 @@ def test_it_is_trained_by_the_command_and_used(tmp_path):
     main(["fit", "--config", str(tmp_path / "config.yaml")])
     ours = PrefixPredictor.load(tmp_path / "p.safetensors")
     assert p_safe(ours, -1.0, -1.0, 0.2, 0.9) > p_safe(ours, 0.0, 1.0, 1.0, 0.3) + 0.1
-    AttentionStage(str(tmp_path / "p.safetensors"))
+    LaterStage(str(tmp_path / "p.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_files_that_are_not_a_predictor_are_refused(tmp_path, change, says):
     whole = (tmp_path / "p.safetensors").read_bytes()
     (tmp_path / "p.safetensors").write_bytes(change(whole))
     with pytest.raises(ValueError, match=says):
-        AttentionStage(str(tmp_path / "p.safetensors"))
+        LaterStage(str(tmp_path / "p.safetensors"))
 
 
 def test_wrong_data_is_refused(tmp_path):
@@ -108,4 +108,4 @@ def test_wrong_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="leaves no network"):
         ConsequencesDataModule(RECORDED, ConsequencesDataModule(RECORDED).networks)
     with pytest.raises(FileNotFoundError, match="predictor="):
-        AttentionStage(str(tmp_path / "none.safetensors"))
+        LaterStage(str(tmp_path / "none.safetensors"))

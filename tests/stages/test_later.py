@@ -4,16 +4,16 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 from models import Classifier, Vectors, mlp
+from smartfrz_lightning.predictor.prefix_inputs import CONTEXT, SEEN
 from staging import OPTIMIZERS, Safe, notes, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import Freezer, SmartFreezeCallback
-from smartfrz_lightning.predictor.prefix_inputs import CONTEXT, SEEN
-from smartfrz_lightning.stages import AttentionStage, Schedule, Stage, StartStage
+from smartfrz_lightning.stages import LaterStage, Schedule, Stage, StartStage
 
 
-class Asked(AttentionStage):
+class Asked(LaterStage):
     """Writes down when it is asked, and freezes the first layer at the first question."""
 
     def reset(self):
@@ -40,7 +40,7 @@ class Warm(Classifier):
 
 def fit(make_trainer, kind=Classifier, epochs=10, **how):
     stage = Asked(**how)
-    freezer = SmartFreezeCallback(start=False, verify=False, attention=stage)
+    freezer = SmartFreezeCallback(start=False, verify=False, later=stage)
     asked = []
     stage_reset, stage.reset = stage.reset, lambda: (asked.extend(getattr(stage, "asked", [])), stage_reset())
     make_trainer(freezer, max_epochs=epochs, limit_val_batches=0).fit(kind(mlp(), steady))
@@ -64,7 +64,7 @@ def test_never_while_learning_rates_rise(make_trainer):
 
 def test_it_waits_for_the_stages_before_it(make_trainer):
     stage = Asked()
-    freezer = smart(Safe(), attention=stage, verdict={"firm": 1e9, "some": 1e9})
+    freezer = smart(Safe(), later=stage, verdict={"firm": 1e9, "some": 1e9})
     asked = []
     stage_reset, stage.reset = stage.reset, lambda: (asked.extend(getattr(stage, "asked", [])), stage_reset())
     make_trainer(freezer, max_epochs=15, limit_val_batches=0).fit(Classifier(trained(mlp()), OPTIMIZERS["sgd"]))
@@ -89,7 +89,7 @@ class Told(nn.Module):
 
 
 def late(predictor, **how):
-    return SmartFreezeCallback(start=False, verify=False, attention=AttentionStage(predictor, **how))
+    return SmartFreezeCallback(start=False, verify=False, later=LaterStage(predictor, **how))
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,6 @@ def test_stages_of_ones_own(make_trainer):
         def train_dataloader(self):
             return DataLoader(Vectors(), 8)
 
-    freezer = SmartFreezeCallback(start=StartStage(Safe(), probe_steps=2), verify=False, attention=Second())
+    freezer = SmartFreezeCallback(start=StartStage(Safe(), probe_steps=2), verify=False, later=Second())
     make_trainer(freezer, limit_val_batches=0).fit(Longer(mlp()))
     assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.4", 6)]

@@ -1,0 +1,223 @@
+"""Fit the predictor of the later stage to what freezing cost in recorded runs, and judge it on networks left out.
+
+    python -m research.outcomes.later research/results/moments.jsonl
+    python -m research.outcomes.later research/results/moments.jsonl --write predictor_weights/later.safetensors
+
+Of every recorded run, each prefix at each moment is an example. Logistic regressions on groups of inputs, and the
+paper's attention over the window of snapshots, are compared on networks that they have not seen. Needs the extra
+``benchmark``.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from research.outcomes.branches import MARGIN, Branch, branches, ends, learned
+from research.outcomes.outcome import Outcome
+from smartfrz_lightning.predictor.later import LaterPredictor
+from smartfrz_lightning.predictor.later_inputs import INPUTS
+from smartfrz_lightning.predictor.network import AttentionPredictor
+
+PLACE = ["depth", "left"]
+COMPARED: dict[str, list[str]] = {
+    "nothing": [],
+    "depth and progress": PLACE,
+    "… and movement": [*PLACE, "moved"],
+    "… and gradients": [*PLACE, "gradient", "agreement"],
+    "… and length": [*PLACE, "length"],
+    "… and slowing": [*PLACE, "slowed"],
+    "… and loss": list(INPUTS),
+    "… and slowing and loss": [*INPUTS, "slowed"],
+    "all of these": [*INPUTS, "slowed", "moved", "gradient", "agreement", "length"],
+}
+STRENGTH = 0.1
+"""Inverse of the regularisation of the regressions, on inputs of unit spread."""
+
+SURE = (0.75, 0.85)
+"""p(safe) from which prefixes are looked at."""
+
+
+class Example:
+    """A branch with all that is compared.
+
+    Args:
+        branch: The branch.
+        others: Further inputs by name.
+        cost: FLOPs of the run relative to the full one.
+    """
+
+    def __init__(self, branch: Branch, others: Mapping[str, float], cost: float) -> None:
+        self.branch, self.cost = branch, cost
+        self.inputs = dict(zip(INPUTS, branch.inputs.tolist(), strict=True)) | dict(others)
+
+
+def examples(case: Mapping[str, Any], number: int = 0) -> list[Example]:
+    """All prefixes that were frozen later in a run.
+
+    Args:
+        case: A line of ``research/results/moments.jsonl``.
+        number: Of the run.
+    """
+    outcome = Outcome.fromdict(dict(case))
+    runs = [run for run in outcome.runs if run.kind == "frozen" and run.moment]
+    logs = {name: np.log10(np.clip(case["checks"][name], 1e-9, None)) for name in ("moved", "gradient")}
+    found = []
+    for branch, run in zip(branches(case, number), runs, strict=True):
+        check, prefix = len(branch.window) - 1, slice(0, run.depth)
+        others = {
+            "slowed": branch.window[-1, 0],
+            "moved": logs["moved"][check, prefix].mean(),
+            "gradient": (logs["gradient"][check] - logs["gradient"][0])[prefix].mean(),
+            "agreement": np.mean(case["checks"]["agreement"][check][prefix]),
+            "length": math.log(outcome.case.steps),
+        }
+        found.append(Example(branch, {name: float(value) for name, value in others.items()}, outcome.cost(run)))
+    return found
+
+
+def regression(x: Tensor, safe: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Mean, scale and weights of the inputs, and the bias, of a logistic regression.
+
+    Args:
+        x: ``[examples, inputs]``.
+        safe: ``[examples]``.
+    """
+    mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+    model = LogisticRegression(C=STRENGTH, max_iter=3000).fit(((x - mean) / scale).numpy(), safe.numpy())
+    return mean, scale, torch.from_numpy(model.coef_[0]).float(), float(model.intercept_[0])
+
+
+def by_line(names: Sequence[str]) -> Callable:
+    """p(safe) by a regression on these inputs."""
+
+    def said(train: list[Example], over: list[Branch], test: list[Example]) -> Tensor:
+        safe = torch.tensor([float(one.branch.safe) for one in train])
+        if not names:
+            return safe.mean().expand(len(test))
+        x, there = (torch.tensor([[one.inputs[name] for name in names] for one in part]) for part in (train, test))
+        if set(names) <= {*INPUTS, "slowed"}:
+            seen = [dict(zip(INPUTS, one.inputs.tolist(), strict=True)) | {"slowed": one.window[-1, 0]} for one in over]
+            x = torch.cat([x, torch.tensor([[float(one[name]) for name in names] for one in seen])])
+            safe = torch.cat([safe, torch.ones(len(over))])
+        mean, scale, weight, bias = regression(x, safe)
+        return ((there - mean) / scale @ weight + bias).sigmoid()
+
+    return said
+
+
+class WithAttention(nn.Module):
+    """The paper's attention over the window (Eq. 1 to 4), and a line through the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = AttentionPredictor(2, hidden=16, features=4, decision_hidden=8, representation="raw")
+        self.line = nn.Linear(len(INPUTS), 1)
+
+    def forward(self, window: Tensor, lengths: Tensor, inputs: Tensor) -> Tensor:
+        """Log-odds ``[examples]`` from ``[examples, snapshots, 2]``, ``[examples]`` and ``[examples, inputs]``."""
+        scores = self.attention(2 * window, lengths)
+        return scores[:, 1] - scores[:, 0] + self.line(inputs)[:, 0]
+
+
+def by_attention(decay: float, steps: int = 600) -> Callable:
+    """p(safe) by the attention, trained with a weight decay."""
+
+    def packed(chosen: Sequence[Branch]) -> tuple[Tensor, Tensor, Tensor]:
+        lengths = torch.tensor([len(branch.window) for branch in chosen])
+        window = pad_sequence([branch.window for branch in chosen], batch_first=True)
+        return window, lengths, torch.stack([branch.inputs for branch in chosen])
+
+    def said(train: list[Example], over: list[Branch], test: list[Example]) -> Tensor:
+        known = [one.branch for one in train] + over
+        torch.manual_seed(1)
+        net, safe = WithAttention(), torch.tensor([float(branch.safe) for branch in known])
+        optimizer = torch.optim.Adam(net.parameters(), 0.01, weight_decay=decay)
+        window = packed(known)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(net(*window), safe).backward()
+            optimizer.step()
+        with torch.no_grad():
+            return net(*packed([one.branch for one in test])).sigmoid()
+
+    return said
+
+
+def out_of_family(data: Sequence[Example], over: Sequence[Branch], said: Callable) -> np.ndarray:
+    """p(safe) of every example, by what was learned from the other networks."""
+    found = torch.zeros(len(data))
+    for left_out in sorted({one.branch.network for one in data}):
+        rest = [one for one in data if one.branch.network != left_out]
+        chosen = [number for number, one in enumerate(data) if one.branch.network == left_out]
+        at_end = [branch for branch in over if branch.network != left_out]
+        found[chosen] = said(rest, at_end, [data[number] for number in chosen])
+    return found.numpy()
+
+
+def scores(data: Sequence[Example], said: np.ndarray) -> list[str]:
+    """Log loss, AUROC, AUROC within a moment; of what is called safe: how many, how many are, points and FLOPs."""
+    was = np.array([one.branch.safe for one in data])
+    instant = np.array([one.branch.instant for one in data])
+    mixed = [one for one in np.unique(instant) if 0 < was[instant == one].mean() < 1]
+    within = np.mean([roc_auc_score(was[instant == one], said[instant == one]) for one in mixed])
+    row = [f"{log_loss(was, said):.3f}", f"{roc_auc_score(was, said):.3f}", f"{within:.2f}"]
+    for bound in SURE:
+        sure = said >= bound
+        points = np.array([one.branch.points for one in data])[sure]
+        row.append(f"{sure.sum()}: {was[sure].mean():.0%}, {points.mean():+.1f}" if sure.any() else "0")
+    return row
+
+
+def main(recorded: str, write: str | None = None) -> None:
+    """Compare on networks left out, and fit.
+
+    Args:
+        recorded: File of recorded runs, a line of JSON each.
+        write: File of the predictor, fitted to all of them.
+    """
+    torch.set_num_threads(1)
+    cases = [case for case in map(json.loads, Path(recorded).read_text().splitlines()) if learned(case)]
+    data = [one for number, case in enumerate(cases) for one in examples(case, number)]
+    over = [branch for number, case in enumerate(cases) for branch in ends(case, number)]
+    share = np.mean([one.branch.safe for one in data])
+    title = f"networks left out: {len(cases)} runs, {len(data)} prefixes, {share:.0%} safe"
+    table = Table(title=title, box=SIMPLE_HEAD, caption="p ≥ …: how many, how many of these are safe, mean points")
+    for column in ("inputs", "log loss", "AUROC", "within a moment", *(f"p ≥ {bound}" for bound in SURE)):
+        table.add_column(column, justify="left" if column == "inputs" else "right")
+    for name, names in COMPARED.items():
+        table.add_row(name, *scores(data, out_of_family(data, over, by_line(names))))
+    for decay in (0.0, 0.003, 0.02):
+        found = out_of_family(data, over, by_attention(decay))
+        table.add_row(f"the same, attention over the window, decay {decay:g}", *scores(data, found))
+    Console(width=130).print(table)
+    if write:
+        known = [one.branch for one in data] + over
+        x, safe = torch.stack([one.inputs for one in known]), torch.tensor([float(one.safe) for one in known])
+        mean, scale, weight, bias = regression(x, safe)
+        predictor = LaterPredictor()
+        predictor.mean.copy_(mean)
+        predictor.scale.copy_(scale)
+        with torch.no_grad():
+            predictor.score.weight.copy_(weight[None])
+            predictor.score.bias.fill_(bias)
+        families = sorted({one.branch.network for one in data})
+        predictor.save(write, runs=len(cases), prefixes=len(data), networks=families, margin=MARGIN)
+        Console().print({name: round(value, 2) for name, value in zip(INPUTS, weight.tolist(), strict=True)}, bias)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,153 @@
+"""LaterStage: which prefix may freeze for good, asked after each twentieth of a run."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.predictor.later import LaterPredictor
+from smartfrz_lightning.predictor.later_inputs import later_inputs
+from smartfrz_lightning.stages.stage import Stage
+from smartfrz_lightning.stages.start import check_shares
+
+CHECKS = 20
+"""Checks of a run, at most."""
+
+TRAINED = 4
+"""Twentieths of the run for which a layer has to train before it may freeze: nothing was learned from fewer."""
+
+
+class LaterStage(Stage):
+    """Freeze the prefix that has trained enough (this project).
+
+    After each twentieth of the run a predictor gives p(safe) of each prefix of the network: how likely freezing it from
+    here to the end costs at most 1 point of accuracy, by its depth, what is left of the run, and how far the training
+    loss has fallen. The deepest prefix that is safe enough is frozen, at once or, in a run of 20 epochs and more, at
+    the end of the epoch. Nothing freezes while learning rates rise, while a prefix is frozen that has never trained, or
+    before a layer has trained for a fifth of the run.
+
+    The predictor has learned from recorded runs what freezing costs. An attention over the window of snapshots, as in
+    the paper, was no better on networks that it had not seen (``predictor_weights/later.md``).
+
+    Args:
+        predictor: Safetensors file of a later predictor, or a module that gives the log-odds of
+            :func:`~smartfrz_lightning.predictor.later_inputs.later_inputs`; the shipped one by default.
+        threshold: p(safe) from which a prefix freezes, between 0 and 1.
+
+    Raises:
+        FileNotFoundError: There is no such predictor file.
+        ValueError: An argument is out of range, or the predictor file cannot be read.
+    """
+
+    def __init__(self, predictor: str | nn.Module | None = None, threshold: float = 0.75) -> None:
+        check_shares(threshold=threshold)
+        self._predictor = predictor if isinstance(predictor, nn.Module) else LaterPredictor.load(predictor)
+        self.threshold = threshold
+
+    def reset(self) -> None:
+        self._first: Tensor | None = None  # loss of the first batch
+        self._losses: Tensor | None = None  # sum of those since the last check
+        self._batches = 0
+        self._rates, self._steps = 0.0, 0  # since then
+        self._means: list[float] = []  # learning rates of the last two twentieths
+        self._trained: dict[str, int] = {}  # twentieths of each layer
+        self._loss = math.nan  # of the last twentieth, relative to the first batch's
+        self._due = self._told = self._froze = False
+        self._best: float | None = None  # largest p(safe) of a prefix that has not been frozen
+
+    def start(self, run: TrainingRun) -> None:
+        if run.total_batches == math.inf and not run.steps:
+            run.say("Nothing freezes later in the run: its length is not known. Give max_epochs or max_steps.")
+
+    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
+        if run.loss is not None:
+            self._first = run.loss if self._first is None else self._first
+            self._losses = run.loss if self._losses is None else self._losses + run.loss
+            self._batches += 1
+
+    def step_done(self, run: TrainingRun) -> None:
+        if run.total_batches == math.inf:
+            return
+        self._rates += max(run.latest_rates, default=0.0)
+        self._steps += 1
+        if not run.passed(run.total_batches / CHECKS):
+            return
+        self._loss = self._relative_loss()
+        if self._losses is None and not self._told:
+            self._told = True
+            run.say(
+                "Nothing freezes later in the run: the training loss is not known in this loop. Call "
+                "freezer.training_step(batch), or freezer.before_backward(loss)."
+            )
+        self._means = [*self._means, self._rates / self._steps][-2:]
+        for layer in run.active:
+            self._trained[layer.name] = self._trained.get(layer.name, 0) + 1
+        self._losses, self._batches, self._rates, self._steps, self._due = None, 0, 0.0, 0, True
+
+    def _relative_loss(self) -> float:
+        """NaN if it is not known, or no loss that shrinks to zero."""
+        if self._losses is None or self._first is None or self._first <= 0:
+            return math.nan
+        return float(self._losses / self._first) / self._batches
+
+    def check_due(self, run: TrainingRun) -> bool:
+        return run.total_batches < CHECKS * run.batches_per_epoch and self._ready(run)
+
+    def epoch_check_due(self, run: TrainingRun, epoch: int) -> bool:
+        return self._ready(run)
+
+    def _ready(self, run: TrainingRun) -> bool:
+        held = any(layer.name in run.untrained for layer in run.frozen_layers)  # what that costs was not learned
+        rising = run.rates_rise or len(self._means) < 2 or self._means[1] > self._means[0] * (1 + 1e-6)
+        return self._due and not held and not rising and run.batches < run.total_batches
+
+    def select(self, run: TrainingRun) -> dict[str, float]:
+        free = [layer for layer in run.layers if not layer.always_trains]
+        safe = self._safe(run, free)
+        depth = max((number for number, share in enumerate(safe, 1) if share >= self.threshold), default=0)
+        active = {layer.name for layer in run.active}
+        chosen = {layer.name: safe[depth - 1] for layer in free[:depth] if layer.name in active}
+        self._froze |= bool(chosen)
+        self._best = max([self._best or 0.0, *(share for share in safe if share < 1)])
+        return chosen
+
+    def _safe(self, run: TrainingRun, free: list[Layer]) -> list[float]:
+        """p(safe) of every prefix; a deeper one is never safer."""
+        if not math.isfinite(self._loss) or run.progress is None:
+            return []
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            odds = self._predictor(later_inputs(len(free), run.progress, self._loss))
+        frozen = torch.tensor([layer.name in set(run.frozen) for layer in free])
+        young = torch.tensor([self._trained.get(layer.name, 0) < TRAINED for layer in free])
+        whole = frozen.int().cummin(0).values.bool()  # all of the prefix is frozen by now
+        odds = odds.masked_fill(young & ~frozen, -math.inf).masked_fill(whole, math.inf)
+        return odds.cummin(0).values.sigmoid().tolist()
+
+    def decision_applied(self, run: TrainingRun) -> None:
+        self._due = False
+
+    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        for name in thawed:
+            self._trained.pop(name, None)
+
+    def end(self, run: TrainingRun) -> None:
+        if self._best is not None and not self._froze and run.is_first_process:
+            run.say(
+                f"Nothing froze after the start: p(safe) was {self._best:.2f} at most, and has to be "
+                f"{self.threshold:.2f}."
+            )
+        self._best = None
+
+    def method_state(self) -> dict[str, Any]:
+        return {name: getattr(self, f"_{name}") for name in _STATE}
+
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        for name in _STATE:
+            setattr(self, f"_{name}", state[name])
+
+
+_STATE = ("first", "losses", "batches", "rates", "steps", "means", "trained", "loss", "due", "told", "froze")
