@@ -1,15 +1,15 @@
-"""The attention stage: asked in the default, after twentieths of the run, not while learning rates rise."""
+"""The later stage: asked in the default, after twentieths of the run, not while learning rates rise."""
 
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 from models import Classifier, Vectors, mlp
-from smartfrz_lightning.predictor.prefix_inputs import CONTEXT, SEEN
-from staging import OPTIMIZERS, Safe, notes, smart, trained
+from staging import ANYWAY, LONG, OPTIMIZERS, Safe, notes, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import Freezer, SmartFreezeCallback
+from smartfrz_lightning.predictor.later_inputs import INPUTS
 from smartfrz_lightning.stages import LaterStage, Schedule, Stage, StartStage
 
 
@@ -79,13 +79,10 @@ class Told(nn.Module):
         super().__init__()
         self.odds, self.progress, self.seen = torch.tensor(odds), progress, []
 
-    def forward(self, seen, context):
-        self.seen.append((seen, context))
-        return (
-            self.odds
-            if 1 - 10 ** context[0, CONTEXT.index("left")] > self.progress - 1e-4
-            else torch.full_like(self.odds, -9)
-        )
+    def forward(self, inputs):
+        self.seen.append(inputs)
+        progress = 1 - 10 ** float(inputs[0, INPUTS.index("left")])
+        return self.odds if progress > self.progress - 1e-4 else torch.full_like(self.odds, -9)
 
 
 def late(predictor, **how):
@@ -107,8 +104,8 @@ def test_the_deepest_prefix_that_is_safe_freezes_at_once(make_trainer, odds, fro
 
 def test_what_is_frozen_does_not_stand_in_the_way_of_what_is_behind(make_trainer):
     class Deeper(Told):
-        def forward(self, seen, context):
-            super().forward(seen, context)
+        def forward(self, inputs):
+            super().forward(inputs)
             return torch.tensor([-5.0, 3.0, -5.0] if len(self.seen) > 3 else [3.0, -5.0, -5.0])
 
     predictor = Deeper(0.0)
@@ -117,17 +114,40 @@ def test_what_is_frozen_does_not_stand_in_the_way_of_what_is_behind(make_trainer
     assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.0", 16), ("net.4", 20)]
 
 
-def test_it_sees_the_loss_the_rates_and_how_far_weights_moved(make_trainer):
+def test_it_sees_the_depth_what_is_left_and_the_loss(make_trainer):
     predictor = Told(-9.0, -9.0, -9.0)
     model = Classifier(mlp(norm=False), lambda p: torch.optim.SGD(p, 0.05))
     make_trainer(late(predictor), max_epochs=10, limit_val_batches=0).fit(model)
-    seen, context = predictor.seen[-1]
-    assert seen.shape == (3, 19, 2) and context[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
-    of = {name: seen[:, :, number] for number, name in enumerate(SEEN)}
-    losses = torch.tensor(model.losses[:76]).view(19, 4).mean(1)
-    assert torch.allclose(of["loss"][0], 1 + 2 * (losses / model.losses[0]).log10(), atol=1e-5)
-    assert torch.allclose(context[:, 1], torch.tensor(0.05).log10()) and (of["slowed"][:, 0] == 0).all()
-    assert (of["slowed"][:, -1].abs() > 0).all() and (of["slowed"].abs() < 4).all()
+    inputs = torch.stack(predictor.seen)
+    assert inputs.shape == (18, 3, 3) and inputs[0, :, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert torch.allclose(inputs[:, 0, 1], (1 - torch.arange(2, 20) / 20).log10(), atol=1e-5)
+    losses = torch.tensor(model.losses[:76]).view(19, 4).mean(1)[1:]
+    assert torch.allclose(inputs[:, 2, 2], (losses / model.losses[0]).log10(), atol=1e-5)
+
+
+def test_what_trains_again_trains_for_a_fifth_of_the_run_before_it_freezes(make_trainer):
+    freezer = smart(Safe(), later=LaterStage(Told(9.0, 9.0, 9.0)), verdict=ANYWAY, schedule=LONG)
+    make_trainer(freezer, max_epochs=15, limit_val_batches=0).fit(Classifier(trained(mlp()), OPTIMIZERS["sgd"]))
+    events = [(event.kind, event.layer, event.step) for event in freezer.timeline.events]
+    # What has trained from the start on, behind a prefix that has not, waits for it.
+    assert events[2:] == [
+        ("thaw", "net.0", 48),
+        ("thaw", "net.4", 48),
+        ("freeze", "net.0", 72),
+        ("freeze", "net.4", 72),
+        ("freeze", "net.7", 72),
+    ]
+
+
+@pytest.mark.parametrize("loss", [-1.0, float("nan"), 0.0])
+def test_a_loss_that_does_not_shrink_to_zero_freezes_nothing(make_trainer, loss):
+    class Odd(Classifier):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * 0 + loss
+
+    freezer = late(Told(9.0, 9.0, 9.0))
+    make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Odd(mlp(norm=False)))
+    assert not freezer.frozen
 
 
 def test_a_loop_that_does_not_tell_its_loss_is_told_so():
