@@ -2,7 +2,7 @@
 
     python -m research.outcomes.methods runs/outcomes data data/weights runs/methods.jsonl --methods '{smart: {}}'
 
-A method is a name and arguments of ``SmartFreezeCallback``; ``later`` holds those of its attention stage. Started
+A method is a name and arguments of ``SmartFreezeCallback``; ``later`` holds those of its later stage. Started
 again, it goes on with what is not there yet. Needs the extra ``benchmark``.
 """
 
@@ -36,7 +36,7 @@ def run(outcome: Outcome, data: str, weights: str, arguments: dict[str, Any]) ->
     net, batches = setup.net, max(1, len(setup.data[0]) // case.batch_size)
     arguments = dict(arguments)
     if later := arguments.pop("later", None):
-        arguments["attention"] = LaterStage(**later)
+        arguments["later"] = LaterStage(**later)
     method = SmartFreezeCallback(**arguments)
     optimizer = make_optimizer(case, rate_groups(case, net.train()))
 

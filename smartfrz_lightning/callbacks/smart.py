@@ -36,8 +36,9 @@ class SmartFreezeCallback(FreezingCallback):
         start: ``True``, ``False``, or a stage of your own.
         verify: The same.
         later: The same.
-        threshold: How sure to be that freezing a prefix costs at most 2 points of accuracy, between 0 and 1; by default
-            0.65 in a short run where the prefix is tried afterwards, and 0.8 in others.
+        threshold: p(safe) from which a prefix freezes, between 0 and 1: how likely that costs at most 2 points of
+            accuracy at the start, at most 1 later. By default 0.65 at the start of a short run where the prefix is
+            tried afterwards, 0.8 at that of others, and 0.75 later.
         save: Share of a step to save, in place of ``threshold``: the safest prefix that saves as much is frozen, to the
             end of the run, without a trial.
         exclude: Shell-style patterns of modules, layers or parameters that always train.
@@ -84,16 +85,17 @@ class SmartFreezeCallback(FreezingCallback):
         for name, value in (("start", start), ("verify", verify), ("later", later)):
             if not isinstance(value, bool | Stage):
                 raise ValueError(f"{name}={value!r}: must be True, False or a Stage")
-        for name, value in (("threshold", threshold), ("save", save)):
-            if value is not None and start is not True:
-                raise ValueError(f"{name}={value}: belongs to the start stage; give it to a StartStage of your own")
+        if save is not None and start is not True:
+            raise ValueError(f"save={save}: belongs to the start stage; give it to a StartStage of your own")
+        if threshold is not None and start is not True and later is not True:
+            raise ValueError(f"threshold={threshold}: belongs to the start and later stages; give it to those")
         if save is not None and isinstance(verify, Stage):
             raise ValueError(f"save={save} and verify: what is to be saved is not tried; leave one of them out")
         verify = verify if save is None else False
         if start is True:
             start = StartStage(threshold=threshold, save=save, verified=bool(verify))
         verify = VerifyStage(likely=0.8 if threshold is None else threshold) if verify is True else verify
-        later = LaterStage() if later is True else later
+        later = LaterStage(threshold=threshold or 0.75) if later is True else later
         self.stages: dict[str, Stage] = {
             name: stage
             for name, stage in (("start", start), ("verify", verify), ("later", later))

@@ -1,4 +1,4 @@
-"""The attention predictor: what it sees of a layer's history, its network, training, weights and use."""
+"""The start and the later predictor, and the attention predictor of windows: inputs, training, weights, use."""
 
 from smartfrz_lightning.predictor.inference import freeze_confidence
 from smartfrz_lightning.predictor.network import AttentionPredictor

@@ -73,11 +73,11 @@ def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, threshold:
     if default is not None:
         lines.append(
             f"SmartFreezeCallback() freezes {default.layers} of {default.of} layers at the start, tries what training "
-            "them brings, and asks the attention predictor later for more"
+            "them brings, and freezes more later, as the training loss falls"
         )
     else:
         needs = "" if threshold is None else f" (p(safe) has to be {threshold:.2f})"
-        lines.append(f"SmartFreezeCallback() freezes nothing at the start{needs}; the attention predictor may later")
+        lines.append(f"SmartFreezeCallback() freezes nothing at the start{needs}; layers may freeze as the loss falls")
     by_hand = default or max(plan, key=lambda one: (one.safe or 0, one.layers))
     if by_hand.layers:
         lines.append(f"by hand: StaticFreezeCallback(layers={by_hand.layers})")

@@ -144,7 +144,7 @@ def test_callbacks_and_stages_in_yaml(tmp_path):
     cli = LightningCLI(run=False, args=[f"--config={config}", model, "--trainer.accelerator=cpu"])
     smart, static = (c for c in cli.trainer.callbacks if hasattr(c, "exclude"))
     assert (smart.exclude, static.exclude) == (("layer",), ("a", "b")) and static.report is False
-    assert list(smart.stages) == ["start", "attention"] and smart.stages["start"].threshold == 0.7
+    assert list(smart.stages) == ["start", "later"] and smart.stages["start"].threshold == 0.7
 
 
 def test_the_sizes_of_a_predictor_are_those_of_its_file(tmp_path):
