@@ -39,10 +39,12 @@ COMPARED: dict[str, list[str]] = {
     "… and movement": [*PLACE, "moved"],
     "… and gradients": [*PLACE, "gradient", "agreement"],
     "… and length": [*PLACE, "length"],
+    "… and epochs": [*PLACE, "epochs"],
     "… and slowing": [*PLACE, "slowed"],
     "… and loss": list(INPUTS),
-    "… and slowing and loss": [*INPUTS, "slowed"],
-    "all of these": [*INPUTS, "slowed", "moved", "gradient", "agreement", "length"],
+    "… and loss and slowing": [*INPUTS, "slowed"],
+    "… and loss and epochs": [*INPUTS, "epochs"],
+    "all of these": [*INPUTS, "slowed", "moved", "gradient", "agreement", "length", "epochs"],
 }
 STRENGTH = 0.1
 """Inverse of the regularisation of the regressions, on inputs of unit spread."""
@@ -84,6 +86,7 @@ def examples(case: Mapping[str, Any], number: int = 0) -> list[Example]:
             "gradient": (logs["gradient"][check] - logs["gradient"][0])[prefix].mean(),
             "agreement": np.mean(case["checks"]["agreement"][check][prefix]),
             "length": math.log(outcome.case.steps),
+            "epochs": math.log10(run.moment * outcome.case.batch_size / outcome.case.images),
         }
         found.append(Example(branch, {name: float(value) for name, value in others.items()}, outcome.cost(run)))
     return found

@@ -17,8 +17,11 @@ from smartfrz_lightning.stages.start import check_shares
 CHECKS = 20
 """Checks of a run, at most."""
 
+EARLIEST = 0.4
+"""Share of the run before which nothing freezes: what is safe so early, the recorded runs hardly tell."""
+
 TRAINED = 4
-"""Twentieths of the run for which a layer has to train before it may freeze: nothing was learned from fewer."""
+"""Twentieths of the run for which a layer has to train before it may freeze."""
 
 
 class LaterStage(Stage):
@@ -27,8 +30,8 @@ class LaterStage(Stage):
     After each twentieth of the run a predictor gives p(safe) of each prefix of the network: how likely freezing it from
     here to the end costs at most 1 point of accuracy, by its depth, what is left of the run, and how far the training
     loss has fallen. The deepest prefix that is safe enough is frozen, at once or, in a run of 20 epochs and more, at
-    the end of the epoch. Nothing freezes while learning rates rise, while a prefix is frozen that has never trained, or
-    before a layer has trained for a fifth of the run.
+    the end of the epoch. Nothing freezes in the first two fifths of the run, while learning rates rise, while a prefix
+    is frozen that has never trained, or before a layer has trained for a fifth of the run.
 
     The predictor has learned from recorded runs what freezing costs. An attention over the window of snapshots, as in
     the paper, was no better on networks that it had not seen (``predictor_weights/later.md``).
@@ -103,7 +106,8 @@ class LaterStage(Stage):
     def _ready(self, run: TrainingRun) -> bool:
         held = any(layer.name in run.untrained for layer in run.frozen_layers)  # what that costs was not learned
         rising = run.rates_rise or len(self._means) < 2 or self._means[1] > self._means[0] * (1 + 1e-6)
-        return self._due and not held and not rising and run.batches < run.total_batches
+        known = run.progress is not None and EARLIEST - 1e-6 <= run.progress < 1
+        return self._due and known and not held and not rising
 
     def select(self, run: TrainingRun) -> dict[str, float]:
         free = [layer for layer in run.layers if not layer.always_trains]

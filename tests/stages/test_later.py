@@ -49,12 +49,12 @@ def fit(make_trainer, kind=Classifier, epochs=10, **how):
 
 def test_every_twentieth_of_a_run_of_few_epochs(make_trainer):
     asked, freezer = fit(make_trainer)
-    assert [step for step, _ in asked] == list(range(8, 80, 4)) and freezer.frozen == ["net.0"]
+    assert [step for step, _ in asked] == list(range(32, 80, 4)) and freezer.frozen == ["net.0"]
 
 
 def test_at_the_end_of_epochs_in_a_run_of_many(make_trainer):
     asked, _ = fit(make_trainer, epochs=40)
-    assert [epoch for _, epoch in asked] == list(range(4, 40, 2))
+    assert [epoch for _, epoch in asked] == list(range(16, 40, 2))
 
 
 def test_never_while_learning_rates_rise(make_trainer):
@@ -69,7 +69,7 @@ def test_it_waits_for_the_stages_before_it(make_trainer):
     stage_reset, stage.reset = stage.reset, lambda: (asked.extend(getattr(stage, "asked", [])), stage_reset())
     make_trainer(freezer, max_epochs=15, limit_val_batches=0).fit(Classifier(trained(mlp()), OPTIMIZERS["sgd"]))
     assert "Trial, steps 12 to 24" in notes(freezer)
-    assert [step for step, _ in asked] == list(range(24, 120, 6)) and freezer.frozen == ["net.0"]
+    assert [step for step, _ in asked] == list(range(48, 120, 6)) and freezer.frozen == ["net.0"]
 
 
 class Told(nn.Module):
@@ -106,12 +106,12 @@ def test_what_is_frozen_does_not_stand_in_the_way_of_what_is_behind(make_trainer
     class Deeper(Told):
         def forward(self, inputs):
             super().forward(inputs)
-            return torch.tensor([-5.0, 3.0, -5.0] if len(self.seen) > 3 else [3.0, -5.0, -5.0])
+            return torch.tensor([-5.0, 3.0, -5.0] if len(self.seen) > 1 else [3.0, -5.0, -5.0])
 
     predictor = Deeper(0.0)
     freezer = late(predictor)
     make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Classifier(mlp(norm=False)))
-    assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.0", 16), ("net.4", 20)]
+    assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.0", 32), ("net.4", 36)]
 
 
 def test_it_sees_the_depth_what_is_left_and_the_loss(make_trainer):
@@ -119,9 +119,9 @@ def test_it_sees_the_depth_what_is_left_and_the_loss(make_trainer):
     model = Classifier(mlp(norm=False), lambda p: torch.optim.SGD(p, 0.05))
     make_trainer(late(predictor), max_epochs=10, limit_val_batches=0).fit(model)
     inputs = torch.stack(predictor.seen)
-    assert inputs.shape == (18, 3, 3) and inputs[0, :, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
-    assert torch.allclose(inputs[:, 0, 1], (1 - torch.arange(2, 20) / 20).log10(), atol=1e-5)
-    losses = torch.tensor(model.losses[:76]).view(19, 4).mean(1)[1:]
+    assert inputs.shape == (12, 3, 3) and inputs[0, :, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert torch.allclose(inputs[:, 0, 1], (1 - torch.arange(8, 20) / 20).log10(), atol=1e-5)
+    losses = torch.tensor(model.losses[:76]).view(19, 4).mean(1)[7:]
     assert torch.allclose(inputs[:, 2, 2], (losses / model.losses[0]).log10(), atol=1e-5)
 
 
