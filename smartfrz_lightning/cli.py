@@ -5,8 +5,13 @@ from collections.abc import Sequence
 
 from lightning.pytorch.cli import ArgsType, LightningCLI
 
-from smartfrz_lightning import FreezingCallback, PlanCallback  # callbacks are known by their short names
+from smartfrz_lightning import (  # callbacks are known by their short names
+    FreezingCallback,
+    PlanCallback,
+    SmartFreezeCallback,
+)
 from smartfrz_lightning.benchmark.command import benchmark_command
+from smartfrz_lightning.stages import StartStage
 
 
 def main(args: ArgsType = None) -> None:
@@ -49,8 +54,11 @@ def plan_command(args: Sequence[str]) -> None:
     """
     cli = LightningCLI(args=list(args), run=False, save_config_callback=None)
     ours = [one for one in cli.trainer.callbacks if isinstance(one, FreezingCallback)]
-    exclude = [pattern for one in ours for pattern in one.exclude]
-    cli.trainer.callbacks = [one for one in cli.trainer.callbacks if one not in ours] + [PlanCallback(exclude=exclude)]
+    start = next((one.stages.get("start") for one in ours if isinstance(one, SmartFreezeCallback)), None)
+    plan = PlanCallback(
+        start if isinstance(start, StartStage) else None, exclude=[pattern for one in ours for pattern in one.exclude]
+    )
+    cli.trainer.callbacks = [one for one in cli.trainer.callbacks if one not in ours] + [plan]
     cli.trainer.limit_val_batches = cli.trainer.num_sanity_val_steps = 0
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
 

@@ -84,9 +84,9 @@ class PlanCallback(FreezingCallback):
 
     def before_batch(self, run: TrainingRun) -> None:
         self._stage.before_batch(run)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
+        if self._accelerated(run):
+            torch.accelerator.synchronize()
+            torch.accelerator.reset_peak_memory_stats()
         self._began = time.perf_counter()
 
     def layers_found(self, run: TrainingRun) -> None:
@@ -109,28 +109,30 @@ class PlanCallback(FreezingCallback):
             return
         if self._over:
             return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         depth = len(run.frozen)
+        if self._accelerated(run):
+            torch.accelerator.synchronize()
+            self._memory[depth] = torch.accelerator.max_memory_allocated() / 1e9
         self._seconds[depth].append(time.perf_counter() - self._began)
-        if torch.cuda.is_available():
-            self._memory[depth] = torch.cuda.max_memory_allocated() / 1e9
-        self._over = self._next(run) is None
+        self._over = self._next() is None
 
-    def _next(self, run: TrainingRun) -> int | None:
+    def _accelerated(self, run: TrainingRun) -> bool:
+        return next(run.model.parameters()).device.type in ("cuda", "xpu")
+
+    def _next(self) -> int | None:
         """The prefix to measure now; ``None`` if all are."""
         return next((depth for depth in self._depths or () if len(self._seconds[depth]) < WARM_UP + TIMED), None)
 
     def check_due(self, run: TrainingRun) -> bool:
         if self._depths is None:
             return bool(run.layers) and (self._stage.check_due(run) or not self._stage.busy(run))
-        return not self._over and self._next(run) != len(run.frozen)
+        return not self._over and self._next() != len(run.frozen)
 
     def select(self, run: TrainingRun) -> Decision:
         if self._depths is None:
             return Decision()
         names = [layer.name for layer in run.layers if not layer.always_trains]
-        depth, frozen = self._next(run) or 0, set(run.frozen)
+        depth, frozen = self._next() or 0, set(run.frozen)
         freeze = [name for name in names[:depth] if name not in frozen]
         return Decision(freeze, [name for name in names[depth:] if name in frozen], untrained=True)
 
@@ -159,6 +161,8 @@ class PlanCallback(FreezingCallback):
             return
         self.plan = self._planned(run)
         print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self._stage.threshold_of(run)))
+        if not self._over:
+            print_shown(f"The run ended after {run.steps} steps, before all prefixes were measured: take a longer one.")
         if trainer.log_dir is not None:
             path = Path(trainer.log_dir) / "freeze_plan.png"
             path.parent.mkdir(parents=True, exist_ok=True)

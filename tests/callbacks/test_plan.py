@@ -60,6 +60,13 @@ def test_what_is_excluded_is_no_part_of_it(make_trainer, tmp_path):
     assert (tmp_path / "lightning_logs" / "version_0" / "freeze_plan.png").stat().st_size > 5000
 
 
+def test_a_run_that_ends_before_says_so(make_trainer, capsys):
+    plan = PlanCallback(StartStage(Safe(), probe_steps=4))
+    make_trainer(plan, max_epochs=3, limit_val_batches=0).fit(Classifier(trained(mlp())))
+    assert [prefix.layers for prefix in plan.plan] == [0, 1]
+    assert "ended after 24 steps" in " ".join(capsys.readouterr().out.split())
+
+
 def test_shares_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"shares=\[2\]: must be numbers between 0 and 1"):
         PlanCallback(shares=[2])
@@ -69,6 +76,9 @@ def test_the_command_takes_the_configs_of_fit(tmp_path, capsys):
     torch.manual_seed(1)
     quiet = ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]
     smaller = ["--data.size=32", "--trainer.enable_progress_bar=false"]
-    plan_command(["--config=configs/quickstart.yaml", *quiet, *smaller])
+    own = "--trainer.callbacks.init_args.start.class_path=smartfrz_lightning.stages.StartStage"
+    threshold = "--trainer.callbacks.init_args.start.init_args.threshold=0.99"
+    plan_command(["--config=configs/quickstart.yaml", *quiet, *smaller, own, threshold])
     out = " ".join(capsys.readouterr().out.split())
     assert "Freezing a prefix of ImageClassifier from the start" in out and "49" in out
+    assert "p(safe) has to be 0.99" in out  # of the config's own start stage
