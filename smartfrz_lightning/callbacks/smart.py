@@ -20,13 +20,13 @@ class SmartFreezeCallback(FreezingCallback):
     ``start``: in the first 2 % of the steps the head alone moves, while the gradients of all layers are watched; then
     the prefix of the network (its first layers, up to some depth) is frozen that saves most among those that are safe.
     ``verify``: for a tenth of the run shadow weights, in which everything trains, take the same steps; if they are not
-    worse, the model adopts them. ``later``: after each twentieth of the run (in one of many epochs, at the end of the
-    epoch) snapshots of all layers' weights are compared with those before, and the prefix freezes that has trained
-    enough (after Li et al., ICLR 2023). In a long run a prefix that was frozen at the start trains again after two
-    fifths.
+    worse, the model adopts them. ``later``: from two fifths of the run on, after each twentieth (in a run of many epochs,
+    at the end of the epoch), the prefix freezes that can do without the rest: that is learned from recorded runs, in
+    which prefixes were frozen at several moments, and goes by depth, what is left of the run and how far the training
+    loss has fallen. In a long run a prefix that was frozen at the start trains again after two fifths.
 
     - **When**: fine-tuning a pretrained network.
-    - **When not**: a run far past its plateau is better shortened; from scratch little is saved.
+    - **When not**: a run far past its plateau is better shortened.
     - **Cost**: the 2 % at the start, in which nothing trains for good; where a prefix is frozen, a trial of a tenth of
       the run, at most 50 steps (100 in a long one), with a second set of weights and optimizer states in memory.
     - **Source**: this project, after Li et al. 2023, "SmartFRZ"; the paper's own method is
