@@ -49,7 +49,7 @@ COMPARED: dict[str, list[str]] = {
 STRENGTH = 0.1
 """Inverse of the regularisation of the regressions, on inputs of unit spread."""
 
-SURE = (0.8, 0.9)
+SURE = (0.75, 0.85)
 """p(safe) from which prefixes are looked at."""
 
 

@@ -38,7 +38,7 @@ class SmartFreezeCallback(FreezingCallback):
         later: The same.
         threshold: p(safe) from which a prefix freezes, between 0 and 1: how likely that costs at most 2 points of
             accuracy at the start, at most 1 later. By default 0.65 at the start of a short run where the prefix is
-            tried afterwards, 0.8 at that of others, and 0.8 later.
+            tried afterwards, 0.8 at that of others, and 0.85 later.
         save: Share of a step to save, in place of ``threshold``: the safest prefix that saves as much is frozen, to the
             end of the run, without a trial.
         exclude: Shell-style patterns of modules, layers or parameters that always train.
@@ -95,7 +95,7 @@ class SmartFreezeCallback(FreezingCallback):
         if start is True:
             start = StartStage(threshold=threshold, save=save, verified=bool(verify))
         verify = VerifyStage(likely=0.8 if threshold is None else threshold) if verify is True else verify
-        later = LaterStage(threshold=threshold or 0.8) if later is True else later
+        later = LaterStage(threshold=threshold or 0.85) if later is True else later
         self.stages: dict[str, Stage] = {
             name: stage
             for name, stage in (("start", start), ("verify", verify), ("later", later))

@@ -46,7 +46,7 @@ class LaterStage(Stage):
         ValueError: An argument is out of range, or the predictor file cannot be read.
     """
 
-    def __init__(self, predictor: str | nn.Module | None = None, threshold: float = 0.8) -> None:
+    def __init__(self, predictor: str | nn.Module | None = None, threshold: float = 0.85) -> None:
         check_shares(threshold=threshold)
         self._predictor = predictor if isinstance(predictor, nn.Module) else LaterPredictor.load(predictor)
         self.threshold = threshold
