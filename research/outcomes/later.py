@@ -31,6 +31,7 @@ from research.outcomes.outcome import Outcome
 from smartfrz_lightning.predictor.later import LaterPredictor
 from smartfrz_lightning.predictor.later_inputs import INPUTS
 from smartfrz_lightning.predictor.network import AttentionPredictor
+from smartfrz_lightning.stages.later import DEEPEST, EARLIEST
 
 PLACE = ["depth", "left"]
 COMPARED: dict[str, list[str]] = {
@@ -64,6 +65,7 @@ class Example:
 
     def __init__(self, branch: Branch, others: Mapping[str, float], cost: float) -> None:
         self.branch, self.cost = branch, cost
+        self.progress = 1 - 10 ** float(branch.inputs[INPUTS.index("left")])
         self.inputs = dict(zip(INPUTS, branch.inputs.tolist(), strict=True)) | dict(others)
 
 
@@ -185,12 +187,46 @@ def scores(data: Sequence[Example], said: np.ndarray) -> list[str]:
     return row
 
 
-def main(recorded: str, write: str | None = None) -> None:
+def policy(data: Sequence[Example], said: np.ndarray, threshold: float) -> list[tuple[float, float]]:
+    """Points and relative FLOPs of every run, if the deepest prefix that is safe enough freezes at each recorded moment.
+
+    What a prefix costs that grows later is put together from the branches: that of the first moment, and what the
+    deeper one of the later moment costs more than the first one would there.
+
+    Args:
+        data: Examples of all runs.
+        said: p(safe) of each.
+        threshold: The least p(safe).
+    """
+    found = []
+    for run in sorted({one.branch.instant // 100 for one in data}):
+        points, cost, depth = 0.0, 1.0, 0.0
+        own = [(one, p) for one, p in zip(data, said, strict=True) if one.branch.instant // 100 == run]
+        for instant in sorted({one.branch.instant for one, _ in own}):
+            there = [(one, p) for one, p in own if one.branch.instant == instant]
+            if there[0][0].progress < EARLIEST:
+                continue
+            safe = [one for one, p in there if p >= threshold and one.inputs["depth"] <= DEEPEST + 0.02]
+            deepest = max(safe, key=lambda one: one.inputs["depth"], default=None)
+            if deepest is None or deepest.inputs["depth"] <= depth:
+                continue
+            before = next((one for one, _ in there if one.inputs["depth"] == depth), None)
+            if depth and before is None:
+                continue
+            points += deepest.branch.points - (before.branch.points if before else 0.0)
+            cost += deepest.cost - (before.cost if before else 1.0)
+            depth = deepest.inputs["depth"]
+        found.append((points, cost))
+    return found
+
+
+def main(recorded: str, write: str | None = None, attention: bool = True) -> None:
     """Compare on networks left out, and fit.
 
     Args:
         recorded: File of recorded runs, a line of JSON each.
         write: File of the predictor, fitted to all of them.
+        attention: Train the attention too, which takes a minute.
     """
     torch.set_num_threads(1)
     cases = [case for case in map(json.loads, Path(recorded).read_text().splitlines()) if learned(case)]
@@ -203,9 +239,18 @@ def main(recorded: str, write: str | None = None) -> None:
         table.add_column(column, justify="left" if column == "inputs" else "right")
     for name, names in COMPARED.items():
         table.add_row(name, *scores(data, out_of_family(data, over, by_line(names))))
-    for decay in (0.0, 0.003, 0.02):
+    for decay in (0.0, 0.003, 0.02) if attention else ():
         found = out_of_family(data, over, by_attention(decay))
         table.add_row(f"the same, attention over the window, decay {decay:g}", *scores(data, found))
+    Console(width=130).print(table)
+    said = out_of_family(data, over, by_line(list(INPUTS)))
+    table = Table(title="if the safest is frozen from two fifths on, networks left out", box=SIMPLE_HEAD)
+    for column in ("p ≥", "points", "worst run", "runs that lose over 1", "FLOPs"):
+        table.add_column(column, justify="right")
+    for threshold in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9):
+        points, cost = np.array(policy(data, said, threshold)).T
+        row = [f"{points.mean():+.1f}", f"{points.min():+.1f}", str((points < -MARGIN).sum()), f"{cost.mean():.2f}"]
+        table.add_row(f"{threshold}", *row)
     Console(width=130).print(table)
     if write:
         known = [one.branch for one in data] + over

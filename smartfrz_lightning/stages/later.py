@@ -20,6 +20,9 @@ CHECKS = 20
 EARLIEST = 0.4
 """Share of the run before which nothing freezes: what is safe so early, the recorded runs hardly tell."""
 
+DEEPEST = 2 / 3
+"""Share of the layers that may freeze at most: what is deeper cost most in the recorded runs, and saves least."""
+
 TRAINED = 4
 """Twentieths of the run for which a layer has to train before it may freeze."""
 
@@ -29,8 +32,8 @@ class LaterStage(Stage):
 
     After each twentieth of the run a predictor gives p(safe) of each prefix of the network: how likely freezing it from
     here to the end costs at most 1 point of accuracy, by its depth, what is left of the run, and how far the training
-    loss has fallen. The deepest prefix that is safe enough is frozen, at once or, in a run of 20 epochs and more, at
-    the end of the epoch. Nothing freezes in the first two fifths of the run, while learning rates rise, while a prefix
+    loss has fallen. The deepest prefix that is safe enough, of at most two thirds of the layers, is frozen, at once or,
+    in a run of 20 epochs and more, at the end of the epoch. Nothing freezes in the first two fifths of the run, while learning rates rise, while a prefix
     is frozen that has never trained, or before a layer has trained for a fifth of the run.
 
     The predictor has learned from recorded runs what freezing costs. An attention over the window of snapshots, as in
@@ -128,6 +131,7 @@ class LaterStage(Stage):
         frozen = torch.tensor([layer.name in set(run.frozen) for layer in free])
         young = torch.tensor([self._trained.get(layer.name, 0) < TRAINED for layer in free])
         whole = frozen.int().cummin(0).values.bool()  # all of the prefix is frozen by now
+        young[int(DEEPEST * len(free) + 1e-6) :] = True
         odds = odds.masked_fill(young & ~frozen, -math.inf).masked_fill(whole, math.inf)
         return odds.cummin(0).values.sigmoid().tolist()
 
