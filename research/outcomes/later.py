@@ -188,7 +188,7 @@ def scores(data: Sequence[Example], said: np.ndarray) -> list[str]:
 
 
 def policy(data: Sequence[Example], said: np.ndarray, threshold: float) -> list[tuple[float, float]]:
-    """Points and relative FLOPs of every run, if the deepest prefix that is safe enough freezes at each recorded moment.
+    """Points and relative FLOPs of every run, if at each recorded moment the deepest safe prefix freezes.
 
     What a prefix costs that grows later is put together from the branches: that of the first moment, and what the
     deeper one of the later moment costs more than the first one would there.

@@ -20,10 +20,10 @@ class SmartFreezeCallback(FreezingCallback):
     ``start``: in the first 2 % of the steps the head alone moves, while the gradients of all layers are watched; then
     the prefix of the network (its first layers, up to some depth) is frozen that saves most among those that are safe.
     ``verify``: for a tenth of the run shadow weights, in which everything trains, take the same steps; if they are not
-    worse, the model adopts them. ``later``: from two fifths of the run on, after each twentieth (in a run of many epochs,
-    at the end of the epoch), the prefix freezes that can do without the rest: that is learned from recorded runs, in
-    which prefixes were frozen at several moments, and goes by depth, what is left of the run and how far the training
-    loss has fallen. In a long run a prefix that was frozen at the start trains again after two fifths.
+    worse, the model adopts them. ``later``: from two fifths of the run on, after each twentieth (in a run of many
+    epochs, at the end of the epoch), the prefix freezes that can do without the rest. That is learned from recorded
+    runs, in which prefixes were frozen at several moments, and goes by depth, what is left of the run and how far the
+    training loss has fallen. In a long run a prefix that was frozen at the start trains again after two fifths.
 
     - **When**: fine-tuning a pretrained network.
     - **When not**: a run far past its plateau is better shortened.

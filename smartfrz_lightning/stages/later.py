@@ -33,8 +33,9 @@ class LaterStage(Stage):
     After each twentieth of the run a predictor gives p(safe) of each prefix of the network: how likely freezing it from
     here to the end costs at most 1 point of accuracy, by its depth, what is left of the run, and how far the training
     loss has fallen. The deepest prefix that is safe enough, of at most two thirds of the layers, is frozen, at once or,
-    in a run of 20 epochs and more, at the end of the epoch. Nothing freezes in the first two fifths of the run, while learning rates rise, while a prefix
-    is frozen that has never trained, or before a layer has trained for a fifth of the run.
+    in a run of 20 epochs and more, at the end of the epoch. Nothing freezes in the first two fifths of the run, while
+    learning rates rise, while a prefix is frozen that has never trained, or before a layer has trained for a fifth of
+    the run.
 
     The predictor has learned from recorded runs what freezing costs. An attention over the window of snapshots, as in
     the paper, was no better on networks that it had not seen (``predictor_weights/later.md``).

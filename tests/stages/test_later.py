@@ -91,8 +91,8 @@ def late(predictor, **how):
 
 @pytest.mark.parametrize(
     ("odds", "frozen"),
-    [((3.0, 2.0, -1.0), 2), ((3.0, -1.0, 3.0), 1), ((-1.0, 3.0, 3.0), 0), ((3.0, 3.0, 3.0), 3)],
-    ids=["by depth", "a deeper one is no safer", "nothing", "all before the head"],
+    [((3.0, 2.0, -1.0), 2), ((3.0, -1.0, 3.0), 1), ((-1.0, 3.0, 3.0), 0), ((3.0, 3.0, 3.0), 2)],
+    ids=["by depth", "a deeper one is no safer", "nothing", "two thirds at most"],
 )
 def test_the_deepest_prefix_that_is_safe_freezes_at_once(make_trainer, odds, frozen):
     freezer = late(Told(*odds, progress=0.5))
@@ -129,13 +129,11 @@ def test_what_trains_again_trains_for_a_fifth_of_the_run_before_it_freezes(make_
     freezer = smart(Safe(), later=LaterStage(Told(9.0, 9.0, 9.0)), verdict=ANYWAY, schedule=LONG)
     make_trainer(freezer, max_epochs=15, limit_val_batches=0).fit(Classifier(trained(mlp()), OPTIMIZERS["sgd"]))
     events = [(event.kind, event.layer, event.step) for event in freezer.timeline.events]
-    # What has trained from the start on, behind a prefix that has not, waits for it.
     assert events[2:] == [
         ("thaw", "net.0", 48),
         ("thaw", "net.4", 48),
         ("freeze", "net.0", 72),
         ("freeze", "net.4", 72),
-        ("freeze", "net.7", 72),
     ]
 
 
