@@ -42,10 +42,10 @@ from smartfrz_lightning.stages import LaterStage, StartStage, VerifyStage
         (SmartFreezeCallback, {"save": 0.4, "threshold": 0.9}, "save=0.4 and threshold=0.9: give one of them"),
         (SmartFreezeCallback, {"start": False, "save": 0.4}, "save=0.4: belongs to the start stage"),
         (SmartFreezeCallback, {"save": 0.4, "verify": VerifyStage()}, "save=0.4 and verify"),
-        (SmartFreezeCallback, dict.fromkeys(("start", "verify", "attention"), False), "nothing would ever freeze"),
+        (SmartFreezeCallback, dict.fromkeys(("start", "verify", "later"), False), "nothing would ever freeze"),
         (StartStage, {"probe_steps": 1}, "probe_steps=1: must be a whole number of at least 2"),
         (StartStage, {"probe_steps": 2.5}, "probe_steps=2.5: must be a whole number"),
-        (StartStage, {"predictor": str(SHIPPED)}, "is no start predictor of version 2"),
+        (StartStage, {"predictor": str(SHIPPED)}, "is no smartfrz-start-predictor of version 2"),
     ],
 )
 def test_arguments(kind, arguments, says):
