@@ -11,6 +11,7 @@ from smartfrz_lightning import (  # callbacks are known by their short names
     SmartFreezeCallback,
 )
 from smartfrz_lightning.benchmark.command import benchmark_command
+from smartfrz_lightning.private.trainer import callbacks_of
 from smartfrz_lightning.stages import StartStage
 
 
@@ -53,12 +54,13 @@ def plan_command(args: Sequence[str]) -> None:
         args: Command-line arguments after ``smartfrz plan``; those of ``smartfrz fit``.
     """
     cli = LightningCLI(args=list(args), run=False, save_config_callback=None)
-    ours = [one for one in cli.trainer.callbacks if isinstance(one, FreezingCallback)]
+    ours = [one for one in callbacks_of(cli.trainer) if isinstance(one, FreezingCallback)]
     start = next((one.stages.get("start") for one in ours if isinstance(one, SmartFreezeCallback)), None)
     plan = PlanCallback(
         start if isinstance(start, StartStage) else None, exclude=[pattern for one in ours for pattern in one.exclude]
     )
-    cli.trainer.callbacks = [one for one in cli.trainer.callbacks if one not in ours] + [plan]
+    others = [one for one in callbacks_of(cli.trainer) if one not in ours]
+    setattr(cli.trainer, "callbacks", [*others, plan])  # noqa: B010  # its class does not declare them
     cli.trainer.limit_val_batches = cli.trainer.num_sanity_val_steps = 0
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
 
