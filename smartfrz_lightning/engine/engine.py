@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -126,13 +125,8 @@ class Engine:
             losses: The losses.
             only: It is the only backward pass of this batch: what watches the forward pass ends.
         """
-        self.note_loss(losses)
+        self.run.loss = losses[0].detach().mean() if losses else None
         self._observer.before_backward(*losses, only=only)
-
-    def note_loss(self, losses: Sequence[Tensor]) -> None:
-        """These are losses of this batch."""
-        of_numbers = [loss.detach().reshape(()) for loss in losses if loss.numel() == 1]
-        self.run.loss = torch.stack(of_numbers).sum() if of_numbers else None
 
     def after_backward(self) -> None:
         """A backward pass is over, and any other of this batch would be one more of the same kind, as LBFGS does."""

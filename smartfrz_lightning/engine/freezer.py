@@ -109,7 +109,7 @@ class Freezer(Engine):
             )
         out = self.run.shadow_step.training_step(*args, **kwargs)
         loss = loss_of(out)
-        self.note_loss([] if loss is None else [loss])
+        self.run.loss = None if loss is None else loss.detach().mean()
         return out
 
     @contextlib.contextmanager
