@@ -26,6 +26,7 @@ from smartfrz_lightning.benchmark.clock import TrainingClock
 from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.predictor.later import LaterPredictor
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import SHIPPED
 from smartfrz_lightning.private.trainer import callbacks_of
@@ -162,7 +163,7 @@ def _code() -> str:
 
 def _predictor(run: Run) -> str:
     own = run.arguments.get("predictor")
-    paths = [Path(str(own))] if own else [SHIPPED, StartPredictor.shipped]
+    paths = [Path(str(own))] if own else [SHIPPED, StartPredictor.shipped, LaterPredictor.shipped]
     return sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
 
 

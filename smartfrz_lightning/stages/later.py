@@ -108,10 +108,12 @@ class LaterStage(Stage):
         return self._ready(run)
 
     def _ready(self, run: TrainingRun) -> bool:
+        if not self._due:
+            return False
         held = any(layer.name in run.untrained for layer in run.frozen_layers)  # what that costs was not learned
         rising = run.rates_rise or len(self._means) < 2 or self._means[1] > self._means[0] * (1 + 1e-6)
         known = run.progress is not None and EARLIEST - 1e-6 <= run.progress < 1
-        return self._due and known and not held and not rising
+        return known and not held and not rising
 
     def select(self, run: TrainingRun) -> dict[str, float]:
         free = [layer for layer in run.layers if not layer.always_trains]
