@@ -39,18 +39,14 @@ class PlanCallback(FreezingCallback):
 
     Args:
         start: Chooses the default's prefix.
-        shares: Of the layers that may freeze: the prefixes that are measured.
         exclude: Shell-style patterns of modules, layers or parameters that always train.
 
     Attributes:
         plan: What was found, a prefix an entry; empty before.
 
-    Raises:
-        ValueError: A share is not between 0 and 1.
-
     Example:
         >>> from smartfrz_lightning import PlanCallback
-        >>> PlanCallback(shares=[0, 0.5]).plan
+        >>> PlanCallback().plan
         []
     """
 
@@ -60,14 +56,10 @@ class PlanCallback(FreezingCallback):
     def __init__(
         self,
         start: StartStage | None = None,
-        shares: Sequence[float] = SHARES,
         exclude: Sequence[str] | str = (),
     ) -> None:
         super().__init__(report=False, every_n_train_steps=1, exclude=exclude)
-        if not shares or any(not 0 <= share <= 1 for share in shares):
-            raise ValueError(f"shares={list(shares)}: must be numbers between 0 and 1")
         self._stage = start or StartStage()
-        self._shares = sorted({0.0, *shares})
         self.plan: list[PlannedPrefix] = []
 
     def reset(self) -> None:
@@ -144,7 +136,7 @@ class PlanCallback(FreezingCallback):
             self._stage.decision_applied(run)
         free = sum(not layer.always_trains for layer in run.layers)
         chosen = len(self._stage.answer.freeze)
-        self._depths = sorted({round(share * free) for share in self._shares} | {chosen})
+        self._depths = sorted({round(share * free) for share in SHARES} | {chosen})
 
     # --- what is shown
 

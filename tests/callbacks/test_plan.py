@@ -1,6 +1,5 @@
 """PlanCallback: what freezing would save, measured in the first steps of a training."""
 
-import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from models import Classifier, mlp
@@ -53,7 +52,7 @@ def test_a_run_too_short_for_a_probe_is_measured_all_the_same(make_trainer):
 
 
 def test_what_is_excluded_is_no_part_of_it(make_trainer, tmp_path):
-    plan = PlanCallback(StartStage(Safe(), probe_steps=4), shares=[1.0], exclude="net.7")
+    plan = PlanCallback(StartStage(Safe(), probe_steps=4), exclude="net.7")
     trainer = make_trainer(plan, max_epochs=20, limit_val_batches=0, logger=CSVLogger(tmp_path))
     trainer.fit(Classifier(trained(mlp())))
     assert [prefix.last for prefix in plan.plan][-1] == "net.4"
@@ -65,11 +64,6 @@ def test_a_run_that_ends_before_says_so(make_trainer, capsys):
     make_trainer(plan, max_epochs=3, limit_val_batches=0).fit(Classifier(trained(mlp())))
     assert [prefix.layers for prefix in plan.plan] == [0, 1]
     assert "ended after 24 steps" in " ".join(capsys.readouterr().out.split())
-
-
-def test_shares_out_of_range_are_refused():
-    with pytest.raises(ValueError, match=r"shares=\[2\]: must be numbers between 0 and 1"):
-        PlanCallback(shares=[2])
 
 
 def test_the_command_takes_the_configs_of_fit(tmp_path, capsys):
