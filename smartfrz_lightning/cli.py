@@ -1,6 +1,7 @@
-"""The command ``smartfrz``, also installed as ``lightning``: LightningCLI with our callbacks by their short names."""
+"""The command ``smartfrz``: LightningCLI with our callbacks by their short names."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 from lightning.pytorch.cli import ArgsType, LightningCLI
@@ -21,7 +22,7 @@ def main(args: ArgsType = None) -> None:
     Args:
         args: Command-line arguments; those of the process by default.
 
-    Example:
+    Examples:
         >>> from contextlib import redirect_stdout
         >>> from io import StringIO
         >>> from tempfile import TemporaryDirectory
@@ -53,7 +54,9 @@ def plan_command(args: Sequence[str]) -> None:
     Args:
         args: Command-line arguments after ``smartfrz plan``; those of ``smartfrz fit``.
     """
-    cli = LightningCLI(args=list(args), run=False, save_config_callback=None)
+    with warnings.catch_warnings():  # the arguments are those of the command line, less the word plan
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        cli = LightningCLI(args=list(args), run=False, save_config_callback=None)
     ours = [one for one in callbacks_of(cli.trainer) if isinstance(one, FreezingCallback)]
     start = next((one.stages.get("start") for one in ours if isinstance(one, SmartFreezeCallback)), None)
     plan = PlanCallback(

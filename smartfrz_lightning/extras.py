@@ -6,7 +6,7 @@ from importlib.util import find_spec
 def require(package: str, extra: str) -> None:
     """Raise an ``ImportError`` that names the extra if a package is not installed.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.extras import require
         >>> require("torch", "vision")
     """

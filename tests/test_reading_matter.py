@@ -1,82 +1,121 @@
-"""The Python code in README.md and CONTRIBUTING.md runs, with a little data in place of the user's."""
+"""The code in README, documentation and CONTRIBUTING runs, with a little data in place of the user's."""
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
-import timm
-import torch
-from small_bert import bert
-from torchvision.io import write_png
+import yaml
+from models import Classifier, mlp
 
-import smartfrz_lightning
 from smartfrz_lightning import FreezingCallback
-from smartfrz_lightning.benchmark.cards import CALLBACKS, card
-from smartfrz_lightning.benchmark.cards import main as write_cards
 
 ROOT = Path(__file__).parents[1]
+PAGES = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md"))]
+FENCED = re.compile(r'```(\w+)(?: title="([^"]*)")?\n(.*?)```', re.DOTALL)
 
 
-def blocks(file):
-    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+def blocks(page, *languages):
+    """Language, title and code of the blocks of a page."""
+    found = FENCED.findall((ROOT / page).read_text())
+    return [block for block in found if block[0] in languages]
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with data by the names that the README uses; short, quiet runs; no downloads."""
-    for part in ("train", "test"):
-        for name in "ab":
-            (tmp_path / "data" / "photos" / part / name).mkdir(parents=True)
-            for number in range(64):
-                image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
-                write_png(image, str(tmp_path / "data" / "photos" / part / name / f"{number}.png"))
-    rows = "".join(f"gj04\t{n % 2}\t\tThe {'bell rang' if n % 2 else 'ring'}.\n" for n in range(64))
-    for name in ("train.tsv", "dev.tsv"):
-        (tmp_path / name).write_text(rows)
-    bert(tmp_path / "bert-base-uncased")
-    monkeypatch.chdir(tmp_path)
-    create = timm.create_model
-    monkeypatch.setattr(
-        timm, "create_model", lambda name, pretrained, num_classes: create(name, num_classes=num_classes)
-    )
-    return tmp_path
-
-
-def with_trainer(code):
-    return "Trainer(" in code and "model = " in code
-
-
-@pytest.mark.parametrize("code", list(filter(with_trainer, blocks("README.md"))), ids=["timm", "bert"])
-def test_readme(place, code, capsys):
+def short(code):
+    """A few batches on one CPU, without files, in place of a training on eight GPUs."""
+    code = code.replace('strategy="ddp", devices=8, ', "")
     settings = (
         "logger=False, enable_progress_bar=False, limit_val_batches=0, limit_train_batches=4, accelerator='cpu', "
     )
+    return code.replace("Trainer(", f"Trainer({settings}enable_checkpointing=False, ")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A user's folder, with a module of a model and data."""
+    (tmp_path / "my_project.py").write_text(
+        "from lightning.pytorch.demos.boring_classes import BoringDataModule as MyData, BoringModel\n"
+        "import torch\n\n\nclass MyModel(BoringModel):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.stem, self.head = torch.nn.Linear(32, 8), torch.nn.Linear(8, 2)\n"
+        "        del self.layer\n\n    def forward(self, x):\n        return self.head(self.stem(x))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_project", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["README.md", *PAGES])
+def test_the_code_of_a_page_runs(page, project, monkeypatch, capsys):
+    if page == "docs/methods.md":
+        pytest.skip("its blocks are signatures, made of the docstrings")
+    names = {"model": Classifier(mlp()), "data": None}
+    for language, title, code in blocks(page, "python", "yaml"):
+        if title:
+            (project / title).write_text(code)
+        if language == "yaml":
+            assert "trainer" in yaml.safe_load(code)
+        elif title:
+            quiet = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
+            monkeypatch.setattr(sys, "argv", [title, "fit", "--config", "config.yaml", *quiet])
+            runpy.run_path(title)
+        else:
+            exec(short(code), names)
+    if "freezer" in names:
+        assert f"{names['freezer'].timeline.saved:.1%} of training FLOPs saved" in names["freezer"].report()
+    if page == "README.md":
+        assert names["freezer"].run.frozen == ["0", "2"]
+
+
+def test_contributing(capsys):
     names = {}
-    exec(code.replace("Trainer(", f"Trainer({settings}").replace("image_size=224", "image_size=32"), names)
-    assert names["trainer"].global_step >= 4
-    out = capsys.readouterr().out
-    assert re.search(r"\d+ of [1-9]\d* layers frozen, \d+\.\d% of training FLOPs saved", out)
-
-
-def test_readme_loop(place, capsys):
-    (code,) = (code for code in blocks("README.md") if "Freezer(" in code)
-    exec(code, {})
-    assert capsys.readouterr().out.strip() == "['0', '2'] 30% of training FLOPs saved"
-
-
-def test_contributing(place):
-    names = {}
-    for code in blocks("CONTRIBUTING.md"):
+    for _, _, code in blocks("CONTRIBUTING.md", "python"):
         exec(code, names)
     assert issubclass(names["OneByOneFreezeCallback"], FreezingCallback)
 
 
-def test_the_method_cards_are_those_of_the_docstrings(tmp_path):
-    assert {callback.__name__ for callback in CALLBACKS} == {
-        name for name in smartfrz_lightning.__all__ if name.endswith("FreezeCallback")
-    }
-    write_cards(str(tmp_path / "cards.md"))
-    shipped = ROOT / "smartfrz_lightning/callbacks/CARDS.md"
-    assert shipped.read_text() == (tmp_path / "cards.md").read_text(), f"run {write_cards.__module__} {shipped.name}"
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "research/README.md", *PAGES])
+def test_commands_name_files_and_modules_that_are_there(page):
+    text = "".join(code for _, _, code in blocks(page, "bash"))
+    for file in re.findall(r"(?:configs|research|examples|predictor_weights)/[\w/.]+\.\w+", text):
+        assert (ROOT / file).exists(), f"{page}: {file}"
+    for module in re.findall(r"-m (research[\w.]*|smartfrz_lightning[\w.]*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page}: {module}"
+
+
+def test_links_lead_somewhere():
+    for page in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES]:
+        for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
+            if "://" not in target and not target.startswith("mailto:"):
+                assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_page_of_methods_is_that_of_the_docstrings(tmp_path):
+    import smartfrz_lightning
+    from research.cards import CALLBACKS, card, main
+
+    named = {name for name in smartfrz_lightning.__all__ if name.endswith("FreezeCallback")}
+    assert {callback.__name__ for callback in CALLBACKS} == named
+    main(str(tmp_path / "methods.md"))
+    assert (ROOT / "docs/methods.md").read_text() == (tmp_path / "methods.md").read_text(), (
+        "run python -m research.cards"
+    )
     with pytest.raises(ValueError, match="says nothing of When, When not, Cost, Source"):
         card(FreezingCallback)
+
+
+def test_published_numbers_follow_from_the_recorded_runs(tmp_path):
+    from research.runs import Runs
+    from research.verify import differences, recomputed
+
+    assert not list(differences(ROOT, Runs()))
+    page = tmp_path / "README.md"
+    right = recomputed("It saves 1.00<!-- = flops resnet32_long smart --> of it.\n", Runs())
+    page.write_text(right)
+    assert not list(differences(tmp_path, Runs()))
+    page.write_text(right.replace("0.", "9."))
+    assert any("should be" in line for line in differences(tmp_path, Runs()))
+    page.write_text("It saves a lot<!-- = flops resnet32_long smart -->.\n")
+    assert any("marks" in line for line in differences(tmp_path, Runs()))

@@ -53,7 +53,7 @@ def frontier_of(
         seed: The seed.
         by: The cost: ``"flops"`` or ``"seconds"``.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.benchmark.frontier import frontier_of
         >>> def result(run, value, seconds):
         ...     return {"run": run, "seed": 1, "value": value, "seconds": {"train": seconds}}
@@ -77,7 +77,7 @@ def above_frontier(
 
     Seeds whose frontier does not reach down to that cost are left out.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.benchmark.frontier import above_frontier
         >>> def result(run, value, seconds):
         ...     return {"run": run, "seed": 1, "value": value, "seconds": {"train": seconds}}

@@ -26,7 +26,7 @@ class Run:
         experiment: Configs to use instead of the benchmark's.
         seed: Seed to use instead of the benchmark's.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.benchmark.spec import Run
         >>> Run("RandomFreezeCallback", {"timeline": "{smart}/freeze_timeline.csv"}).needs
         {'smart'}
@@ -88,7 +88,7 @@ class Benchmark:
         jobs: So many runs at a time, each in a process of its own, as where small networks leave a GPU idle. They slow
             each other down, so that their times are not reported.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
         >>> methods = {"shorter": Run(shorten_to="half"), "half": Run("StaticFreezeCallback"), "full": Run()}
         >>> benchmark = Benchmark(experiment=[], methods=methods, seeds=[1], output="runs/small")

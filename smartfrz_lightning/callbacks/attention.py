@@ -45,7 +45,7 @@ class AttentionFreezeCallback(WindowedFreezingCallback):
         FileNotFoundError: There is no such predictor file.
         ValueError: An argument is out of range, or the predictor file cannot be read.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import AttentionFreezeCallback
         >>> AttentionFreezeCallback(threshold=0.9, front_only=True).window
         30

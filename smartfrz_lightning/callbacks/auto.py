@@ -38,7 +38,7 @@ class AutoFreezeCallback(FreezingCallback):
         ValueError: An argument is out of range; on ``fit``: the data loader has no length and
             ``every_n_train_steps`` is not given.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import AutoFreezeCallback
         >>> AutoFreezeCallback(evaluations_per_epoch=2).percentile
         50

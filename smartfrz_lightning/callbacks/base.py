@@ -51,7 +51,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         MisconfigurationException: On ``fit``: the strategy is not supported, or the Trainer has another callback of
             this kind.
 
-    Example:
+    Examples:
         >>> from contextlib import redirect_stdout
         >>> from io import StringIO
         >>> from lightning.pytorch import Trainer

@@ -40,7 +40,7 @@ class BudgetFreezeCallback(FreezingCallback):
     Raises:
         ValueError: ``budget`` is not between 0 and 1; in the first steps: what always trains costs more than it.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import BudgetFreezeCallback
         >>> BudgetFreezeCallback(budget=0.5).budget
         0.5

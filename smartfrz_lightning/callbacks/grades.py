@@ -35,7 +35,7 @@ class GradESFreezeCallback(FreezingCallback):
     Raises:
         ValueError: An argument is out of range; on ``fit``: the run has no known length.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import GradESFreezeCallback
         >>> GradESFreezeCallback(tau=2.5).grace
         0.5

@@ -31,7 +31,7 @@ class GradientNormFreezeCallback(FreezingCallback):
     Raises:
         ValueError: ``alpha`` is out of range, or both intervals are given.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import GradientNormFreezeCallback
         >>> GradientNormFreezeCallback(alpha=0.5).alpha
         0.5

@@ -16,7 +16,7 @@ class IntervalFreezeCallback(FreezingCallback):
     the FLOPs of each layer, as measured in the first training step, so that the whole run saves ``flops_reduction``.
 
     - **When**: a given share of the FLOPs is to be saved, and nothing is known of the task.
-    - **When not**: from scratch, where it cost 3.8 ± 1.4 points at 0.8 of the FLOPs (configs/benchmark/results).
+    - **When not**: from scratch, where it cost 3.8 ± 1.4 points at 0.8 of the FLOPs (research/results/0.2.0).
     - **Cost**: none to speak of.
     - **Source**: Yuan et al. 2022, "Layer Freezing & Data Sieving: Missing Pieces of a Generic Framework for Sparse
       Training".
@@ -31,7 +31,7 @@ class IntervalFreezeCallback(FreezingCallback):
         ValueError: An argument is out of range; on ``fit``: the run has no known length; in the first step: so much
             cannot be saved.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import IntervalFreezeCallback
         >>> IntervalFreezeCallback(flops_reduction=0.3).flops_reduction
         0.3

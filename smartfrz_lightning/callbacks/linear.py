@@ -37,7 +37,7 @@ class LinearFreezeCallback(FreezingCallback):
         ValueError: ``t_0`` is not between 0 and 1, or ``schedule`` unknown; on ``fit``: the module
             configures a learning-rate scheduler, or the run has no known length.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import LinearFreezeCallback
         >>> LinearFreezeCallback(t_0=0.5).end_times(5)
         [0.5, 0.625, 0.75, 0.875, 1.0]

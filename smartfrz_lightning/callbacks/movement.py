@@ -26,7 +26,7 @@ class MovementFreezeCallback(WindowedFreezingCallback):
     Raises:
         ValueError: An argument is out of range, or both intervals are given.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning import MovementFreezeCallback
         >>> method = MovementFreezeCallback(threshold=0.1, window=2)

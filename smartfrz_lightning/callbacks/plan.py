@@ -44,7 +44,7 @@ class PlanCallback(FreezingCallback):
     Attributes:
         plan: What was found, a prefix an entry; empty before.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import PlanCallback
         >>> PlanCallback().plan
         []

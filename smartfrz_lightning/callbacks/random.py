@@ -30,7 +30,7 @@ class RandomFreezeCallback(FreezingCallback):
         FileNotFoundError: There is no such file.
         ValueError: It is no timeline; in the first step: it is one of another model.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from smartfrz_lightning import RandomFreezeCallback

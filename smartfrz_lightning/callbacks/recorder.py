@@ -42,7 +42,7 @@ class HistoryRecorder(Callback):
         FileNotFoundError: There is no such reference.
         ValueError: The reference is of another architecture or cannot be read, or an argument is below 1.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import HistoryRecorder
         >>> HistoryRecorder(reference="runs/first/reference.ckpt", network="resnet20").checks_per_epoch
         8

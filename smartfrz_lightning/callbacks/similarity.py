@@ -34,7 +34,7 @@ class SimilarityFreezeCallback(FreezingCallback):
         ValueError: An argument is out of range; on ``fit``: the data loader has no length, or the reference cannot be
             read or is of another architecture.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import SimilarityFreezeCallback
         >>> SimilarityFreezeCallback(reference="runs/full/last.ckpt").epsilon
         0.01

@@ -51,7 +51,7 @@ class SmartFreezeCallback(FreezingCallback):
     Raises:
         ValueError: An argument is out of range, or one belongs to a stage that was replaced or left out.
 
-    Example:
+    Examples:
         >>> from lightning import Trainer
         >>> from smartfrz_lightning import SmartFreezeCallback
         >>> trainer = Trainer(max_epochs=10, callbacks=[SmartFreezeCallback()], logger=False)

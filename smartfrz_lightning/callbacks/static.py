@@ -29,7 +29,7 @@ class StaticFreezeCallback(FreezingCallback):
         ValueError: ``layers`` is negative, or a share of 1 or more; in the first step: it is
             more than may freeze.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning import StaticFreezeCallback
         >>> StaticFreezeCallback(layers=0.5).layers_to_freeze
         0.5

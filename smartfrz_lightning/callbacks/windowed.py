@@ -30,7 +30,7 @@ class WindowedFreezingCallback(FreezingCallback, ABC):
     Raises:
         ValueError: An argument is out of range, or both intervals are given.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning import WindowedFreezingCallback
         >>> class FreezeStill(WindowedFreezingCallback):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class StepFlops:
     """Floating-point operations of training steps; a multiply-add counts as two.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.cost import StepFlops
         >>> run = StepFlops()
         >>> run.add(StepFlops(forward=60, weight_gradient=60, activation_gradient=50).times(10))

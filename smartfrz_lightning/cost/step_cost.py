@@ -45,7 +45,7 @@ class StepCost:
         layers: FLOPs of each layer, in forward order.
         before: Forward FLOPs before the first layer.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.cost import LayerFlops, StepCost
         >>> cost = StepCost([LayerFlops("a", 10), LayerFlops("b", 20), LayerFlops("c", 30)])
         >>> cost.full

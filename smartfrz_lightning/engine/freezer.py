@@ -1,10 +1,12 @@
 """Freezer: the engine that freezes layers while a model trains, without a Trainer."""
 
 import contextlib
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
 
@@ -14,6 +16,7 @@ from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.processes import Processes, TorchProcesses
 from smartfrz_lightning.engine.shadow import LoopStep, loss_of
 from smartfrz_lightning.freezing.wrappers import unwrap
+from smartfrz_lightning.report.show import timeline_table
 
 
 class Freezer(Engine):
@@ -45,7 +48,7 @@ class Freezer(Engine):
     Raises:
         ValueError: The model has no trainable parameter, or a pattern of what to exclude matches nothing in it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning import IntervalFreezeCallback
         >>> from smartfrz_lightning.engine import Freezer
@@ -128,6 +131,20 @@ class Freezer(Engine):
             raise
         with self.ledger.timed():
             self.after_batch()
+
+    def thaw(self) -> None:
+        """Let every layer train again that this froze."""
+        self.change(thaw_now=list(self.run.frozen))
+
+    def report(self, width: int = 120) -> str:
+        """The table that a Trainer prints at the end: what froze when and why, and the FLOPs done and saved.
+
+        Args:
+            width: Columns of the text.
+        """
+        text = io.StringIO()
+        Console(file=text, width=width).print(timeline_table(self.timeline, type(self.method).__name__))
+        return text.getvalue()
 
     def _counted(self) -> tuple[int, float, float | None]:
         known = self.run.total_batches < math.inf

@@ -30,7 +30,7 @@ class FreezingMethod(FreezingRule, ABC):
     Raises:
         ValueError: Both intervals are given, one is below 1, or an argument of the cache is out of range.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from smartfrz_lightning.engine import FreezingMethod, TrainingRun
         >>> from smartfrz_lightning.layers import Layer

@@ -19,7 +19,7 @@ class Decision:
         thaw: Names of frozen layers.
         untrained: What freezes has the weights that it had before the run, so that running statistics fit them.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.engine import Decision
         >>> Decision(freeze={"stem": 0.97}, thaw=["block"]).thaw
         ['block']

@@ -46,7 +46,7 @@ class TrainingRun:
         shadow_step: Takes training steps on a second set of weights; ``None`` where the loop cannot.
         cannot_verify: Why it cannot; empty if it can.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.engine import TrainingRun
         >>> from smartfrz_lightning.layers import Layer
         >>> from torch import nn
@@ -122,7 +122,7 @@ class TrainingRun:
     def total_steps(self) -> float:
         """Steps of the whole run, going by those that are done; ``inf`` where its length is not known, or none is done.
 
-        Example:
+        Examples:
             >>> from smartfrz_lightning.engine import TrainingRun
             >>> from torch import nn
             >>> TrainingRun(nn.Identity(), steps=50, progress=0.25).total_steps

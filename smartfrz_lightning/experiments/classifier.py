@@ -33,7 +33,7 @@ class ImageClassifier(LightningModule):
         ValueError: The weights do not fit the network, ``schedule`` is unknown; in the first step: the network has
             another number of outputs.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.experiments.classifier import ImageClassifier

@@ -48,7 +48,7 @@ class ImageFolderDataModule(ByteImagesDataModule):
         FileNotFoundError: There is no such folder.
         ValueError: On ``fit``: a class of ``classes`` has no folder, or train and test have different classes.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
         >>> from PIL import Image

@@ -21,7 +21,7 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch
         layers: What to freeze.
         optimizers: All optimizers that hold their parameters.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.freezing.freeze import freeze
@@ -55,7 +55,7 @@ def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
 def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:
     """Let frozen layers train again; their modules go back to the mode of the model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.freezing.freeze import freeze, thaw

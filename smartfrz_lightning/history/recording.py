@@ -33,7 +33,7 @@ class Recording:
         sizes: Number of parameters of each layer.
         settings: Seed, spacing, versions and the like.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> import torch
         >>> from smartfrz_lightning.history.recording import Recording

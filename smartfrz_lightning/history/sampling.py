@@ -39,7 +39,7 @@ class WeightSampler:
         sample_size: Samples a layer (1,024 in the paper).
         seed: Fixes which weights are sampled.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.layers.finder import find_layers

@@ -27,7 +27,7 @@ class WeightHistory:
 
     A layer that is watched later than others, as after a thaw, has a window of its own length: from then on.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.history.window import WeightHistory

@@ -84,7 +84,7 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
     Raises:
         ValueError: The model has no trainable parameter.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.layers import find_layers

@@ -20,7 +20,7 @@ class Layer:
         always_trains: Why the layer always trains: ``"output"`` (it leads to the loss), ``"excluded"``, ``"unused"``
             (it took no part in the forward pass); empty for a layer that may freeze.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from smartfrz_lightning.layers.finder import find_layers
@@ -41,7 +41,7 @@ class Layer:
 def matches(pattern: str, name: str) -> bool:
     """Whether a pattern names this module or parameter, or something that contains it.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.layers.layer import matches
         >>> matches("blocks.0", "blocks.0.attn.qkv"), matches("*.attn", "blocks.0.attn.qkv")
         (True, True)
@@ -55,7 +55,7 @@ def matches(pattern: str, name: str) -> bool:
 def front(layers: Sequence[Layer], frozen: Iterable[str]) -> list[Layer]:
     """The layers before the first one that trains.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.layers.layer import Layer, front
         >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
         >>> [layer.name for layer in front(layers, frozen=["a", "b", "d"])]
@@ -75,7 +75,7 @@ def connected(layers: Sequence[Layer], frozen: Iterable[str], ready: Collection[
 
     What is excluded, unused, or tied to the output does not stand in the way of those behind it.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.layers.layer import Layer, connected
         >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
         >>> connected(layers, frozen=["a"], ready=["b", "d"])

@@ -20,7 +20,7 @@ def stable_range_labels(recording: Recording, epsilon: float = 0.01) -> Tensor:
     Returns:
         ``[checks, layers]``, ``int64``, of 1, 0 and -1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning.predictor.labels import stable_range_labels
         >>> from smartfrz_lightning.history.recording import Recording

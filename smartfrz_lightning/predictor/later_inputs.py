@@ -24,7 +24,7 @@ def later_inputs(layers: int, progress: float, loss: float) -> Tensor:
     Returns:
         ``[prefixes, inputs]``, the inputs named by :data:`INPUTS`.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.predictor.later_inputs import later_inputs
         >>> later_inputs(layers=2, progress=0.9, loss=0.1).tolist()
         [[0.5, -1.0, -1.0], [1.0, -1.0, -1.0]]

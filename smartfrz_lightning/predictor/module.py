@@ -33,7 +33,7 @@ class PredictorModule(LightningModule):
         optimizer: Makes the optimizer; SGD with momentum as in the paper.
         balance: Weigh the two labels so that they count the same in total.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning.predictor.module import PredictorModule
         >>> module = PredictorModule("mine.safetensors", sample_size=16, representation="raw")

@@ -27,7 +27,7 @@ class AttentionPredictor(nn.Module):
         decision_hidden: Hidden size of the last MLP.
         representation: What the encoders see, see :func:`~smartfrz_lightning.predictor.representation.represent`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning.predictor.network import AttentionPredictor
         >>> predictor = AttentionPredictor(sample_size=64)

@@ -27,7 +27,7 @@ def represent(windows: Tensor, lengths: Tensor, representation: Representation) 
     Returns:
         ``[layers, snapshots, sample_size]``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning.predictor.representation import represent
         >>> windows = torch.randn(2, 5, 16)

@@ -16,7 +16,7 @@ class StartPredictor(LogisticPredictor):
     Args:
         shift_floor: Value of the input ``shift`` up to which it says nothing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning.predictor.start import StartPredictor
         >>> StartPredictor.load()(torch.rand(12, 5)).shape

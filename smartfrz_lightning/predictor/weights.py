@@ -24,7 +24,7 @@ SHIPPED = (
 def save_predictor(predictor: AttentionPredictor, path: str | Path, **about: Any) -> None:
     """Write a predictor to one safetensors file, with its construction and ``about`` as JSON in the metadata.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from smartfrz_lightning.predictor.network import AttentionPredictor
         >>> from smartfrz_lightning.predictor.weights import load_predictor, save_predictor
@@ -61,7 +61,7 @@ def load_predictor(path: str | Path | None = None, sample_size: int | None = Non
         FileNotFoundError: There is no such file.
         ValueError: It is cut short, of another format or version, or of another sample size.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.predictor.weights import load_predictor
         >>> load_predictor().representation
         'displacement'

@@ -30,10 +30,13 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         share = f"{1 - done / full:.1%}" if full else "–"
         flops.add_row(name.replace("_", " "), f"{done:.3e}", f"{full:.3e}", share)
     lines = [
-        f"{len(timeline.frozen)} of {len(timeline.layers)} layers frozen, {timeline.saved:.1%} of training FLOPs saved",
-        f"callback's hooks: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit "
-        f"({timeline.overhead:.1%})",
+        f"{len(timeline.frozen)} of {len(timeline.layers)} layers frozen, {timeline.saved:.1%} of training FLOPs saved"
     ]
+    if timeline.fit_seconds:  # not known in a loop of the user's own
+        lines.append(
+            f"callback's hooks: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit "
+            f"({timeline.overhead:.1%})"
+        )
     if timeline.compilations:
         after = [entry for entry in timeline.compilations if entry.frozen]
         lines.append(
@@ -57,7 +60,7 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
     with_confidence = any(event.confidence is not None for event in timeline.events)
     lines = [text for reason, text in _PINNED.items() if reason in always_trains]
     if with_confidence:
-        lines.append("confidence: in a prefix frozen at the start, p(safe) of freezing up to this layer")
+        lines.append("confidence: p(safe) of freezing the prefix up to this layer, when that was decided")
     about = "\n".join(lines)
     table = Table(
         title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=about, caption_justify="left"

@@ -89,7 +89,7 @@ class Timeline:
         cache: What the cache of the frozen front did, if there was one.
         repeated: Batches that were repeated with everything training, in units of the first that was measured.
 
-    Example:
+    Examples:
         >>> from smartfrz_lightning.cost.flops import StepFlops
         >>> from smartfrz_lightning.layers.layer import Layer
         >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline, TrainingState
@@ -217,7 +217,7 @@ def read_freeze_steps(path: str | Path) -> dict[str, int | None]:
     Raises:
         ValueError: It is no such CSV.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
         >>> from smartfrz_lightning.layers.layer import Layer

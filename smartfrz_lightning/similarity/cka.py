@@ -17,7 +17,7 @@ def centered_gram(features: Tensor, unbiased: bool = False) -> Tensor:
     Returns:
         ``[examples, examples]`` in float64: the terms of CKA differ by many orders of magnitude.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning.similarity.cka import centered_gram
         >>> centered_gram(torch.tensor([[1.0], [3.0]]))
@@ -42,7 +42,7 @@ def centered_gram(features: Tensor, unbiased: bool = False) -> Tensor:
 def gram_cka(gram_x: Tensor, gram_y: Tensor) -> Tensor:
     """CKA of two representations, from their centred Gram matrices; a scalar, 0 where one of them is constant.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning.similarity.cka import centered_gram, gram_cka
         >>> x, y = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
@@ -71,7 +71,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: The numbers of examples differ, or there are fewer than 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning.similarity.cka import linear_cka
         >>> x = torch.randn(16, 3, 8, 8)
@@ -93,7 +93,7 @@ class LinearCKA(Metric):
         unbiased: Use the unbiased estimator of the inner products (Song et al. 2012); can fall slightly below 0.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from smartfrz_lightning.similarity.cka import LinearCKA
         >>> metric = LinearCKA()

@@ -1,6 +1,6 @@
 """Method cards: what every callback is, when to take it and when not, what it costs, and where it is from.
 
-    python -m smartfrz_lightning.benchmark.cards smartfrz_lightning/callbacks/CARDS.md
+    python -m research.cards docs/methods.md
 
 They are made of the docstrings.
 """
@@ -75,7 +75,7 @@ def main(output: str) -> None:
     Args:
         output: Markdown file.
     """
-    about = "# Method cards\n\nMade of the docstrings by `python -m smartfrz_lightning.benchmark.cards`.\n"
+    about = "# Methods\n\nMade of the docstrings by `python -m research.cards`.\n"
     found = [card(callback) for callback in CALLBACKS]
     Path(output).write_text("\n".join([about, *found]))
 

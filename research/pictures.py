@@ -1,0 +1,121 @@
+"""The pictures of README and documentation, made of the published runs and the shipped predictors.
+
+python -m research.pictures docs/images
+"""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from jsonargparse import auto_cli
+
+from research.cached import EPOCHS
+from research.runs import Runs
+from research.tables import CASES, shown_methods
+from smartfrz_lightning.predictor.later import LaterPredictor
+from smartfrz_lightning.predictor.later_inputs import later_inputs
+from smartfrz_lightning.stages.later import DEEPEST, EARLIEST
+
+LOSSES = (0.6, 0.3, 0.1)
+"""Training losses, relative to that of the first batch, for which the later predictor is drawn."""
+
+
+def later(path: Path) -> None:
+    """p(safe) by depth and progress, a panel a training loss; what the stage never freezes is grey."""
+    predictor, layers, progress = LaterPredictor.load(), 100, torch.linspace(0.01, 0.99, 99)
+    figure, axes = plt.subplots(1, len(LOSSES), figsize=(9, 3), sharey=True, layout="constrained")
+    for axis, loss in zip(axes, LOSSES, strict=True):
+        with torch.no_grad():
+            columns = [
+                predictor(later_inputs(layers, float(share), loss)).cummin(0).values.sigmoid() for share in progress
+            ]
+        shares = [(number + 1) / layers for number in range(layers)]
+        drawn = axis.contourf(
+            progress, shares, torch.stack(columns, 1), levels=[0, 0.25, 0.5, 0.7, 0.85, 1], cmap="YlGn"
+        )
+        axis.fill_between([0, EARLIEST], 0, 1, color="0.85")
+        axis.fill_between([EARLIEST, 1], DEEPEST, 1, color="0.85")
+        axis.set(title=f"training loss {loss:g} of the first", xlabel="share of the run done", xlim=(0, 1), ylim=(0, 1))
+    axes[0].set_ylabel("depth of the prefix")
+    figure.colorbar(drawn, label="p(safe)")
+    figure.savefig(path, dpi=130)
+
+
+def cache(path: Path, rows: Path = Path("research/results/cached.jsonl")) -> None:
+    """Time of a training with a frozen prefix and the cache, relative to frozen alone, by epochs."""
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    found: dict[str, list[list[float]]] = {}
+    for row in map(json.loads, rows.read_text().splitlines()):
+        shares = [cached / alone for alone, cached in row["seconds"]]
+        found.setdefault(row["case"], []).append(shares)
+    for name, seeds in found.items():
+        axis.plot(EPOCHS, [statistics.fmean(shares) for shares in zip(*seeds, strict=True)], marker="o", label=name)
+    axis.axhline(1, color="0.6", lw=1)
+    axis.set(
+        xscale="log", xticks=[2, 4, 8, 16], xticklabels=[2, 4, 8, 16], xlabel="epochs", ylabel="time / frozen alone"
+    )
+    axis.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def rivals(path: Path) -> None:
+    """Points against time, a panel a case with rivals."""
+    runs = Runs()
+    cases = [case for case in CASES if len(shown_methods(runs, case)) > 1]
+    columns = min(3, len(cases)) or 1
+    rows = math.ceil(len(cases) / columns) or 1
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3.1 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(cases) :]:
+        axis.set_axis_off()
+    for axis, case in zip(axes.flat, cases, strict=False):
+        draw(axis, runs, case)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw(axis: plt.Axes, runs: Runs, case: str) -> None:
+    """One case: each method's mean, its standard deviation as bars, shortened full training as a line."""
+    shortened = [(1.0, 0.0)]
+    axis.axhline(0, color="0.8", lw=1)
+    for method in shown_methods(runs, case):
+        points, time = runs.points(case, method), runs.time(case, method)
+        at, gain = statistics.fmean(time), statistics.fmean(points)
+        error = statistics.stdev(points) if len(points) > 1 else None
+        if method.startswith("full_"):
+            shortened.append((at, gain))
+            axis.errorbar(at, gain, error, fmt="o", color="0.6", ms=4)
+            continue
+        own = method == "smart"
+        axis.errorbar(
+            at, gain, error, fmt="D" if own else "s", color="tab:green" if own else "tab:blue", ms=7 if own else 5
+        )
+        name = "SmartFreezeCallback()" if own else method
+        axis.annotate(name, (at, gain), xytext=(6, 5), textcoords="offset points", fontsize=8)
+    axis.plot(*zip(*sorted(shortened), strict=True), color="0.6", lw=1.5, label="full training, shortened")
+    axis.plot(1, 0, "o", color="black", ms=5)
+    axis.annotate("full training", (1, 0), xytext=(-4, 6), textcoords="offset points", fontsize=8, ha="right")
+    axis.set(xlabel="time / full training", ylabel="points against full training")
+    axis.set_title(CASES[case].replace("the same", "ResNet-32, ten classes"), fontsize=8)
+    axis.margins(0.15)
+    if len(shortened) > 1:
+        axis.legend(fontsize=7, loc="lower right")
+
+
+def main(folder: str) -> None:
+    """Draw all.
+
+    Args:
+        folder: Where the pictures go.
+    """
+    for picture in (later, cache, rivals):
+        picture(Path(folder) / f"{picture.__name__}.png")
+
+
+if __name__ == "__main__":
+    auto_cli(main)

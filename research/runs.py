@@ -1,0 +1,106 @@
+"""The published runs, ``research/results/runs.jsonl``: a line a run, added from the folders of ``smartfrz benchmark``.
+
+python -m research.runs runs/benchmark/resnet32_long resnet32_long
+"""
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+
+RUNS = Path(__file__).parent / "results" / "runs.jsonl"
+
+
+class Runs:
+    """Published runs, each compared with full training of the same case and seed.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path = RUNS) -> None:
+        self.rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def of(self, case: str, run: str, version: str = "0.3.0", variant: str = "") -> list[dict[str, Any]]:
+        """The runs of one method, by seed."""
+        wanted = {"case": case, "run": run, "version": version, "variant": variant}
+        return sorted((r for r in self.rows if wanted.items() <= r.items()), key=lambda row: row["seed"])
+
+    def full(self, case: str, version: str = "0.3.0", variant: str = "") -> dict[int, dict[str, Any]]:
+        """Full training of a case, by seed: of that version, else of the one before (full training is plain)."""
+        rows = self.of(case, "full", version, variant) or self.of(case, "full", "0.2.0")
+        return {row["seed"]: row for row in rows}
+
+    def points(self, case: str, run: str, version: str = "0.3.0", variant: str = "") -> list[float]:
+        """Points of the metric (× 100) above full training, a seed each."""
+        return self._against(case, run, version, variant, lambda row, full: 100 * (row["value"] - full["value"]))
+
+    def flops(self, case: str, run: str, version: str = "0.3.0", variant: str = "") -> list[float]:
+        """Training FLOPs relative to full training."""
+        return self._against(case, run, version, variant, lambda row, full: row["flops"])
+
+    def time(self, case: str, run: str, version: str = "0.3.0", variant: str = "") -> list[float]:
+        """Seconds of training relative to full training of the same folder; empty if there was none."""
+        if not self.of(case, "full", version, variant):
+            return []
+        return self._against(case, run, version, variant, lambda row, full: row["seconds"] / full["seconds"])
+
+    def _against(self, case: str, run: str, version: str, variant: str, what: Callable) -> list[float]:
+        full = self.full(case, version, variant)
+        return [what(row, full[row["seed"]]) for row in self.of(case, run, version, variant) if row["seed"] in full]
+
+
+def spread(values: list[float], digits: int = 2, signed: bool = False) -> str:
+    """Mean ± standard deviation, or ``–`` without values."""
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):{'+' if signed else ''}.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def add(folder: str, case: str, version: str = "0.3.0", variant: str = "") -> None:
+    """Add the runs in a benchmark's folder that are not there yet.
+
+    Args:
+        folder: With ``results.jsonl``.
+        case: Name of the case.
+        version: Of this package.
+        variant: What was not as by default.
+    """
+    kept = Runs()
+    results = [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
+    with RUNS.open("a") as file:
+        for one in results:
+            if any(row["seed"] == one["seed"] for row in kept.of(case, one["run"], version, variant)):
+                continue
+            timeline = one["timeline"]
+            row = {
+                "case": case,
+                "version": version,
+                "variant": variant,
+                "run": one["run"],
+                "seed": one["seed"],
+                "value": one["value"],
+                "flops": sum(timeline["spent"].values()) / sum(timeline["full"].values()),
+                "seconds": one["seconds"]["train"],
+                "steps": one["steps"],
+                "frozen_at_the_end": len(_frozen(timeline["events"])),
+                "notes": timeline["notes"],
+                "versions": one["versions"],
+                "hardware": one["hardware"],
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def _frozen(events: list[dict[str, Any]]) -> set[str]:
+    frozen: set[str] = set()
+    for event in events:
+        (frozen.discard if event["kind"] == "thaw" else frozen.add)(event["layer"])
+    return frozen
+
+
+if __name__ == "__main__":
+    auto_cli(add)

@@ -1,0 +1,75 @@
+"""The tables of README and documentation, made of the published runs."""
+
+import json
+from collections.abc import Callable
+
+from research.runs import RUNS, Runs, spread
+
+CASES = {
+    "efficientnet_short": "EfficientNet-Lite0 (ImageNet), ten classes of CIFAR-100, 248 steps",
+    "resnet32_short": "ResNet-32 (CIFAR-10), ten classes of CIFAR-100, 250 steps",
+    "resnet32_long": "the same, 1,488 steps",
+    "resnet32_paper_length": "the same, all of CIFAR-100, 7,810 steps",
+    "resnet32_inverted_short": "ResNet-32, inverted images, 250 steps",
+    "resnet32_inverted_long": "the same, 1,488 steps",
+    "cola": "MiniLM, CoLA, 500 steps",
+    "cola_longer": "MiniLM, all of CoLA, 1,068 steps",
+    "film_reviews_long": "MiniLM, film reviews, 1,000 steps",
+    "scratch_resnet20": "ResNet-20 from scratch, CIFAR-10, 1,872 steps",
+}
+"""What the cases of ``configs/benchmark/`` are."""
+
+
+def default(runs: Runs) -> str:
+    """The default of this version beside full training and the default of 0.2.0."""
+    lines = ["| case | seeds | full | points | FLOPs | time | 0.2.0: points, FLOPs |", "|---|---|---|---|---|---|---|"]
+    for case, name in CASES.items():
+        points = runs.points(case, "smart")
+        if not points:
+            continue
+        full = [100 * row["value"] for row in runs.full(case).values()]
+        before = runs.points(case, "smart", "0.2.0")
+        old = f"{spread(before, 1, True)} at {spread(runs.flops(case, 'smart', '0.2.0'))}" if before else "–"
+        lines.append(
+            f"| {name} | {len(points)} | {spread(full, 1)} | {spread(points, 1, True)} | "
+            f"{spread(runs.flops(case, 'smart'))} | {spread(runs.time(case, 'smart'))} | {old} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def cache(runs: Runs) -> str:
+    """Time with the front cache relative to frozen alone, from ``cached.jsonl``."""
+    found: dict[str, list[list[float]]] = {}
+    for row in map(json.loads, RUNS.with_name("cached.jsonl").read_text().splitlines()):
+        found.setdefault(row["case"], []).append([cached / alone for alone, cached in row["seconds"]])
+    lines = ["| | 2 epochs | 4 | 8 | 16 |", "|---|---|---|---|---|"]
+    for name, seeds in found.items():
+        lines.append(f"| {name} | " + " | ".join(spread(list(shares)) for shares in zip(*seeds, strict=True)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def shown_methods(runs: Runs, case: str) -> list[str]:
+    """What was run beside full training, with this version."""
+    found = dict.fromkeys(
+        row["run"] for row in runs.rows if row["case"] == case and row["version"] == "0.3.0" and not row["variant"]
+    )
+    return [method for method in found if method != "full" and runs.time(case, method)]
+
+
+def rivals(runs: Runs) -> str:
+    """Every method that was run in a case, by its points and what it cost."""
+    lines = ["| case | method | seeds | points | FLOPs | time |", "|---|---|---|---|---|---|"]
+    for case, name in CASES.items():
+        methods = shown_methods(runs, case)
+        if len(methods) < 2:
+            continue
+        for number, method in enumerate(methods):
+            points = runs.points(case, method)
+            lines.append(
+                f"| {name if not number else ''} | `{method}` | {len(points)} | {spread(points, 1, True)} | "
+                f"{spread(runs.flops(case, method))} | {spread(runs.time(case, method))} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, Callable[[Runs], str]] = {"default": default, "rivals": rivals, "cache": cache}
