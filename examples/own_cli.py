@@ -56,4 +56,4 @@ class SmallNetwork(LightningModule):
 
 
 if __name__ == "__main__":
-    LightningCLI(SmallNetwork, Digits)
+    LightningCLI(SmallNetwork, Digits, save_config_callback=None)

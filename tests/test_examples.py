@@ -54,9 +54,11 @@ def test_timm(photos):
 
 
 def test_text(sentences, tmp_path):
-    out = run("examples/finetune_text.py", sentences, "--encoder", bert(tmp_path / "bert"), "--epochs", 25)
+    out = run(
+        "examples/finetune_text.py", sentences, "--encoder", bert(tmp_path / "bert"), "--epochs", 25, "--lr", 0.003
+    )
     assert float(re.search(r"accuracy (\d+\.\d)%", out)[1]) > 90
-    assert "After a probe of 2 steps" in out
+    assert "training FLOPs saved" in out
 
 
 def test_own_cli():

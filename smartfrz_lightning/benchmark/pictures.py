@@ -95,10 +95,12 @@ def _draw_frontier(axes: Axes, results: Sequence[Result], benchmark: Benchmark, 
     curves = [[100 * (frontier.at(at) or 0.0) for at in costs] for frontier in known]
     mean = [statistics.fmean(at) for at in zip(*curves, strict=True)]
     axes.plot(costs, mean, color="grey", zorder=0, label="training everything, shorter")
-    if len(known) > 1:
+    if len(known) > 2:
+        limits = axes.get_ylim()
         half = [margin(list(at)) for at in zip(*curves, strict=True)]
         below, above = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
         axes.fill_between(costs, below, above, color="grey", alpha=0.25, zorder=0, linewidth=0)
+        axes.set_ylim(limits)  # of the runs: a band of few seeds is wide
     return True
 
 

@@ -74,6 +74,9 @@ def run_benchmark(benchmark: Benchmark) -> bool:
                 continue
             if rank_zero_only.rank == 0:
                 append_result(path, result)
+                if not console.is_terminal:  # where no bar moves
+                    seconds = result["seconds"]["train"]
+                    console.print(f"{task.name}, seed {task.seed}: {result['value']:.4f} in {seconds:.0f} s")
             results.append(result)
         waiting: dict[str, list[str]] = {}
         for name, run, seed in to_do:
@@ -85,7 +88,8 @@ def run_benchmark(benchmark: Benchmark) -> bool:
             else:
                 _record(benchmark, benchmark.record, show)
     if rank_zero_only.rank == 0:
-        _show(benchmark, [result for result in results if result["run"] in benchmark.methods])
+        asked = [r for r in results if r["run"] in benchmark.methods and r["seed"] in benchmark.seeds]
+        _show(benchmark, asked)
     for line in failed:
         console.print(f"failed: {line}", style="red")
     for missing, names in waiting.items():

@@ -119,8 +119,8 @@ def _sd(values: Sequence[float]) -> float:
 
 
 def margin(differences: Sequence[float]) -> float:
-    """Half the width of the 95 % confidence interval of a mean (Student's t); ``nan`` of fewer than two numbers."""
-    if len(differences) < 2:
+    """Half the width of the 95 % confidence interval of a mean (Student's t); ``nan`` of fewer than three numbers."""
+    if len(differences) < 3:
         return math.nan
     require("scipy", "benchmark")
     from scipy.stats import t
@@ -145,12 +145,11 @@ def _lines(rows: Sequence[Row], baseline: str, published: Mapping[str, Published
 
 
 def _cells(row: Row, baseline: str, published: Mapping[str, Published], frontier: bool) -> list[str]:
-    known = not math.isnan(row.margin)
     cells = [
         row.method,
         str(row.runs),
         _number(100 * row.mean, ".2f", 100 * row.sd),
-        _number(100 * row.difference, "+.2f", 100 * row.margin) if known else "–",
+        _number(100 * row.difference, "+.2f", 100 * row.margin) if row.method != baseline else "–",
         row.verdict,
         _number(row.flops, ".2f"),
         _number(row.seconds, ".2f", row.seconds_sd),
