@@ -1,8 +1,9 @@
 """The tables of README and documentation, made of the published runs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from research.outcomes.later import CALIBRATION, POLICY, SCORES, calibration, comparison, policies, recordings
 from research.runs import RUNS, Runs, spread
 
 CASES = {
@@ -72,4 +73,24 @@ def rivals(runs: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES: dict[str, Callable[[Runs], str]] = {"default": default, "rivals": rivals, "cache": cache}
+def _later(what: Callable, heads: Sequence[str]) -> Callable[[Runs], str]:
+    """A table of the later predictor's card, from the recordings."""
+
+    def made(runs: Runs) -> str:
+        rows = what(*recordings(RUNS.with_name("moments.jsonl")))
+        lines = [heads, ["---"] * len(heads), *rows]
+        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+    return made
+
+
+TABLES: dict[str, Callable[[Runs], str]] = {
+    "default": default,
+    "rivals": rivals,
+    "cache": cache,
+    "later_inputs": _later(comparison, ["inputs", *SCORES]),
+    "later_policy": _later(policies, POLICY),
+    "later_calibration": _later(calibration, CALIBRATION),
+}
+SLOW = ("later_inputs",)
+"""Those that take a minute."""

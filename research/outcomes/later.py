@@ -11,6 +11,7 @@ paper's attention over the window of snapshots, are compared on networks that th
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ STRENGTH = 0.1
 SURE = (0.75, 0.85)
 """p(safe) from which prefixes are looked at."""
 
+THRESHOLDS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
+BINS = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 1.01)
+
+SCORES = ("log loss", "AUROC", "within a moment", *(f"p ≥ {bound:g}: how many, safe, points" for bound in SURE))
+POLICY = ("p ≥", "points", "worst run", "runs that lose more than 1", "FLOPs")
+CALIBRATION = ("p(safe)", "prefixes", "mean p(safe)", "were safe")
+
 
 class Example:
     """A branch with all that is compared.
@@ -64,7 +72,7 @@ class Example:
     """
 
     def __init__(self, branch: Branch, others: Mapping[str, float], cost: float) -> None:
-        self.branch, self.cost = branch, cost
+        self.branch, self.cost, self.run = branch, cost, branch.instant // 100
         self.progress = 1 - 10 ** float(branch.inputs[INPUTS.index("left")])
         self.inputs = dict(zip(INPUTS, branch.inputs.tolist(), strict=True)) | dict(others)
 
@@ -199,9 +207,9 @@ def policy(data: Sequence[Example], said: np.ndarray, threshold: float) -> list[
         threshold: The least p(safe).
     """
     found = []
-    for run in sorted({one.branch.instant // 100 for one in data}):
+    for run in sorted({one.run for one in data}):
         points, cost, depth = 0.0, 1.0, 0.0
-        own = [(one, p) for one, p in zip(data, said, strict=True) if one.branch.instant // 100 == run]
+        own = [(one, p) for one, p in zip(data, said, strict=True) if one.run == run]
         for instant in sorted({one.branch.instant for one, _ in own}):
             there = [(one, p) for one, p in own if one.branch.instant == instant]
             if there[0][0].progress < EARLIEST:
@@ -220,6 +228,69 @@ def policy(data: Sequence[Example], said: np.ndarray, threshold: float) -> list[
     return found
 
 
+def recordings(path: str | Path) -> tuple[list[Example], list[Branch]]:
+    """Every prefix that was frozen in runs that learned, and those that froze when a run was over.
+
+    Args:
+        path: File of recorded runs, a line of JSON each.
+    """
+    cases = [case for case in map(json.loads, Path(path).read_text().splitlines()) if learned(case)]
+    data = [one for number, case in enumerate(cases) for one in examples(case, number)]
+    return data, [branch for number, case in enumerate(cases) for branch in ends(case, number)]
+
+
+def comparison(data: Sequence[Example], over: Sequence[Branch], attention: bool = True) -> list[list[str]]:
+    """A row for each set of inputs, on networks left out: name, then :func:`scores`.
+
+    Args:
+        data: Examples.
+        over: Prefixes that froze when a run was over.
+        attention: Train the attention too, which takes a minute.
+    """
+    rows = [[name, *scores(data, out_of_family(data, over, by_line(names)))] for name, names in COMPARED.items()]
+    for decay in (0.0, 0.003, 0.02) if attention else ():
+        found = out_of_family(data, over, by_attention(decay))
+        rows.append([f"loss, attention over the window, weight decay {decay:g}", *scores(data, found)])
+    return rows
+
+
+def policies(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
+    """A row a threshold, on networks left out: mean points, worst run, runs that lose over the margin, FLOPs."""
+    said = out_of_family(data, over, by_line(list(INPUTS)))
+    rows = []
+    for threshold in THRESHOLDS:
+        points, cost = np.array(policy(data, said, threshold)).T
+        lose = str((points < -MARGIN).sum())
+        rows.append([f"{threshold:g}", f"{points.mean():+.1f}", f"{points.min():+.1f}", lose, f"{cost.mean():.2f}"])
+    return rows
+
+
+def calibration(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
+    """A row a range of p(safe), on networks left out: how many prefixes, mean p(safe), and how many were safe."""
+    said = out_of_family(data, over, by_line(list(INPUTS)))
+    was = np.array([one.branch.safe for one in data])
+    rows = []
+    for low, high in pairwise(BINS):
+        chosen = (said >= low) & (said < high)
+        shares = [f"{said[chosen].mean():.2f}", f"{was[chosen].mean():.2f}"] if chosen.any() else ["–", "–"]
+        rows.append([f"{low:g} to {min(high, 1):g}", str(chosen.sum()), *shares])
+    return rows
+
+
+def fit(data: Sequence[Example], over: Sequence[Branch]) -> LaterPredictor:
+    """The predictor that all recordings give."""
+    known = [one.branch for one in data] + list(over)
+    x, safe = torch.stack([one.inputs for one in known]), torch.tensor([float(one.safe) for one in known])
+    mean, scale, weight, bias = regression(x, safe)
+    predictor = LaterPredictor()
+    predictor.mean.copy_(mean)
+    predictor.scale.copy_(scale)
+    with torch.no_grad():
+        predictor.score.weight.copy_(weight[None])
+        predictor.score.bias.fill_(bias)
+    return predictor
+
+
 def main(recorded: str, write: str | None = None, attention: bool = True) -> None:
     """Compare on networks left out, and fit.
 
@@ -229,42 +300,26 @@ def main(recorded: str, write: str | None = None, attention: bool = True) -> Non
         attention: Train the attention too, which takes a minute.
     """
     torch.set_num_threads(1)
-    cases = [case for case in map(json.loads, Path(recorded).read_text().splitlines()) if learned(case)]
-    data = [one for number, case in enumerate(cases) for one in examples(case, number)]
-    over = [branch for number, case in enumerate(cases) for branch in ends(case, number)]
+    data, over = recordings(recorded)
     share = np.mean([one.branch.safe for one in data])
-    title = f"networks left out: {len(cases)} runs, {len(data)} prefixes, {share:.0%} safe"
-    table = Table(title=title, box=SIMPLE_HEAD, caption="p ≥ …: how many, how many of these are safe, mean points")
-    for column in ("inputs", "log loss", "AUROC", "within a moment", *(f"p ≥ {bound}" for bound in SURE)):
-        table.add_column(column, justify="left" if column == "inputs" else "right")
-    for name, names in COMPARED.items():
-        table.add_row(name, *scores(data, out_of_family(data, over, by_line(names))))
-    for decay in (0.0, 0.003, 0.02) if attention else ():
-        found = out_of_family(data, over, by_attention(decay))
-        table.add_row(f"the same, attention over the window, decay {decay:g}", *scores(data, found))
-    Console(width=130).print(table)
-    said = out_of_family(data, over, by_line(list(INPUTS)))
-    table = Table(title="if the safest is frozen from two fifths on, networks left out", box=SIMPLE_HEAD)
-    for column in ("p ≥", "points", "worst run", "runs that lose over 1", "FLOPs"):
-        table.add_column(column, justify="right")
-    for threshold in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9):
-        points, cost = np.array(policy(data, said, threshold)).T
-        row = [f"{points.mean():+.1f}", f"{points.min():+.1f}", str((points < -MARGIN).sum()), f"{cost.mean():.2f}"]
-        table.add_row(f"{threshold}", *row)
-    Console(width=130).print(table)
+    title = f"networks left out: {len({one.run for one in data})} runs, {len(data)} prefixes, {share:.0%} safe"
+    show(title, ["inputs", *SCORES], comparison(data, over, attention))
+    show("if the safest is frozen from two fifths on, networks left out", POLICY, policies(data, over))
+    show("calibration, networks left out", CALIBRATION, calibration(data, over))
     if write:
-        known = [one.branch for one in data] + over
-        x, safe = torch.stack([one.inputs for one in known]), torch.tensor([float(one.safe) for one in known])
-        mean, scale, weight, bias = regression(x, safe)
-        predictor = LaterPredictor()
-        predictor.mean.copy_(mean)
-        predictor.scale.copy_(scale)
-        with torch.no_grad():
-            predictor.score.weight.copy_(weight[None])
-            predictor.score.bias.fill_(bias)
         families = sorted({one.branch.network for one in data})
-        predictor.save(write, runs=len(cases), prefixes=len(data), networks=families, margin=MARGIN)
-        Console().print({name: round(value, 2) for name, value in zip(INPUTS, weight.tolist(), strict=True)}, bias)
+        runs = len({one.run for one in data})
+        fit(data, over).save(write, runs=runs, prefixes=len(data), networks=families, margin=MARGIN)
+
+
+def show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":
