@@ -88,10 +88,10 @@ class Run:
 
 
 def measure(name: str, seed: int, layers: float, samples: int, device: str) -> dict:
-    """Train one case in both ways; seconds after each of :data:`EPOCHS`.
+    """Train one case in both ways; seconds after each of ``EPOCHS``.
 
     Args:
-        name: One of :data:`CASES`.
+        name: One of ``CASES``.
         seed: Of weights, samples, order and flips.
         layers: Share of the layers that is frozen.
         samples: Of which an epoch consists.

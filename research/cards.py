@@ -7,7 +7,6 @@ They are made of the docstrings.
 
 import inspect
 import json
-import re
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -54,7 +53,7 @@ def card(callback: type) -> str:
     text = inspect.cleandoc(callback.__doc__ or "").partition("\nArgs:\n")[0].rstrip()
     if missing := [entry for entry in ("When", "When not", "Cost", "Source") if f"- **{entry}**" not in text]:
         raise ValueError(f"the docstring of {callback.__name__} says nothing of {', '.join(missing)}")
-    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
+    text = text.replace("``", "`")
     parameters = [p for p in inspect.signature(callback).parameters.values() if p.kind is not p.VAR_KEYWORD]
     own = [p.name if p.default is p.empty else f"{p.name}={_short(p.default)}" for p in parameters]
     inside = ", ".join(own)

@@ -32,7 +32,7 @@ SETTLE = 3  # steps of a state that are not timed: the wrapper is new, buckets a
 
 
 class FrontInTurn(FreezingCallback):
-    """Freezes the shares of :data:`STATES` from the front, each after ``steps`` optimizer steps.
+    """Freezes the shares of ``STATES`` from the front, each after ``steps`` optimizer steps.
 
     Example:
         >>> import torch

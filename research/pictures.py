@@ -60,6 +60,7 @@ def cache(path: Path, rows: Path = Path("research/results/cached.jsonl")) -> Non
     axis.set(
         xscale="log", xticks=[2, 4, 8, 16], xticklabels=[2, 4, 8, 16], xlabel="epochs", ylabel="time / frozen alone"
     )
+    axis.minorticks_off()
     axis.legend(fontsize=7)
     figure.savefig(path, dpi=130)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from smartfrz_lightning.benchmark.frontier import Frontier
+
 RUNS = Path(__file__).parent / "results" / "runs.jsonl"
 
 
@@ -47,6 +49,19 @@ class Runs:
         if not self.of(case, "full", version, variant):
             return []
         return self._against(case, run, version, variant, lambda row, full: row["seconds"] / full["seconds"])
+
+    def above(self, case: str, run: str) -> list[float]:
+        """Points above full training that was shortened to the same FLOPs; empty where that was not run."""
+        found = []
+        for row in self.of(case, run):
+            seed = row["seed"]
+            shorter = [r for r in self.rows if r["case"] == case and r["run"].startswith("full_") and r["seed"] == seed]
+            full = self.full(case).get(seed)
+            if full is not None and shorter:
+                frontier = Frontier({1.0: full["value"], **{one["flops"]: one["value"] for one in shorter}})
+                there = frontier.at(row["flops"])
+                found += [] if there is None else [100 * (row["value"] - there)]
+        return found
 
     def _against(self, case: str, run: str, version: str, variant: str, what: Callable) -> list[float]:
         full = self.full(case, version, variant)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from research.outcomes.later import CALIBRATION, POLICY, SCORES, calibration, comparison, policies, recordings
 from research.runs import RUNS, Runs, spread
@@ -58,17 +59,24 @@ def shown_methods(runs: Runs, case: str) -> list[str]:
 
 
 def rivals(runs: Runs) -> str:
-    """Every method that was run in a case, by its points and what it cost."""
-    lines = ["| case | method | seeds | points | FLOPs | time |", "|---|---|---|---|---|---|"]
+    """Every method that was run in a case: points, costs, points above shortened full training, and regret."""
+    lines = [
+        "| case | method | seeds | points | FLOPs | time | points at equal FLOPs | regret |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for case, name in CASES.items():
         methods = shown_methods(runs, case)
         if len(methods) < 2:
             continue
+        gains = {m: fmean(above) for m in methods if not m.startswith("full_") and (above := runs.above(case, m))}
+        best = max(gains.values(), default=0.0)
         for number, method in enumerate(methods):
-            points = runs.points(case, method)
+            above = runs.above(case, method) if method in gains else []
             lines.append(
-                f"| {name if not number else ''} | `{method}` | {len(points)} | {spread(points, 1, True)} | "
-                f"{spread(runs.flops(case, method))} | {spread(runs.time(case, method))} |"
+                f"| {name if not number else ''} | `{method}` | {len(runs.points(case, method))} | "
+                f"{spread(runs.points(case, method), 1, True)} | {spread(runs.flops(case, method))} | "
+                f"{spread(runs.time(case, method))} | {spread(above, 1, True)} | "
+                f"{f'{best - gains[method]:.1f}' if method in gains else '–'} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -20,7 +20,7 @@ class Branch:
     Attributes:
         network: The network of the run.
         instant: Number of the run and moment.
-        inputs: ``[inputs]`` of :func:`~smartfrz_lightning.predictor.later_inputs.later_inputs`.
+        inputs: ``[inputs]`` of ``later_inputs``.
         window: ``[snapshots, 2]``: at each twentieth until the moment, the logarithm of how far the weights of the
             prefix moved since the one before over the mean learning rate, minus the same at the first, and the
             logarithm of the loss relative to that of the first batch.
@@ -35,7 +35,7 @@ class Branch:
 
     @property
     def safe(self) -> bool:
-        """Whether it cost at most :data:`MARGIN`."""
+        """Whether it cost at most ``MARGIN``."""
         return self.points >= -MARGIN
 
 
@@ -65,7 +65,7 @@ def ends(case: Mapping[str, Any], number: int = 0) -> list[Branch]:
     """The same prefixes, frozen when the run is over: that costs nothing.
 
     Args:
-        case: As of :func:`branches`.
+        case: As of ``branches``.
         number: Of the run.
     """
     depths = {run["depth"] for run in case["runs"] if run["kind"] == "frozen"}

@@ -13,12 +13,12 @@ class Case:
     """A network, a task, an optimizer and the length of a run.
 
     Attributes:
-        network: Name of the network, see :func:`~research.outcomes.networks.build`.
+        network: Name of the network, see ``build``.
         weights: File name of its weights without suffix; empty for random ones.
         data: Folder of the images, or the name of a text task.
         classes: Which classes, by their number in the folder.
         images: Training images, or sentences.
-        shift: What is done to all images, see :mod:`~research.outcomes.tasks`.
+        shift: What is done to all images, see ``tasks``.
         flips: Whether training images are flipped at random.
         optimizer: ``"sgd"``, ``"adamw"`` or ``"adam"``.
         rate: Peak learning rate.
@@ -65,7 +65,7 @@ class Case:
 
 
 def draw_cases(groups: Sequence[Mapping[str, Any]]) -> Iterator[Case]:
-    """Cases drawn from groups: for every field of :class:`Case` the values to draw from.
+    """Cases drawn from groups: for every field of ``Case`` the values to draw from.
 
     A group has ``draw``, how many, and its own ``seed``; ``classes`` is ``{from: [first, last], count: [5, 10]}``.
     The cases of a group do not depend on other groups, and the first ones not on how many are drawn.

@@ -32,7 +32,7 @@ class Example:
 
     Attributes:
         outcome: The case.
-        inputs: ``[fronts, inputs]`` of :func:`~smartfrz_lightning.predictor.start_inputs.start_inputs`: every front.
+        inputs: ``[fronts, inputs]`` of ``start_inputs``: every front.
         drift: ``[layers]``: the norm of each layer's mean gradient in the probe, estimated without bias from products
             of different batches, over the norm of its weights. Without the head, as are the others.
         fisher: ``[layers]``: the mean square of its gradients in the probe.
@@ -76,7 +76,7 @@ class Example:
 
     @classmethod
     def fromdict(cls, about: dict[str, Any]) -> "Example":
-        """The example that :meth:`asdict` described; its outcome has no tensors."""
+        """The example that ``asdict`` described; its outcome has no tensors."""
         tensors = {name: torch.tensor(about[name]) for name in ("inputs", "drift", "fisher")}
         if tensors["inputs"].shape[1] == len(STORED):
             tensors["inputs"] = tensors["inputs"][:, [STORED.index(name) for name in INPUTS]]

@@ -83,7 +83,7 @@ def out_of_family(examples: Sequence[Example], **how: object) -> list[Tensor]:
 
     Args:
         examples: Cases of several families of networks; pretrained and from scratch count as two.
-        how: Arguments of :func:`fit`.
+        how: Arguments of ``fit``.
 
     Example:
         >>> from dataclasses import replace

@@ -240,7 +240,7 @@ def recordings(path: str | Path) -> tuple[list[Example], list[Branch]]:
 
 
 def comparison(data: Sequence[Example], over: Sequence[Branch], attention: bool = True) -> list[list[str]]:
-    """A row for each set of inputs, on networks left out: name, then :func:`scores`.
+    """A row for each set of inputs, on networks left out: name, then ``scores``.
 
     Args:
         data: Examples.

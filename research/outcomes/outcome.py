@@ -125,7 +125,7 @@ class Outcome:
 
     @classmethod
     def fromdict(cls, about: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> "Outcome":
-        """The outcome that :meth:`asdict` described."""
+        """The outcome that ``asdict`` described."""
         case = Case(**{**about["case"], "classes": tuple(about["case"]["classes"])})
         costs, runs = [LayerFlops(**cost) for cost in about["costs"]], [Run(**run) for run in about["runs"]]
         return cls(case, about["layers"], about["sizes"], costs, StepFlops(**about["step"]), runs, tensors or {})

@@ -44,7 +44,7 @@ def record_case(
 
     Args:
         case: The case.
-        data: Folder of the images, see :func:`~research.outcomes.tasks.image_task`.
+        data: Folder of the images, see ``image_task``.
         weights: Folder of ``<case.weights>.safetensors``, or of the folder ``<case.weights>``.
         depths: Shares of the layers before the head that freeze.
         later: Shares of the run at which they do, besides the start.
@@ -150,7 +150,7 @@ def record_to(case: Case, data: str, weights: str, output: str, **how: Any) -> s
         data: Folder of the data.
         weights: Folder of the weights.
         output: Folder of the file.
-        how: Depths, moments, lengths and device, of :func:`record_case`.
+        how: Depths, moments, lengths and device, of ``record_case``.
     """
     if outcome_path(output, case).exists():
         return "recorded meanwhile, by somebody else"

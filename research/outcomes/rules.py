@@ -15,7 +15,7 @@ Rule = Callable[[Example], int]
 
 
 def likely(predictor: StartPredictor, threshold: float, save: float | None = None) -> Rule:
-    """What :class:`~smartfrz_lightning.SmartFreezeCallback` does, with the choice among the recorded fronts only.
+    """What ``SmartFreezeCallback`` does, with the choice among the recorded fronts only.
 
     Args:
         predictor: The predictor.

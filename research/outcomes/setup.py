@@ -46,7 +46,7 @@ def set_up(case: Case, data: str | Path, weights: str | Path, device: str = "cpu
 
     Args:
         case: The case.
-        data: Folder of the images or sentences, see :func:`~research.outcomes.tasks.image_task`.
+        data: Folder of the images or sentences, see ``image_task``.
         weights: Folder of ``<case.weights>.safetensors``, or of the folder ``<case.weights>``.
         device: Where it trains.
     """

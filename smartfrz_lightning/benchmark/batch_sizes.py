@@ -11,7 +11,7 @@ class BatchSizes(Callback):
     """All that a benchmark adds to plain training besides its clock: a few microseconds a step.
 
     Attributes:
-        seen: Sizes of all batches so far, see :func:`~smartfrz_lightning.cost.batch_size`.
+        seen: Sizes of all batches so far, see ``batch_size``.
         first: Size of the first batch.
         steps: Batches after which an optimizer stepped.
     """

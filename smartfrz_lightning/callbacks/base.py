@@ -33,16 +33,16 @@ _ATTACHED = ("log", "log_dict")
 
 
 class FreezingCallback(FreezingMethod, Callback, ABC):
-    """Base of all freezing methods; a method says in :meth:`select` which active layers should stop now.
+    """Base of all freezing methods; a method says in ``select`` which active layers should stop now.
 
-    The rest of what a method may override stands in :class:`~smartfrz_lightning.engine.FreezingMethod`; none of it
+    The rest of what a method may override stands in ``FreezingMethod``; none of it
     knows a Trainer, so that every method works in a training loop of your own as well, see
-    :class:`~smartfrz_lightning.engine.Freezer`. Here Lightning's hooks are passed on to that engine.
+    ``Freezer``. Here Lightning's hooks are passed on to that engine.
 
     Args:
         report: Whether to print a table at the end of a fit and to leave it as CSV and picture in the folder of the
             Trainer's logger; or another folder for the files.
-        kwargs: Arguments of :class:`~smartfrz_lightning.engine.FreezingMethod`: when to ask, what to exclude, and
+        kwargs: Arguments of ``FreezingMethod``: when to ask, what to exclude, and
             whether to cache what the frozen front gives.
 
     Raises:

@@ -35,7 +35,7 @@ class BudgetFreezeCallback(FreezingCallback):
     Args:
         budget: FLOPs that a step may cost, as a share of a full one; its forward pass alone is about a third.
         every_n_epochs: Choose anew after every n-th epoch.
-        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
 
     Raises:
         ValueError: ``budget`` is not between 0 and 1; in the first steps: what always trains costs more than it.

@@ -21,7 +21,7 @@ class MovementFreezeCallback(WindowedFreezingCallback):
     Args:
         threshold: Movement below which a layer freezes.
         front_only: Freeze a layer only once all before it are frozen.
-        kwargs: Further arguments of :class:`~smartfrz_lightning.WindowedFreezingCallback`: the history and checks.
+        kwargs: Further arguments of ``WindowedFreezingCallback``: the history and checks.
 
     Raises:
         ValueError: An argument is out of range, or both intervals are given.

@@ -27,7 +27,7 @@ WARM_UP, TIMED = 2, 8
 class PlanCallback(FreezingCallback):
     """Say what freezing each prefix of a network would save in this training, and how safe it is; then stop.
 
-    In a Trainer in place of :class:`~smartfrz_lightning.SmartFreezeCallback`, or as ``smartfrz plan --config ...``:
+    In a Trainer in place of ``SmartFreezeCallback``, or as ``smartfrz plan --config ...``:
     after the probe of the start stage, ten steps are taken with each of some prefixes frozen. Then the Trainer stops,
     and a table and a picture show the share of parameters, FLOPs, time and memory of a step, and p(safe) of freezing
     the prefix from the start. The model has been trained meanwhile: make a new one afterwards.

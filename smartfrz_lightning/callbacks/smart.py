@@ -30,7 +30,7 @@ class SmartFreezeCallback(FreezingCallback):
     - **Cost**: the 2 % at the start, in which nothing trains for good; where a prefix is frozen, a trial of a tenth of
       the run, at most 50 steps (100 in a long one), with a second set of weights and optimizer states in memory.
     - **Source**: this project, after Li et al. 2023, "SmartFRZ"; the paper's own method is
-      :class:`~smartfrz_lightning.AttentionFreezeCallback`.
+      ``AttentionFreezeCallback``.
 
     Args:
         start: ``True``, ``False``, or a stage of your own.

@@ -77,7 +77,7 @@ def before_late_restore(
 
 
 def forget_late_restore(trainer: Trainer) -> None:
-    """Take back :func:`before_late_restore`; does nothing if there is nothing to take back."""
+    """Take back ``before_late_restore``; does nothing if there is nothing to take back."""
     own = vars(trainer.strategy).get("load_checkpoint")
     if own is not None and "instead_of" in vars(own):
         vars(trainer.strategy)["load_checkpoint"] = own.instead_of

@@ -15,7 +15,7 @@ from smartfrz_lightning.layers.layer import connected
 class WindowedFreezingCallback(FreezingCallback, ABC):
     """Base of the methods that look at windows of weight snapshots (paper, sections 3.1 and 3.2).
 
-    A method says in :meth:`ready` which windows are those of finished layers.
+    A method says in ``ready`` which windows are those of finished layers.
 
     Args:
         front_only: Freeze a layer only once all before it are frozen: that saves activation gradients and memory too.
@@ -25,7 +25,7 @@ class WindowedFreezingCallback(FreezingCallback, ABC):
         window: Snapshots kept a layer, at least 2 (30 in the paper).
         sample_size: Sampled weights a layer (1,024 in the paper).
         seed: Fixes which weights are sampled.
-        kwargs: Arguments of :class:`~smartfrz_lightning.FreezingCallback`: when to check, what to exclude, the report.
+        kwargs: Arguments of ``FreezingCallback``: when to check, what to exclude, the report.
 
     Raises:
         ValueError: An argument is out of range, or both intervals are given.

@@ -113,7 +113,7 @@ class ForwardFlops:
             self._modes.close()
 
     def pause(self) -> None:
-        """Count nothing until :meth:`resume`."""
+        """Count nothing until ``resume``."""
         if self.running and not self._paused:
             self._note()
             self._paused = True

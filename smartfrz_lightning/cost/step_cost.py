@@ -95,7 +95,7 @@ def step_cost(model: nn.Module, layers: Sequence[Layer], segments: Sequence[tupl
     Args:
         model: The model.
         layers: Its layers, in forward order.
-        segments: Of :class:`~smartfrz_lightning.cost.ForwardFlops`.
+        segments: Of ``ForwardFlops``.
     """
     number_of = {
         name.rpartition(".")[0].partition(".parametrizations.")[0]: number

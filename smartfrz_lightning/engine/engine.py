@@ -24,7 +24,7 @@ from smartfrz_lightning.report.timeline import Timeline
 class Engine:
     """Pass the events of a training on to the parts that observe, decide and freeze.
 
-    :class:`~smartfrz_lightning.engine.Freezer` is the one for a loop of your own; callbacks of a Trainer use it
+    ``Freezer`` is the one for a loop of your own; callbacks of a Trainer use it
     too.
 
     Args:
@@ -143,7 +143,7 @@ class Engine:
         self.method.gradients_ready(self.run, optimizer)
 
     def note_gradients(self, optimizer: Optimizer) -> None:
-        """:meth:`gradients_ready`, told by a loop that knows the moment better than the optimizer does."""
+        """``gradients_ready``, told by a loop that knows the moment better than the optimizer does."""
         self._steps.seen(optimizer)
         self.gradients_ready(optimizer)
 
@@ -282,7 +282,7 @@ class Engine:
 
     @contextlib.contextmanager
     def restoring(self, state: dict[str, Any]) -> Iterator[None]:
-        """:meth:`load_state_dict`, then the time in which an optimizer takes its state from the same checkpoint.
+        """``load_state_dict``, then the time in which an optimizer takes its state from the same checkpoint.
 
         What thawed after the last step has no optimizer state yet; FSDP2 wants one of all that trains.
         """

@@ -22,19 +22,19 @@ from smartfrz_lightning.report.show import timeline_table
 class Freezer(Engine):
     """Find the layers of a model in its first training step, ask a method which should stop, and stop them.
 
-    In a training loop of your own, put every batch into :meth:`batch` and say when an epoch ends; Lightning's Trainer
-    does the same through :class:`~smartfrz_lightning.FreezingCallback`. All processes of a distributed training do the
+    In a training loop of your own, put every batch into ``batch`` and say when an epoch ends; Lightning's Trainer
+    does the same through ``FreezingCallback``. All processes of a distributed training do the
     same at the same time. A layer that thaws starts with a fresh optimizer state: that of a frozen layer is dropped.
 
     Args:
         model: The model as the loop calls it, also in ``DistributedDataParallel``, with ``fully_shard``, or set up by
             Fabric.
         optimizers: One or several.
-        method: Any freezing callback, or a :class:`FreezingMethod` of your own.
+        method: Any freezing callback, or a ``FreezingMethod`` of your own.
         batches_per_epoch: Batches an epoch.
         total_batches: Batches of the whole run; methods that go by the schedule need it.
-        training_step: Gives the loss of a batch. If the loop calls :meth:`training_step` with what it would call this
-            with, :class:`~smartfrz_lightning.SmartFreezeCallback` can try a frozen prefix as it does in a Trainer.
+        training_step: Gives the loss of a batch. If the loop calls ``training_step`` with what it would call this
+            with, ``SmartFreezeCallback`` can try a frozen prefix as it does in a Trainer.
         processes: How processes agree; by default those of ``torch.distributed``, if there are any.
         position: Gives, after a batch, the batches and epochs done and the share of the run done, ``None`` if that is
             not known; by default batches are counted.

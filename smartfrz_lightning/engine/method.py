@@ -13,7 +13,7 @@ from smartfrz_lightning.engine.run import TrainingRun
 class FreezingMethod(FreezingRule, ABC):
     """A rule that says which layers should stop training now. Everything else is the engine's.
 
-    A method says in :meth:`select` what should freeze, and overrides of the rest what it needs.
+    A method says in ``select`` what should freeze, and overrides of the rest what it needs.
 
     Args:
         every_n_epochs: Ask at the end of every n-th epoch; 1 if neither interval is given, or every tenth of a run that

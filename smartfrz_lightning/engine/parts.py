@@ -97,7 +97,7 @@ class Parts:
         """Take up a saved state.
 
         Args:
-            state: Of :meth:`state_dict`.
+            state: Of ``state_dict``.
             later: Layers that have frozen since in this very model.
 
         Raises:

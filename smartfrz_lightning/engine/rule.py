@@ -42,7 +42,7 @@ class Decision:
 class FreezingRule(ABC):
     """Watches a training and says what should freeze. It knows neither the training loop nor the report.
 
-    What it knows of a model it sets in :meth:`reset`, not in ``__init__``: one object may see several models, one after
+    What it knows of a model it sets in ``reset``, not in ``__init__``: one object may see several models, one after
     the other. Hooks are called in the order in which they stand here, on every process.
     """
 
@@ -62,7 +62,7 @@ class FreezingRule(ABC):
         """Names of the active layers that should freeze now. Called in the first process alone.
 
         A rule that is more or less sure of a layer returns a mapping, with its confidence in each, 0 to 1; one that
-        also thaws returns a :class:`Decision`.
+        also thaws returns a ``Decision``.
         """
 
     def reset(self) -> None:
@@ -116,14 +116,14 @@ class FreezingRule(ABC):
         """Layers froze, or train again."""
 
     def decision_applied(self, run: TrainingRun) -> None:
-        """The answer of :meth:`select` is known, and has been applied."""
+        """The answer of ``select`` is known, and has been applied."""
 
     def method_state(self) -> dict[str, Any]:
         """What must be saved so that the training can go on: tensors and plain values."""
         return {}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        """Take up what :meth:`method_state` gave."""
+        """Take up what ``method_state`` gave."""
 
     def end(self, run: TrainingRun) -> None:
         """Training ended or was interrupted: remove hooks."""

@@ -20,7 +20,7 @@ class TrainingRun:
     """A model in training, as a freezing method sees it. The engine keeps it up to date; methods only read.
 
     A *step* is a training batch after which an optimizer moved weights. The length of a run is known in batches, as
-    only the training loop decides how many of them make a step; what depends on it goes by :attr:`progress`.
+    only the training loop decides how many of them make a step; what depends on it goes by ``progress``.
 
     Attributes:
         model: The model.

@@ -24,7 +24,7 @@ class ShadowWeights:
     """Parameters, buffers and an optimizer of their own, with a frozen prefix that trains.
 
     Only tensors are copied: parameters that train, those of the prefix, those that move without gradients (an average
-    of the weights), and all buffers. Inside of :meth:`swapped` the model has them in place of its own.
+    of the weights), and all buffers. Inside of ``swapped`` the model has them in place of its own.
 
     Args:
         model: The model, between two steps.
@@ -256,7 +256,7 @@ class LoopStep(ShadowStep):
 
     Args:
         model: The model.
-        training_step: Gives the loss of a batch; the loop calls :attr:`training_step` instead.
+        training_step: Gives the loss of a batch; the loop calls ``training_step`` instead.
     """
 
     def __init__(self, model: nn.Module, training_step: Callable[..., Any]) -> None:

@@ -40,7 +40,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class ByteImagesDataModule(LightningDataModule, ABC):
-    """Base of data modules whose images fit in memory; a subclass says in :meth:`read` what they are.
+    """Base of data modules whose images fit in memory; a subclass says in ``read`` what they are.
 
     Training images are cropped and flipped; then all are resized, if asked for, and normalised. This is done batch by
     batch on the device that trains.

@@ -25,7 +25,7 @@ class ImageClassifier(LightningModule):
         num_classes: Number of classes.
         optimizer: Makes the optimizer from the parameters; SGD with momentum 0.9 as in the paper by default.
         schedule: ``"cosine"`` anneals the learning rate to zero over the run, ``"constant"`` leaves it.
-        weights: File of pretrained weights, see :func:`~smartfrz_lightning.experiments.weights.load_weights`.
+        weights: File of pretrained weights, see ``load_weights``.
         fresh: Patterns of what is not taken from there, such as ``"linear.*"`` for a new head.
 
     Raises:

@@ -54,7 +54,7 @@ def write_reviews(sentences: Sequence[tuple[float, str]], folder: str | Path, va
     """Write ``train.tsv`` and ``validation.tsv``: 1 for what sounds good to people, 0 for what sounds bad.
 
     Args:
-        sentences: Of :func:`rated_sentences`; what is neither good nor bad is left out.
+        sentences: Of ``rated_sentences``; what is neither good nor bad is left out.
         folder: Where to.
         validation: How many are kept to judge by, drawn at random once and for all.
 

@@ -24,7 +24,7 @@ def named_network(
         num_classes: Outputs. Where pretrained weights have another number, the head starts afresh.
         pretrained: Name of the weights to download, in the library's own words (``"IMAGENET1K_V2"``, ``"fb_in1k"``),
             or ``"DEFAULT"``. Weights from a file are an argument of
-            :class:`~smartfrz_lightning.experiments.classifier.ImageClassifier`.
+            ``ImageClassifier``.
         arguments: Further arguments of the network's constructor, such as ``{"drop_path_rate": 0.1}``.
 
     Returns:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer  # noqa: E402
 
 
 class GlueDataModule(LightningDataModule):
-    """CoLA or MRPC from the files of their distribution, see :func:`~.glue_files.read_glue`.
+    """CoLA or MRPC from the files of their distribution, see ``read_glue``.
 
     Batches are dictionaries: ``input_ids``, ``attention_mask`` (and ``token_type_ids`` where the model has them)
     ``[batch, tokens]``, ``labels`` ``[batch]``.

@@ -13,7 +13,7 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch
 
     Their parameters take no gradient any more and lose the one they have, so no optimizer moves them, whatever its
     momentum or weight decay; their optimizer state is dropped to free memory, but they keep their place in the
-    parameter groups. Modules with running statistics go to eval mode, see :func:`hold_still`. Dropout goes on as
+    parameter groups. Modules with running statistics go to eval mode, see ``hold_still``. Dropout goes on as
     before, inside a frozen layer (attention, LSTM) too: what the layers behind it see keeps its distribution.
 
     Args:

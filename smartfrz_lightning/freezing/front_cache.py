@@ -21,7 +21,7 @@ _NOT_CALLED = "it is not called itself"
 class FrontCache:
     """Keep what a frozen front gives for every sample, whatever the model, the data loader and the order.
 
-    Between :meth:`open` and :meth:`close`, a module whose parameters are all frozen gives placeholders for samples that
+    Between ``open`` and ``close``, a module whose parameters are all frozen gives placeholders for samples that
     were seen before. Other such modules take them as they are; anything else that touches one gets the real tensor,
     which is looked up by the content of what entered the front, or computed, for the whole batch. A call is kept only
     if it proved to be a function of each sample alone.

@@ -222,7 +222,7 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 
 
 def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether two of :func:`random_states` are the same: of Python, NumPy, PyTorch, and a GPU."""
+    """Whether two of ``random_states`` are the same: of Python, NumPy, PyTorch, and a GPU."""
     if one[0] != other[0] or one[1][2] != other[1][2] or not np.array_equal(one[1][1], other[1][1]):
         return False
     return all(torch.equal(a, b) for a, b in zip(one[2:], other[2:], strict=True) if a is not None)

@@ -78,7 +78,7 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
     Args:
         model: Any module. It is run in the mode that it is in, and its buffers are put back afterwards.
         inputs: What the model is called with.
-        exclude: Patterns of what always trains, see :class:`LayerWatch`.
+        exclude: Patterns of what always trains, see ``LayerWatch``.
         kwargs: Keyword arguments for the call.
 
     Raises:

@@ -21,7 +21,7 @@ class WindowDataset(Dataset):
         recordings: The runs.
         networks: All network names; ``network`` counts in this list.
         window: Snapshots a window.
-        epsilon: See :func:`~smartfrz_lightning.predictor.labels.stable_range_labels`.
+        epsilon: See ``stable_range_labels``.
     """
 
     def __init__(self, recordings: list[Recording], networks: list[str], window: int, epsilon: float) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 INPUTS = ("depth", "left", "loss")
-"""Names of the inputs of :func:`later_inputs`, in order."""
+"""Names of the inputs of ``later_inputs``, in order."""
 
 LEAST_LEFT, LEAST_LOSS = 0.02, 0.01
 
@@ -22,7 +22,7 @@ def later_inputs(layers: int, progress: float, loss: float) -> Tensor:
         loss: Training loss of the latest twentieth of the run, relative to that of the first batch.
 
     Returns:
-        ``[prefixes, inputs]``, the inputs named by :data:`INPUTS`.
+        ``[prefixes, inputs]``, the inputs named by ``INPUTS``.
 
     Examples:
         >>> from smartfrz_lightning.predictor.later_inputs import later_inputs

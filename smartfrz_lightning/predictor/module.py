@@ -20,7 +20,7 @@ def _sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 class PredictorModule(LightningModule):
-    """Fit an :class:`~smartfrz_lightning.predictor.network.AttentionPredictor` to labelled windows.
+    """Fit an ``AttentionPredictor`` to labelled windows.
 
     Validation logs AUROC, average precision and accuracy over all windows, the same for each network, and the AUROC
     among the layers of one network at one check (0.5 is a coin). When the fit ends, the predictor is written to

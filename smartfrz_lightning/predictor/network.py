@@ -25,7 +25,7 @@ class AttentionPredictor(nn.Module):
         hidden: Hidden size of the encoders.
         features: Size of keys, queries and values.
         decision_hidden: Hidden size of the last MLP.
-        representation: What the encoders see, see :func:`~smartfrz_lightning.predictor.representation.represent`.
+        representation: What the encoders see, see ``represent``.
 
     Examples:
         >>> import torch

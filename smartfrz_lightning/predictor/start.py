@@ -33,5 +33,5 @@ class StartPredictor(LogisticPredictor):
         self.shift_floor = shift_floor
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """As in :class:`~smartfrz_lightning.predictor.logistic.LogisticPredictor`."""
+        """As in ``LogisticPredictor``."""
         return super().forward(torch.cat([inputs[:, :-1], inputs[:, -1:].clamp(min=self.shift_floor)], 1))

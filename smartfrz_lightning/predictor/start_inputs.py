@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 INPUTS = ("depth", "depth_squared", "front_to_all", "left", "shift")
-"""Names of the inputs of :func:`start_inputs`, in order."""
+"""Names of the inputs of ``start_inputs``, in order."""
 
 _TINY = 1e-9
 SHIFT_FLOOR = 0.03
@@ -38,13 +38,13 @@ def start_inputs(gradients: Tensor, weights: Tensor, parameters: Tensor, shift: 
 
     Args:
         gradients: ``[batches, layers, sample]``, sampled as by
-            :class:`~smartfrz_lightning.history.sampling.WeightSampler`, without the head.
+            ``WeightSampler``, without the head.
         weights: ``[layers, sample]``, the weights of the same sample.
         parameters: ``[layers + 1]``: number of parameters of each layer, and of the rest.
-        shift: As by :func:`~smartfrz_lightning.history.statistics_shift.statistics_shift`; 0 if it is not known.
+        shift: As by ``statistics_shift``; 0 if it is not known.
 
     Returns:
-        ``[layers, inputs]``, the inputs named by :data:`INPUTS`.
+        ``[layers, inputs]``, the inputs named by ``INPUTS``.
     """
     layers = gradients.shape[1]
     gradients, weights = gradients.double(), weights.double()

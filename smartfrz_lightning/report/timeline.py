@@ -212,7 +212,7 @@ class Timeline:
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:
-    """Read a CSV that :meth:`Timeline.to_csv` wrote: after how many steps each layer froze, ``None`` if it never did.
+    """Read a CSV that ``Timeline.to_csv`` wrote: after how many steps each layer froze, ``None`` if it never did.
 
     Raises:
         ValueError: It is no such CSV.

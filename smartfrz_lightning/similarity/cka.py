@@ -85,13 +85,13 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 class LinearCKA(Metric):
     """Linear CKA that can accumulate over minibatches and processes.
 
-    One update gives exactly :func:`linear_cka`. Several sum the three inner products of Eq. 5 over the minibatches
+    One update gives exactly ``linear_cka``. Several sum the three inner products of Eq. 5 over the minibatches
     (Nguyen et al. 2021), which is constant in memory, but compares examples within a minibatch only. The plain estimate
     is biased upwards for small batches; ``unbiased=True`` takes that away, as in that paper.
 
     Args:
         unbiased: Use the unbiased estimator of the inner products (Song et al. 2012); can fall slightly below 0.
-        kwargs: Arguments of :class:`torchmetrics.Metric`.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Examples:
         >>> import torch

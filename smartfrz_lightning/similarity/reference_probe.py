@@ -15,14 +15,14 @@ from smartfrz_lightning.similarity.features import layer_grams
 class ReferenceProbe:
     """Takes the inputs of the first training batch as a probe, then compares layers with the reference on them.
 
-    Create it before that batch; :meth:`meet_reference` ends the waiting. Both models are run in eval mode, and the
+    Create it before that batch; ``meet_reference`` ends the waiting. Both models are run in eval mode, and the
     random numbers that they draw are not missing afterwards.
 
     Args:
         model: The model that trains.
 
     Raises:
-        ValueError: On :meth:`meet_reference`: no module was called that holds all trainable parameters.
+        ValueError: On ``meet_reference``: no module was called that holds all trainable parameters.
     """
 
     def __init__(self, model: nn.Module) -> None:

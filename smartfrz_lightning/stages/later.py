@@ -42,7 +42,7 @@ class LaterStage(Stage):
 
     Args:
         predictor: Safetensors file of a later predictor, or a module that gives the log-odds of
-            :func:`~smartfrz_lightning.predictor.later_inputs.later_inputs`; the shipped one by default.
+            ``later_inputs``; the shipped one by default.
         threshold: p(safe) from which a prefix freezes, between 0 and 1.
 
     Raises:

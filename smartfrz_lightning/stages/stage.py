@@ -7,9 +7,9 @@ from smartfrz_lightning.engine.run import TrainingRun
 
 
 class Stage(FreezingRule, ABC):
-    """One of the rules of :class:`~smartfrz_lightning.SmartFreezeCallback`, which asks them in order.
+    """One of the rules of ``SmartFreezeCallback``, which asks them in order.
 
-    A stage observes (gradients, steps, epochs), decides in :meth:`select`, and saves its state. It does not know the
+    A stage observes (gradients, steps, epochs), decides in ``select``, and saves its state. It does not know the
     other stages, the Trainer or the report.
     """
 

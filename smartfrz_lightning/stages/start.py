@@ -37,17 +37,17 @@ class StartStage(Stage):
     Layers with the random weights that they were made with always train, unless ``save`` asks for them.
 
     In a long run the prefix trains again after two fifths; how this depends on the length, see
-    :mod:`smartfrz_lightning.stages.schedule`.
+    ``smartfrz_lightning.stages.schedule``.
 
     Args:
         predictor: Safetensors file of a start predictor, or a module that gives the log-odds of
-            :func:`~smartfrz_lightning.predictor.start_inputs.start_inputs`; the shipped one by default.
+            ``start_inputs``; the shipped one by default.
         threshold: p(safe) from which a prefix is frozen; by default 0.65 in a short run in which a trial follows, and
             0.8 in others.
         save: Share of a step to save, in place of ``threshold``: of the prefixes that save as much, the safest one is
             frozen, to the end of the run.
         probe_steps: Steps of the probe; 2 % of the run by default, 30 at most. A run of fewer than 100 steps has none.
-        verified: Whether a :class:`~smartfrz_lightning.stages.VerifyStage` follows.
+        verified: Whether a ``VerifyStage`` follows.
         schedule: How the rules depend on the length of the run.
         sample_size: Watched weights a layer.
         seed: Fixes which.
