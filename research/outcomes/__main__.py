@@ -19,7 +19,7 @@ from rich.progress import Progress
 from research.outcomes.case import draw_cases
 from research.outcomes.examples import load_examples
 from research.outcomes.record import DEPTHS, MOMENTS, SHORTENED, outcome_path, record_to
-from smartfrz_lightning.private.workers import in_processes
+from research.workers import in_processes
 
 
 def main(

@@ -1,6 +1,5 @@
 """The frontier: what training everything reaches when it is shortened to a cost, and how far a method lies above it."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from smartfrz_lightning.benchmark.results import Result, cost, find_result
@@ -44,7 +43,7 @@ class Frontier:
 def frontier_of(
     results: Sequence[Result], baseline: str, shortened: Sequence[str], seed: int, by: str
 ) -> Frontier | None:
-    """The frontier of a seed, ``None`` where its runs are not there, have no times, or cost no less than the whole run.
+    """The frontier of a seed, ``None`` where its runs are not there or cost no less than the whole run.
 
     Args:
         results: All results of a benchmark.
@@ -63,7 +62,7 @@ def frontier_of(
     """
     full = find_result(list(results), baseline, seed)
     shorter = [r for name in shortened if (r := find_result(list(results), name, seed)) is not None]
-    if full is None or not shorter or any(math.isnan(cost(result, by)) for result in (full, *shorter)):
+    if full is None or not shorter:
         return None
     points = {cost(result, by) / cost(full, by): float(result["value"]) for result in shorter}
     points = {at: value for at, value in points.items() if at < 1}  # a clock beside other work may say more

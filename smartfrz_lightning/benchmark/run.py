@@ -45,7 +45,6 @@ def run_once(
     name: str,
     run: Run,
     seed: int,
-    extra_callbacks: list[dict[str, Any]] | None = None,
     max_steps: int | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
@@ -56,7 +55,6 @@ def run_once(
         name: Of the run.
         run: How it differs from the experiment.
         seed: Its seed.
-        extra_callbacks: Callbacks in place of the freezing one, as ``class_path`` and ``init_args``.
         max_steps: End after so many optimizer steps.
         on_epoch: Called after every epoch.
 
@@ -72,15 +70,14 @@ def run_once(
     with log_file(folder).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         # Without a method, training is plain: what the engine costs, the others' times show.
         own = {"report": str(folder), **run.arguments}
-        freezing = [{"class_path": run.callback, "init_args": own}] if run.callback else []
-        chosen = freezing if extra_callbacks is None else extra_callbacks
+        chosen = [{"class_path": run.callback, "init_args": own}] if run.callback else []
         arguments = _arguments(benchmark, run, seed, folder, chosen, max_steps)
         try:
             cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
         except SystemExit as error:  # what is wrong stands in the log
             raise SettingsError("its config cannot be parsed") from error
         trainer, clock, sizes = cli.trainer, TrainingClock(), BatchSizes()
-        _check_processes(trainer, benchmark.jobs)
+        _check_processes(trainer)
         callbacks = callbacks_of(trainer)
         callbacks[:0] = [clock, EpochSeed(seed), *([] if chosen else [sizes])]
         if on_epoch is not None:
@@ -108,7 +105,6 @@ def run_once(
         "steps": trainer.global_step,
         "seconds": clock.seconds,
         "timeline": timeline.state_dict(),
-        "jobs": benchmark.jobs,
         "peak_bytes": peak,
         **_circumstances(trainer.world_size),
     }
@@ -127,10 +123,8 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _check_processes(trainer: Trainer, jobs: int) -> None:
+def _check_processes(trainer: Trainer) -> None:
     """Those that an earlier run left, or that torchrun started, would all do a run that is meant for fewer."""
-    if jobs > 1 and trainer.world_size > 1:
-        raise SettingsError(f"jobs={jobs}: a run on {trainer.world_size} devices has them all; take jobs=1")
     if processes() > 1 and trainer.world_size != processes():
         raise SettingsError(
             f"devices x num_nodes = {trainer.world_size}, but {processes()} processes run this benchmark: all of its "

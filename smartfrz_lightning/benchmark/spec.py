@@ -80,13 +80,10 @@ class Benchmark:
         prepare: Runs that come first, once, with their own ``experiment`` and ``seed``: a pretrained model.
         baseline: The method to which the others are compared.
         overrides: Settings of the experiment to replace in every method's runs; those of a method come on top.
-        record: Method whose training is recorded once more, for the pictures of CKA and gradients; needs its model.
         frontier: Shares of the baseline's steps for which everything is trained as well, under the name ``full_0.5``
             where the baseline is ``full``: what a method is worth is how far it lies above these at equal cost.
         published: What a publication reports, by name of the method; stands beside the measured figures in the table,
             in a row of its own if the method is not run here.
-        jobs: So many runs at a time, each in a process of its own, as where small networks leave a GPU idle. They slow
-            each other down, so that their times are not reported.
 
     Examples:
         >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
@@ -106,21 +103,14 @@ class Benchmark:
     prepare: dict[str, Run] = field(default_factory=dict)
     baseline: str = "full"
     overrides: dict[str, Any] = field(default_factory=dict)
-    record: str | None = None
     frontier: list[float] = field(default_factory=list)
     published: dict[str, Published] = field(default_factory=dict)
-    jobs: int = 1
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds}: give at least one, each once")
-        for option in ("baseline", "record"):
-            if getattr(self, option) not in (*self.methods, None):
-                raise ValueError(f"{option}={getattr(self, option)!r} is not one of methods={sorted(self.methods)}")
-        if self.jobs < 1:
-            raise ValueError(f"jobs={self.jobs}: must be at least 1")
-        if self.jobs > 1 and (timed := [name for name, run in self.methods.items() if run.by == "seconds"]):
-            raise ValueError(f"jobs={self.jobs}: runs beside each other have no times, which {timed} would need")
+        if self.baseline not in self.methods:
+            raise ValueError(f"baseline={self.baseline!r} is not one of methods={sorted(self.methods)}")
         for share in self.frontier:
             if not 0 < share < 1:
                 raise ValueError(f"frontier={self.frontier}: give shares of the baseline's steps, between 0 and 1")

@@ -1,13 +1,10 @@
 """Run a whole benchmark: what is not done yet, in order, with progress; then the table and the pictures."""
 
 import logging
-import math
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -19,9 +16,6 @@ from smartfrz_lightning.benchmark.results import Result, append_result, cost, fi
 from smartfrz_lightning.benchmark.run import SettingsError, digest, log_file, processes, run_once
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.benchmark.table import compare, to_markdown, to_rich
-from smartfrz_lightning.private.workers import in_processes
-
-RECORDING = "recording"
 
 
 def run_benchmark(benchmark: Benchmark) -> bool:
@@ -34,11 +28,8 @@ def run_benchmark(benchmark: Benchmark) -> bool:
         Whether all runs are done; those that failed are named on the screen.
 
     Raises:
-        ValueError: The output folder holds results of other settings, or ``jobs`` is to start processes beside those
-            of DDP.
+        ValueError: The output folder holds results of other settings.
     """
-    if benchmark.jobs > 1 and processes() > 1:
-        raise ValueError(f"jobs={benchmark.jobs}: with {processes()} processes of DDP, one run is done at a time")
     console = Console(stderr=True, quiet=rank_zero_only.rank > 0)
     path = Path(benchmark.output) / "results.jsonl"
     results = read_results(path)
@@ -48,45 +39,34 @@ def run_benchmark(benchmark: Benchmark) -> bool:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         overall = progress.add_task("runs", total=len(schedule), completed=len(schedule) - len(to_do))
-        epochs = progress.add_task("epochs", visible=benchmark.jobs == 1)
+        epochs = progress.add_task("epochs")
 
         def show(trainer: Trainer) -> None:
             progress.update(epochs, completed=trainer.current_epoch + 1, total=trainer.max_epochs)
 
-        def due() -> Iterator[_Task | None]:
-            while to_do:
-                ready = next((one for one in to_do if not _missing(benchmark, results, one[1], one[2])), None)
-                if ready is not None:
-                    to_do.remove(ready)
-                    progress.update(overall, description=f"{ready[0]}, seed {ready[2]}")
-                    progress.reset(epochs, description="epochs")
-                yield ready and _Task(benchmark, *ready, _length(benchmark, results, ready[1], ready[2]))
-
-        do = partial(_do, on_epoch=show) if benchmark.jobs == 1 else _do
-        for task, result in in_processes(do, due(), benchmark.jobs):
-            progress.advance(overall)
-            if isinstance(result, Exception):
-                if processes() > 1 and not isinstance(result, SettingsError):
-                    raise result  # the others may be in the middle of the run, waiting for this process
-                log = log_file(benchmark.folder(task.name, task.seed))
-                failed.append(f"{task.name}, seed {task.seed}: {result} (see {log})")
-                result = None  # its traceback holds the model, while the next one is trained
+        while ready := next((one for one in to_do if not _missing(benchmark, results, *one[1:])), None):
+            name, run, seed = ready
+            to_do.remove(ready)
+            progress.update(overall, description=f"{name}, seed {seed}")
+            progress.reset(epochs, description="epochs")
+            try:
+                result = _do(benchmark, name, run, seed, _length(benchmark, results, run, seed), show)
+            except Exception as error:
+                if processes() > 1 and not isinstance(error, SettingsError):
+                    raise  # the others may be in the middle of the run, waiting for this process
+                log = log_file(benchmark.folder(name, seed))
+                failed.append(f"{name}, seed {seed}: {error} (see {log})")
                 continue
+            finally:
+                progress.advance(overall)
             if rank_zero_only.rank == 0:
                 append_result(path, result)
                 if not console.is_terminal:  # where no bar moves
-                    seconds = result["seconds"]["train"]
-                    console.print(f"{task.name}, seed {task.seed}: {result['value']:.4f} in {seconds:.0f} s")
+                    console.print(f"{name}, seed {seed}: {result['value']:.4f} in {result['seconds']['train']:.0f} s")
             results.append(result)
         waiting: dict[str, list[str]] = {}
         for name, run, seed in to_do:
             waiting.setdefault(_missing(benchmark, results, run, seed), []).append(f"{name}, seed {seed}")
-        if benchmark.record and not failed and not waiting:
-            progress.update(overall, description="recording")
-            if any(result.get("processes", 1) > 1 for result in results):
-                console.print(f"record={benchmark.record!r} left out: a recording needs a single process")
-            else:
-                _record(benchmark, benchmark.record, show)
     if rank_zero_only.rank == 0:
         asked = [r for r in results if r["run"] in benchmark.methods and r["seed"] in benchmark.seeds]
         _show(benchmark, asked)
@@ -97,20 +77,14 @@ def run_benchmark(benchmark: Benchmark) -> bool:
     return not failed and not waiting
 
 
-class _Task(NamedTuple):
-    benchmark: Benchmark
-    name: str
-    run: Run
-    seed: int
-    steps: int | None
-
-
-def _do(task: _Task, on_epoch: Callable[[Trainer], None] | None = None) -> Result:
-    folder = task.benchmark.folder(task.name, task.seed)
+def _do(
+    benchmark: Benchmark, name: str, run: Run, seed: int, steps: int | None, on_epoch: Callable[[Trainer], None]
+) -> Result:
+    folder = benchmark.folder(name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _warnings_only():
-            return run_once(task.benchmark, task.name, task.run, task.seed, None, task.steps, on_epoch)
+            return run_once(benchmark, name, run, seed, steps, on_epoch)
     except Exception:
         with log_file(folder).open("a") as log:
             traceback.print_exc(file=log)
@@ -157,10 +131,6 @@ def _missing(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -
     at = {name: prepared.seed or 0 for name, prepared in benchmark.prepare.items()}
     needed = [(name, at.get(name, seed)) for name in sorted(benchmark.needs(run))]
     missing = [f"{name} (seed {n})" for name, n in needed if find_result(results, name, n) is None]
-    if run.shorten_to and not missing:
-        found = [find_result(results, name, seed) for name in (run.shorten_to, benchmark.baseline)]
-        if any(math.isnan(cost(one, run.by)) for one in found if one is not None):
-            missing.append(f"a time of {run.shorten_to} (it ran beside others)")
     return " and ".join(missing)
 
 
@@ -175,16 +145,3 @@ def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) ->
     other, full = (find_result(results, name, seed) for name in (run.shorten_to, benchmark.baseline))
     assert other is not None and full is not None, "both are needed by this run, and so were done before"
     return max(1, min(full["steps"], round(full["steps"] * cost(other, run.by) / cost(full, run.by))))
-
-
-def _record(benchmark: Benchmark, method: str, show: Any) -> None:
-    seed = benchmark.seeds[0]
-    folder = benchmark.folder(RECORDING, seed)
-    if (folder / "recording.safetensors").exists():
-        return
-    reference = benchmark.folder(method, seed) / "last.ckpt"
-    recorder = {"class_path": "HistoryRecorder", "init_args": {"reference": str(reference)}}
-    gradients = {"class_path": "smartfrz_lightning.benchmark.gradient_sample.GradientSample"}
-    (folder / "last.ckpt").unlink(missing_ok=True)  # a recording cannot be taken up in the middle
-    run = benchmark.methods[method]
-    run_once(benchmark, RECORDING, Run(overrides=run.overrides), seed, [recorder, gradients], None, show)

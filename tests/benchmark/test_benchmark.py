@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-import torch
 import yaml
 from benching import CONFIGS, ROOT, small
 
@@ -30,7 +29,7 @@ def test_all_methods(tmp_path, capsys, monkeypatch):
     methods = yaml.safe_load((CONFIGS / "methods.yaml").read_text())["methods"]
     methods["smart_0_5"]["arguments"] = {"front_only": True, "threshold": 0.01, "snapshot_every_n_steps": 1}
     methods["movement"]["arguments"] = {"threshold": 10.0, "window": 4, "snapshot_every_n_steps": 1}
-    config = small(tmp_path, methods, seeds=[1], record="full")
+    config = small(tmp_path, methods, seeds=[1])
     benchmark_command(["--config", str(config)])
     results = {result["run"]: result for result in read_results(tmp_path / "out" / "results.jsonl")}
     assert set(results) == set(methods)
@@ -50,7 +49,7 @@ def test_all_methods(tmp_path, capsys, monkeypatch):
     table = (tmp_path / "out" / "table.md").read_text()
     for name in methods:
         assert name in out and f"| {name} |" in table
-    for name in ("accuracy_cost", "freezing", "step_cost", "moments", "cka", "gradient"):
+    for name in ("accuracy_cost", "freezing"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
 
 
@@ -64,34 +63,6 @@ METHODS = {
     "random": {"callback": "RandomFreezeCallback", "arguments": {"timeline": "{linear}/freeze_timeline.csv"}},
     "shortened": {"shorten_to": "linear"},
 }
-
-
-@pytest.fixture
-def one_thread():
-    """As many as each of two processes has on two cores: sums depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_several_runs_at_a_time_end_as_one_after_the_other(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    methods = {"full": {}, "half": {"callback": "StaticFreezeCallback"}, "same": {"shorten_to": "half"}}
-    found = {}
-    for jobs in (1, 2):
-        output = tmp_path / str(jobs)
-        config = small(tmp_path, methods, jobs=jobs, output=str(output))
-        benchmark_command(["--config", str(config)])
-        found[jobs] = read_results(output / "results.jsonl")
-        assert (output / "accuracy_cost.png").exists()
-    assert known(found[1]) == known(found[2])
-    alone, beside = ((tmp_path / str(jobs) / "table.md").read_text().splitlines()[3].split("|") for jobs in (1, 2))
-    assert alone[:7] == beside[:7] and beside[7] == " – " != alone[7]  # FLOPs, but no times
-    methods["same"]["by"] = "seconds"
-    with pytest.raises(ValueError, match="jobs=2: runs beside each other have no times, which .'same'. would need"):
-        benchmark_command(["--config", str(small(tmp_path, methods, jobs=2))])
 
 
 def test_killed_and_started_again_ends_in_the_same_table(tmp_path):

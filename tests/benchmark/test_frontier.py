@@ -76,15 +76,6 @@ def test_the_picture_begins_at_the_cheapest_run(cheapest):
     assert labels == ["training everything, shorter", "full", "held"]
 
 
-def test_runs_beside_each_other_have_no_panel_of_times():
-    results = [{**r, "jobs": 2} for r in runs()]
-    benchmark = Benchmark([], {"full": Run(), "held": Run()}, [1, 2], frontier=[0.25, 0.5], jobs=2)
-    rows = compare(results, ["full", "held", *SHORTER], "full", SHORTER)
-    assert math.isnan(rows[1].seconds) and math.isnan(rows[1].above_seconds[0]) and rows[1].above_flops[0] > 0
-    assert len(_accuracy_cost(results, rows, benchmark).axes) == 1
-    assert "nan" not in to_markdown(rows, "val_accuracy", "full")
-
-
 def test_a_benchmark_makes_its_frontier():
     benchmark = Benchmark([], {"half": Run("StaticFreezeCallback"), "full": Run()}, seeds=[1], frontier=[0.5, 0.25])
     assert benchmark.shortened == SHORTER

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smartfrz_lightning.private.workers import in_processes
+from research.workers import in_processes
 
 
 def process(number):
@@ -71,7 +71,7 @@ def test_a_process_that_dies_takes_nothing_else_with_it():
 
 SLEEPER = """
 import sys, time
-from smartfrz_lightning.private.workers import in_processes
+from research.workers import in_processes
 sys.path.insert(0, {folder!r})
 from test_workers import sleeps
 if __name__ == "__main__":
