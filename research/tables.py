@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from research.outcomes.later import CALIBRATION, POLICY, SCORES, calibration, comparison, policies, recordings
+from research.outcomes.one_predictor import SHOWN
+from research.outcomes.one_predictor import comparison as one_predictor_rows
 from research.runs import RUNS, Runs, spread
 
 CASES = {
@@ -92,12 +94,19 @@ def _later(what: Callable, heads: Sequence[str]) -> Callable[[Runs], str]:
     return made
 
 
+def one_predictor(runs: Runs) -> str:
+    """Whether one predictor answers at the start and later as well as two."""
+    lines = [SHOWN, ["---"] * len(SHOWN), *one_predictor_rows(RUNS.with_name("moments.jsonl"))]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
 TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "rivals": rivals,
     "cache": cache,
     "later_inputs": _later(comparison, ["inputs", *SCORES]),
     "later_policy": _later(policies, POLICY),
+    "one_predictor": one_predictor,
     "later_calibration": _later(calibration, CALIBRATION),
 }
 SLOW = ("later_inputs",)
