@@ -65,6 +65,37 @@ def cache(path: Path, rows: Path = Path("research/results/cached.jsonl")) -> Non
     figure.savefig(path, dpi=130)
 
 
+def verify(path: Path, rows: Path = Path("research/results/second_look.jsonl")) -> None:
+    """What freezing a prefix to the end came to, against what the trial of it showed, in recorded runs."""
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    for shifted, color, name in ((False, "tab:blue", "new classes"), (True, "tab:orange", "images shifted")):
+        told = [
+            (max(-8.0, min(8.0, front["gain"] / front["error"])), front["accuracy"] - row["full"])
+            for row in map(json.loads, rows.read_text().splitlines())
+            for front in row["fronts"]
+            if (row["case"]["shift"] != "none") == shifted and front["gain"] is not None and front["error"]
+        ]
+        axis.scatter(*zip(*told, strict=True), s=12, alpha=0.6, color=color, label=name)
+    for border, label in ((-1.5, "all of it\nstays"), (-0.5, "")):
+        axis.axvline(border, color="0.6", lw=1, ls="--")
+        axis.annotate(
+            label,
+            (border, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-6, -24),
+            fontsize=8,
+            ha="right",
+            textcoords="offset points",
+        )
+    axis.axhline(0, color="0.6", lw=1)
+    axis.set(
+        xlabel="trial: loss with the prefix frozen, minus without, in standard errors", ylabel="points if it stays"
+    )
+    axis.legend(fontsize=7, loc="lower left")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def rivals(path: Path) -> None:
     """Points against time, a panel a case with rivals."""
     runs = Runs()
@@ -114,7 +145,7 @@ def main(folder: str) -> None:
     Args:
         folder: Where the pictures go.
     """
-    for picture in (later, cache, rivals):
+    for picture in (later, cache, verify, rivals):
         picture(Path(folder) / f"{picture.__name__}.png")
 
 
