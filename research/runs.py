@@ -92,6 +92,8 @@ def add(folder: str, case: str, version: str = "0.3.0", variant: str = "") -> No
             if any(row["seed"] == one["seed"] for row in kept.of(case, one["run"], version, variant)):
                 continue
             timeline = one["timeline"]
+            full = next((r for r in results if r["run"] == "full" and r["seed"] == one["seed"]), one)
+            whole = sum(full["timeline"]["full"].values())
             row = {
                 "case": case,
                 "version": version,
@@ -99,7 +101,7 @@ def add(folder: str, case: str, version: str = "0.3.0", variant: str = "") -> No
                 "run": one["run"],
                 "seed": one["seed"],
                 "value": one["value"],
-                "flops": sum(timeline["spent"].values()) / sum(timeline["full"].values()),
+                "flops": sum(timeline["spent"].values()) / whole,
                 "seconds": one["seconds"]["train"],
                 "steps": one["steps"],
                 "frozen_at_the_end": len(_frozen(timeline["events"])),

@@ -15,7 +15,8 @@ from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.showing import print_shown
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.report.plan import PlannedPrefix, plan_table, plot_plan
+from smartfrz_lightning.report.plan import EXPECTED_LOSS, PlannedPrefix, plan_table, plot_plan
+from smartfrz_lightning.stages.later import LaterStage
 from smartfrz_lightning.stages.start import StartStage
 
 SHARES = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
@@ -29,8 +30,9 @@ class PlanCallback(FreezingCallback):
 
     In a Trainer in place of ``SmartFreezeCallback``, or as ``smartfrz plan --config ...``:
     after the probe of the start stage, ten steps are taken with each of some prefixes frozen. Then the Trainer stops,
-    and a table and a picture show the share of parameters, FLOPs, time and memory of a step, and p(safe) of freezing
-    the prefix from the start. The model has been trained meanwhile: make a new one afterwards.
+    and a table and a picture show the share of parameters, FLOPs, time and memory of a step, p(safe) of freezing the
+    prefix from the start, and from when on it would be frozen later. The model has been trained meanwhile: make a new
+    one afterwards.
 
     - **When**: to decide by hand, or to see beforehand what the default would do.
     - **When not**: in the training itself.
@@ -39,6 +41,7 @@ class PlanCallback(FreezingCallback):
 
     Args:
         start: Chooses the default's prefix.
+        later: Says from when on each prefix would be frozen later.
         exclude: Shell-style patterns of modules, layers or parameters that always train.
 
     Attributes:
@@ -56,10 +59,11 @@ class PlanCallback(FreezingCallback):
     def __init__(
         self,
         start: StartStage | None = None,
+        later: LaterStage | None = None,
         exclude: Sequence[str] | str = (),
     ) -> None:
         super().__init__(report=False, every_n_train_steps=1, exclude=exclude)
-        self._stage = start or StartStage()
+        self._stage, self._later = start or StartStage(), later or LaterStage()
         self.plan: list[PlannedPrefix] = []
 
     def reset(self) -> None:
@@ -178,6 +182,7 @@ class PlanCallback(FreezingCallback):
                 time=times[depth] / times[min(times)],
                 memory=self._memory.get(depth),
                 safe=safe[depth - 1] if depth and safe else None,
+                later=self._later.earliest(len(free), depth, EXPECTED_LOSS) if depth else None,
                 default=bool(depth) and depth == len(self._stage.answer.freeze),
             )
             for depth in sorted(times)

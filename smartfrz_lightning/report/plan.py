@@ -9,6 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+EXPECTED_LOSS = 0.3
+"""Training loss relative to that of the first batch for which a plan says from when on a prefix is safe."""
+
 
 @dataclass(frozen=True)
 class PlannedPrefix:
@@ -24,7 +27,9 @@ class PlannedPrefix:
         time: The same relative to full training.
         memory: Peak memory of a step in GB, where the device tells.
         safe: p(safe) of freezing it from the start to the end; ``None`` if that is not known.
-        default: Whether the default freezes it.
+        later: Share of the run from which the default would freeze it for good, if the training loss is by then
+            ``EXPECTED_LOSS`` of that of the first batch; ``None`` if never.
+        default: Whether the default freezes it at the start.
     """
 
     layers: int
@@ -36,6 +41,7 @@ class PlannedPrefix:
     time: float
     memory: float | None
     safe: float | None
+    later: float | None
     default: bool
 
 
@@ -50,7 +56,7 @@ def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, threshold:
     """
     with_memory = any(prefix.memory for prefix in plan)
     table = Table(title=f"Freezing a prefix of {title} from the start", box=SIMPLE_HEAD, pad_edge=False)
-    columns = ["layers", "up to", "parameters", "FLOPs", "time", "ms", *["GB"] * with_memory, "p(safe)"]
+    columns = ["layers", "up to", "parameters", "FLOPs", "time", "ms", *["GB"] * with_memory, "p(safe)", "later"]
     for column in columns:
         table.add_column(column, justify="left" if column == "up to" else "right", overflow="fold")
     for one in plan:
@@ -63,12 +69,14 @@ def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, threshold:
             f"{1000 * one.seconds:.0f}",
             *([f"{one.memory or 0:.2f}"] if with_memory else []),
             "–" if one.safe is None else f"{one.safe:.2f}",
+            "–" if one.later is None else f"{one.later:.0%}",
         ]
         table.add_row(*row, style="bold" if one.default else None)
     default = next((one for one in plan if one.default), None)
     lines = [
         "parameters: the share that is frozen; FLOPs, time: of a step, relative to full training; p(safe): how likely "
-        f"freezing from the first step to the last costs at most 2 points. {steps} steps were taken."
+        "freezing from the first step to the last costs at most 2 points; later: the share of the run from which it "
+        f"would freeze for good, if the training loss is by then {EXPECTED_LOSS:g} of the first. {steps} steps taken."
     ]
     if default is not None:
         lines.append(

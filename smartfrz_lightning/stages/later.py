@@ -138,6 +138,23 @@ class LaterStage(Stage):
         odds = odds.masked_fill(young & ~frozen, -math.inf).masked_fill(whole, math.inf)
         return odds.cummin(0).values.sigmoid().tolist()
 
+    def earliest(self, layers: int, depth: int, loss: float) -> float | None:
+        """The share of a run from which a prefix would be frozen, ``None`` if never.
+
+        Args:
+            layers: That may freeze.
+            depth: Layers of the prefix.
+            loss: Training loss by then, relative to that of the first batch.
+        """
+        if depth > int(DEEPEST * layers + 1e-6):
+            return None
+        for check in range(math.ceil(EARLIEST * CHECKS - 1e-6), CHECKS):
+            with torch.no_grad():
+                odds = self._predictor(later_inputs(layers, check / CHECKS, loss))[:depth]
+            if float(odds.min().sigmoid()) >= self.threshold:
+                return check / CHECKS
+        return None
+
     def decision_applied(self, run: TrainingRun) -> None:
         self._due = False
 

@@ -102,6 +102,15 @@ def test_the_deepest_prefix_that_is_safe_freezes_at_once(make_trainer, odds, fro
     assert ("Nothing froze after the start: p(safe) was 0.27 at most" in notes(freezer)) == (not names)
 
 
+def test_it_says_beforehand_when_it_would_freeze(make_trainer):
+    freezer = late(Told(3.0, 2.0, 3.0, progress=0.5))
+    stage = freezer.stages["later"]
+    expected = [stage.earliest(3, depth, 0.3) for depth in (1, 2, 3)]
+    assert expected == [0.5, 0.5, None] and late(Told(-1.0)).stages["later"].earliest(1, 1, 0.3) is None
+    make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Classifier(mlp(norm=False), steady))
+    assert {event.epoch / 10 for event in freezer.timeline.events} == {0.5}
+
+
 def test_what_is_frozen_does_not_stand_in_the_way_of_what_is_behind(make_trainer):
     class Deeper(Told):
         def forward(self, inputs):
