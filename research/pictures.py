@@ -4,7 +4,6 @@ python -m research.pictures docs/images
 """
 
 import json
-import math
 import statistics
 from pathlib import Path
 
@@ -96,17 +95,27 @@ def verify(path: Path, rows: Path = Path("research/results/second_look.jsonl")) 
     plt.close(figure)
 
 
+COLORS = {"smart": "tab:green", "static": "tab:blue", "interval": "tab:orange", "unverified": "tab:purple"}
+NAMES = {
+    "smart": "SmartFreezeCallback()",
+    "static": "half of the layers frozen by hand",
+    "interval": "IntervalFreezeCallback(0.3)",
+    "unverified": "SmartFreezeCallback(verify=False)",
+}
+
+
 def rivals(path: Path) -> None:
-    """Points against time, a panel a case with rivals."""
+    """Points against time, a panel a case in which full training was shortened too."""
     runs = Runs()
-    cases = [case for case in CASES if len(shown_methods(runs, case)) > 1]
-    columns = min(3, len(cases)) or 1
-    rows = math.ceil(len(cases) / columns) or 1
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3.1 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(cases) :]:
-        axis.set_axis_off()
-    for axis, case in zip(axes.flat, cases, strict=False):
+    cases = [
+        case for case in CASES if any(m.startswith("full_") and runs.time(case, m) for m in shown_methods(runs, case))
+    ]
+    figure, axes = plt.subplots(1, len(cases), figsize=(3.6 * len(cases), 3.6), squeeze=False, layout="constrained")
+    for axis, case in zip(axes.flat, cases, strict=True):
         draw(axis, runs, case)
+    axes[0][0].set_ylabel("points against full training")
+    handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -118,25 +127,21 @@ def draw(axis: plt.Axes, runs: Runs, case: str) -> None:
     for method in shown_methods(runs, case):
         points, time = runs.points(case, method), runs.time(case, method)
         at, gain = statistics.fmean(time), statistics.fmean(points)
-        error = statistics.stdev(points) if len(points) > 1 else None
+        errors = {"yerr": statistics.stdev(points), "xerr": statistics.stdev(time)} if len(points) > 1 else {}
         if method.startswith("full_"):
             shortened.append((at, gain))
-            axis.errorbar(at, gain, error, fmt="o", color="0.6", ms=4)
-            continue
-        own = method == "smart"
-        axis.errorbar(
-            at, gain, error, fmt="D" if own else "s", color="tab:green" if own else "tab:blue", ms=7 if own else 5
-        )
-        name = "SmartFreezeCallback()" if own else method
-        axis.annotate(name, (at, gain), xytext=(6, 5), textcoords="offset points", fontsize=8)
-    axis.plot(*zip(*sorted(shortened), strict=True), color="0.6", lw=1.5, label="full training, shortened")
-    axis.plot(1, 0, "o", color="black", ms=5)
-    axis.annotate("full training", (1, 0), xytext=(-4, 6), textcoords="offset points", fontsize=8, ha="right")
-    axis.set(xlabel="time / full training", ylabel="points against full training")
-    axis.set_title(CASES[case].replace("the same", "ResNet-32, ten classes"), fontsize=8)
-    axis.margins(0.15)
-    if len(shortened) > 1:
-        axis.legend(fontsize=7, loc="lower right")
+            axis.errorbar(at, gain, **errors, fmt="o", color="0.6", ms=4, lw=1)
+        else:
+            size = 8 if method == "smart" else 5
+            shape = "D" if method == "smart" else "s"
+            axis.errorbar(at, gain, **errors, fmt=shape, color=COLORS[method], ms=size, lw=1, label=NAMES[method])
+    axis.plot(*zip(*sorted(shortened), strict=True), color="0.6", lw=1.5, label="everything trains, for fewer steps")
+    axis.plot(1, 0, "o", color="black", ms=6, label="full training")
+    axis.set(xlabel="time / full training")
+    axis.set_title(
+        CASES[case].replace("the same", "ResNet-32, ten classes of CIFAR-100").replace(", ", ",\n", 1), fontsize=8
+    )
+    axis.margins(0.1)
 
 
 def main(folder: str) -> None:

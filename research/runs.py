@@ -45,8 +45,9 @@ class Runs:
         return self._against(case, run, version, variant, lambda row, full: row["flops"])
 
     def time(self, case: str, run: str, version: str = "0.3.0", variant: str = "") -> list[float]:
-        """Seconds of training relative to full training of the same folder; empty if there was none."""
-        if not self.of(case, "full", version, variant):
+        """Seconds of training relative to full training beside it; empty if there was none, or other work went on."""
+        full = self.of(case, "full", version, variant)
+        if not full or any(row.get("shared") for row in (*full, *self.of(case, run, version, variant))):
             return []
         return self._against(case, run, version, variant, lambda row, full: row["seconds"] / full["seconds"])
 
@@ -76,7 +77,7 @@ def spread(values: list[float], digits: int = 2, signed: bool = False) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def add(folder: str, case: str, version: str = "0.3.0", variant: str = "") -> None:
+def add(folder: str, case: str, version: str = "0.3.0", variant: str = "", shared: bool = False) -> None:
     """Add the runs in a benchmark's folder that are not there yet.
 
     Args:
@@ -84,6 +85,7 @@ def add(folder: str, case: str, version: str = "0.3.0", variant: str = "") -> No
         case: Name of the case.
         version: Of this package.
         variant: What was not as by default.
+        shared: The core did other work too, so that the seconds tell nothing.
     """
     kept = Runs()
     results = [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
@@ -108,6 +110,7 @@ def add(folder: str, case: str, version: str = "0.3.0", variant: str = "") -> No
                 "notes": timeline["notes"],
                 "versions": one["versions"],
                 "hardware": one["hardware"],
+                "shared": shared,
             }
             file.write(json.dumps(row) + "\n")
 

@@ -57,7 +57,7 @@ def shown_methods(runs: Runs, case: str) -> list[str]:
     found = dict.fromkeys(
         row["run"] for row in runs.rows if row["case"] == case and row["version"] == "0.3.0" and not row["variant"]
     )
-    return [method for method in found if method != "full" and runs.time(case, method)]
+    return [method for method in found if method != "full" and runs.points(case, method)]
 
 
 def rivals(runs: Runs) -> str:
