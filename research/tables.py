@@ -1,6 +1,7 @@
 """The tables of README and documentation, made of the published runs."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -8,6 +9,7 @@ from research.outcomes.later import CALIBRATION, POLICY, SCORES, calibration, co
 from research.outcomes.one_predictor import SHOWN
 from research.outcomes.one_predictor import comparison as one_predictor_rows
 from research.runs import RUNS, Runs, spread
+from smartfrz_lightning.benchmark.table import margin
 
 CASES = {
     "efficientnet_short": "EfficientNet-Lite0 (ImageNet), ten classes of CIFAR-100, 248 steps",
@@ -26,7 +28,10 @@ CASES = {
 
 def default(runs: Runs) -> str:
     """The default of this version beside full training and the default of 0.2.0."""
-    lines = ["| case | seeds | full | points | FLOPs | time | 0.2.0: points, FLOPs |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| case | seeds | full | points | FLOPs | time | against full training | 0.2.0: points, FLOPs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for case, name in CASES.items():
         points = runs.points(case, "smart")
         if not points:
@@ -36,7 +41,7 @@ def default(runs: Runs) -> str:
         old = f"{spread(before, 1, True)} at {spread(runs.flops(case, 'smart', '0.2.0'))}" if before else "–"
         lines.append(
             f"| {name} | {len(points)} | {spread(full, 1)} | {spread(points, 1, True)} | "
-            f"{spread(runs.flops(case, 'smart'))} | {spread(runs.time(case, 'smart'))} | {old} |"
+            f"{spread(runs.flops(case, 'smart'))} | {spread(runs.time(case, 'smart'))} | {verdict(points)} | {old} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -50,6 +55,16 @@ def cache(runs: Runs) -> str:
     for name, seeds in found.items():
         lines.append(f"| {name} | " + " | ".join(spread(list(shares)) for shares in zip(*seeds, strict=True)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def verdict(points: list[float]) -> str:
+    """Whether a difference to full training is more than noise, by its 95 % interval (Student's t)."""
+    half = margin(points)
+    if math.isnan(half):
+        return "too few seeds"
+    if abs(fmean(points)) <= half:
+        return "no difference shown"
+    return "better" if fmean(points) > 0 else "worse"
 
 
 def shown_methods(runs: Runs, case: str) -> list[str]:
