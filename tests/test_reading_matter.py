@@ -85,6 +85,14 @@ def test_commands_name_files_and_modules_that_are_there(page):
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page}: {module}"
 
 
+def test_quoted_messages_are_those_of_the_code():
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/questions.md").read_text(), re.MULTILINE)
+    code = "".join(path.read_text() for path in (ROOT / "smartfrz_lightning").rglob("*.py"))
+    for part in (part.strip() for row in rows for part in re.split(r"\d[\d.]*", row)):
+        assert part in code, part
+    assert len(rows) > 5
+
+
 def test_links_lead_somewhere():
     for page in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES]:
         for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
