@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from research import film_reviews
 from research.film_reviews import main, rated_sentences, write_reviews
-from smartfrz_lightning.experiments import film_reviews
 from smartfrz_lightning.experiments.glue_files import read_glue
 
 INNER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
