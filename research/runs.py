@@ -33,7 +33,7 @@ class Runs:
 
     def full(self, case: str, version: str = "0.3.0", variant: str = "") -> dict[int, dict[str, Any]]:
         """Full training of a case, by seed: of that version, else of the one before (full training is plain)."""
-        rows = self.of(case, "full", version, variant) or self.of(case, "full", "0.2.0")
+        rows = [*self.of(case, "full", "0.2.0"), *self.of(case, "full", version, variant)]
         return {row["seed"]: row for row in rows}
 
     def points(self, case: str, run: str, version: str = "0.3.0", variant: str = "") -> list[float]:
@@ -45,11 +45,10 @@ class Runs:
         return self._against(case, run, version, variant, lambda row, full: row["flops"])
 
     def time(self, case: str, run: str, version: str = "0.3.0", variant: str = "") -> list[float]:
-        """Seconds of training relative to full training beside it; empty if there was none, or other work went on."""
-        full = self.of(case, "full", version, variant)
-        if not full or any(row.get("shared") for row in (*full, *self.of(case, run, version, variant))):
-            return []
-        return self._against(case, run, version, variant, lambda row, full: row["seconds"] / full["seconds"])
+        """Seconds of training relative to full training beside it, of the seeds where no other work went on."""
+        full = {row["seed"]: row for row in self.of(case, "full", version, variant) if not row["shared"]}
+        own = [row for row in self.of(case, run, version, variant) if not row["shared"] and row["seed"] in full]
+        return [row["seconds"] / full[row["seed"]]["seconds"] for row in own]
 
     def above(self, case: str, run: str) -> list[float]:
         """Points above full training that was shortened to the same FLOPs; empty where that was not run."""
