@@ -109,6 +109,10 @@ def _later(what: Callable, heads: Sequence[str]) -> Callable[[Runs], str]:
     return made
 
 
+def _inputs(data: list, over: list) -> list[list[str]]:
+    return [*comparison(data, over), *json.loads(RUNS.with_name("later_attention.json").read_text())]
+
+
 def one_predictor(runs: Runs) -> str:
     """Whether one predictor answers at the start and later as well as two."""
     lines = [SHOWN, ["---"] * len(SHOWN), *one_predictor_rows(RUNS.with_name("moments.jsonl"))]
@@ -119,10 +123,8 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "rivals": rivals,
     "cache": cache,
-    "later_inputs": _later(comparison, ["inputs", *SCORES]),
+    "later_inputs": _later(_inputs, ["inputs", *SCORES]),
     "later_policy": _later(policies, POLICY),
     "one_predictor": one_predictor,
     "later_calibration": _later(calibration, CALIBRATION),
 }
-SLOW = ("later_inputs",)
-"""Those that take a minute."""

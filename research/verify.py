@@ -2,7 +2,6 @@
 
     python -m research.verify           # check
     python -m research.verify --write   # write what follows
-    python -m research.verify --all     # also the tables that take a minute
 
 Marks are comments, which Markdown does not show. ``<!-- table: NAME -->`` and ``<!-- end -->`` stand around a generated
 table. A number in a sentence is followed by its source: ``0.75<!-- = flops resnet32_long smart -->``.
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from research.runs import RUNS, Runs, spread
-from research.tables import SLOW, TABLES
+from research.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 FILES = ("README.md", "docs/**/*.md", "predictor_weights/*.md")
@@ -49,31 +48,20 @@ def number(runs: Runs, what: str, case: str, run: str, like: str) -> str:
     return f"{statistics.fmean(values):{'+' if signed else ''}.{digits}f}"
 
 
-def recomputed(text: str, runs: Runs, slow: bool = False) -> str:
-    """A Markdown text with every marked number and table computed anew.
-
-    Args:
-        text: The text.
-        runs: Published runs.
-        slow: Also the tables that take a minute.
-    """
-
-    def table(found: re.Match) -> str:
-        leave = found[2] in SLOW and not slow
-        return found[0] if leave else found[1] + TABLES[found[2]](runs) + found[4]
-
-    text = _TABLE.sub(table, text)
+def recomputed(text: str, runs: Runs) -> str:
+    """A Markdown text with every marked number and table computed anew."""
+    text = _TABLE.sub(lambda found: found[1] + TABLES[found[2]](runs) + found[4], text)
     return _NUMBER.sub(lambda found: number(runs, *found.group(3, 4, 5), found[1]) + found[2], text)
 
 
-def differences(root: Path, runs: Runs, slow: bool = False) -> Iterator[str]:
+def differences(root: Path, runs: Runs) -> Iterator[str]:
     """What does not follow, as lines of a diff."""
     for path in files(root):
         text = path.read_text()
         marks, understood = len(_MARK.findall(text)), len(_TABLE.findall(text)) + len(_NUMBER.findall(text))
         if marks != understood:
             yield f"{path.relative_to(root)}: {marks - understood} marks without a number or an end"
-        new = recomputed(text, runs, slow)
+        new = recomputed(text, runs)
         name = str(path.relative_to(root))
         yield from difflib.unified_diff(text.splitlines(), new.splitlines(), name, "should be", n=0, lineterm="")
 
@@ -87,12 +75,11 @@ def main() -> None:
     """Check all marked numbers, or write what follows."""
     parser = argparse.ArgumentParser(description="Recompute every published number that carries a mark.")
     parser.add_argument("--write", action="store_true", help="write what follows, in place of failing")
-    parser.add_argument("--all", action="store_true", help="also the tables that take a minute")
     given, runs = parser.parse_args(), Runs()
     if given.write:
         for path in files(ROOT):
-            path.write_text(recomputed(path.read_text(), runs, given.all))
-    elif found := list(differences(ROOT, runs, given.all)):
+            path.write_text(recomputed(path.read_text(), runs))
+    elif found := list(differences(ROOT, runs)):
         sys.exit("\n".join(found))
     marks = sum(len(_MARK.findall(path.read_text())) for path in files(ROOT))
     print(f"{marks} marks, and every number behind them follows from {RUNS.relative_to(ROOT).parent}")

@@ -239,16 +239,15 @@ def recordings(path: str | Path) -> tuple[list[Example], list[Branch]]:
     return data, [branch for number, case in enumerate(cases) for branch in ends(case, number)]
 
 
-def comparison(data: Sequence[Example], over: Sequence[Branch], attention: bool = True) -> list[list[str]]:
-    """A row for each set of inputs, on networks left out: name, then ``scores``.
+def comparison(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
+    """A row for each set of inputs, on networks left out: name, then ``scores``."""
+    return [[name, *scores(data, out_of_family(data, over, by_line(names)))] for name, names in COMPARED.items()]
 
-    Args:
-        data: Examples.
-        over: Prefixes that froze when a run was over.
-        attention: Train the attention too, which takes a minute.
-    """
-    rows = [[name, *scores(data, out_of_family(data, over, by_line(names)))] for name, names in COMPARED.items()]
-    for decay in (0.0, 0.003, 0.02) if attention else ():
+
+def with_attention(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
+    """The same for the attention, with three weight decays; takes a minute, and differs a little between machines."""
+    rows = []
+    for decay in (0.0, 0.003, 0.02):
         found = out_of_family(data, over, by_attention(decay))
         rows.append([f"loss, attention over the window, weight decay {decay:g}", *scores(data, found)])
     return rows
@@ -291,19 +290,23 @@ def fit(data: Sequence[Example], over: Sequence[Branch]) -> LaterPredictor:
     return predictor
 
 
-def main(recorded: str, write: str | None = None, attention: bool = True) -> None:
+def main(recorded: str, write: str | None = None, attention: str | None = None) -> None:
     """Compare on networks left out, and fit.
 
     Args:
         recorded: File of recorded runs, a line of JSON each.
         write: File of the predictor, fitted to all of them.
-        attention: Train the attention too, which takes a minute.
+        attention: Train the attention too, and write how it does to this file.
     """
     torch.set_num_threads(1)
     data, over = recordings(recorded)
     share = np.mean([one.branch.safe for one in data])
     title = f"networks left out: {len({one.run for one in data})} runs, {len(data)} prefixes, {share:.0%} safe"
-    show(title, ["inputs", *SCORES], comparison(data, over, attention))
+    show(title, ["inputs", *SCORES], comparison(data, over))
+    if attention:
+        rows = with_attention(data, over)
+        show("the paper's attention, networks left out", ["inputs", *SCORES], rows)
+        Path(attention).write_text(json.dumps(rows, indent=1) + "\n")
     show("if the safest is frozen from two fifths on, networks left out", POLICY, policies(data, over))
     show("calibration, networks left out", CALIBRATION, calibration(data, over))
     if write:

@@ -159,7 +159,7 @@ class PlanCallback(FreezingCallback):
         print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self._stage.threshold_of(run)))
         if not self._over:
             print_shown(f"The run ended after {run.steps} steps, before all prefixes were measured: take a longer one.")
-        if trainer.log_dir is not None:
+        if trainer.loggers and trainer.log_dir is not None:
             path = Path(trainer.log_dir) / "freeze_plan.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             plot_plan(self.plan, path)

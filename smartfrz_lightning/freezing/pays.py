@@ -100,7 +100,7 @@ class Pays:
     def _unknown_share(batches: int, hits: int, rows: float, least: float, full: bool) -> str:
         if hits >= 0.25 * batches or rows >= least * batches:
             return ""
-        why = "random augmentation, or samples that do not come again"
+        why = "random augmentation, padding to another length, or samples that do not come again"
         why = "what the front gives does not fit into cache_gigabytes" if full else why
         return f"it knew {rows / batches:.0%} of the samples and {hits / batches:.0%} of the batches: {why}"
 

@@ -84,11 +84,15 @@ def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, threshold:
             "them brings, and freezes more later, as the training loss falls"
         )
     else:
-        needs = "" if threshold is None else f" (p(safe) has to be {threshold:.2f})"
-        lines.append(f"SmartFreezeCallback() freezes nothing at the start{needs}; layers may freeze as the loss falls")
-    by_hand = default or max(plan, key=lambda one: (one.safe or 0, one.layers))
-    if by_hand.layers:
-        lines.append(f"by hand: StaticFreezeCallback(layers={by_hand.layers})")
+        known = [one.safe for one in plan if one.safe is not None]
+        why = f" (p(safe) has to be {threshold:.2f})" if threshold is not None else ""
+        if not known:
+            why = " (p(safe) is not known)"
+        elif threshold is not None and max(known) >= threshold:
+            why = " (no layer that trains has been trained before)"
+        lines.append(f"SmartFreezeCallback() freezes nothing at the start{why}; layers may freeze as the loss falls")
+    if default is not None:
+        lines.append(f"by hand: StaticFreezeCallback(layers={default.layers})")
     return Group(table, Text("\n".join(lines)))
 
 

@@ -48,7 +48,7 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
     if timeline.cache:
         lines.append(cache_line(timeline.cache))
     if timeline.frozen:
-        lines.append("frozen layers keep requires_grad=False; the callback's thaw() lets them train again")
+        lines.append("frozen layers keep requires_grad=False; thaw() lets them train again")
     if why := nothing_saved(timeline):
         lines.append(f"Freezing saved nothing: {why}")
     return Group(layers, flops, Text("\n".join(lines)))

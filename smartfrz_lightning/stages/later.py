@@ -122,6 +122,12 @@ class LaterStage(Stage):
         active = {layer.name for layer in run.active}
         chosen = {layer.name: safe[depth - 1] for layer in free[:depth] if layer.name in active}
         self._froze |= bool(chosen)
+        if chosen:
+            run.say(
+                f"{len(chosen)} more layers freeze for good after {run.progress:.0%} of the run, the first {depth} of "
+                f"{len(free)} in all: p(safe) {safe[depth - 1]:.2f}, with the training loss at {self._loss:.2g} of the "
+                "first batch's."
+            )
         self._best = max([self._best or 0.0, *(share for share in safe if share < 1)])
         return chosen
 

@@ -117,7 +117,8 @@ class StartStage(Stage):
     def _why_not(self, run: TrainingRun) -> str:
         if self.probe_steps is None and probe_length(run.total_batches) < LEAST:
             needs = math.ceil(LEAST / SHARE)
-            return f"that needs a run of {needs} steps, and this one has {run.total_batches:g}; give probe_steps"
+            has = f"{run.total_batches:g}"
+            return f"that needs a run of {needs} steps, and this one has {has}; give start=StartStage(probe_steps=...)"
         if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
             return "LBFGS asks for gradients many times a step"
         if run.begun_before:

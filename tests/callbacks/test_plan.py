@@ -46,10 +46,21 @@ def test_what_is_not_safe_is_not_advised(make_trainer, capsys):
     assert "freezes nothing at the start (p(safe) has to be 0.65)" in out
 
 
-def test_a_run_too_short_for_a_probe_is_measured_all_the_same(make_trainer):
+def test_a_run_too_short_for_a_probe_is_measured_all_the_same(make_trainer, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     plan = PlanCallback()
     make_trainer(plan, max_epochs=10, limit_val_batches=0).fit(Classifier(trained(mlp())))
     assert [prefix.layers for prefix in plan.plan] == [0, 1, 2, 3] and plan.plan[1].safe is None
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(p(safe) is not known)" in out and "by hand" not in out  # nothing is advised without knowing
+    assert not list(tmp_path.glob("*.png"))  # without a logger
+
+
+def test_random_weights_are_named_as_the_reason(make_trainer, capsys):
+    plan = PlanCallback(StartStage(Safe(), probe_steps=4))
+    make_trainer(plan, max_epochs=20, limit_val_batches=0).fit(Classifier(mlp()))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(no layer that trains has been trained before)" in out and "by hand" not in out
 
 
 def test_what_is_excluded_is_no_part_of_it(make_trainer, tmp_path):
