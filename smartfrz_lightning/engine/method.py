@@ -68,6 +68,8 @@ class FreezingMethod(FreezingRule, ABC):
         self._given_interval = bool(every_n_epochs or every_n_train_steps)
         self.every_n_epochs = every_n_epochs if every_n_train_steps else every_n_epochs or 1
         self.every_n_train_steps = every_n_train_steps
+        if not isinstance(exclude, str | Sequence) or not all(isinstance(pattern, str) for pattern in exclude):
+            raise ValueError(f"exclude={exclude!r}: give a pattern, such as 'head', or several in a list")
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
     def check_due(self, run: TrainingRun) -> bool:

@@ -127,7 +127,7 @@ class VerifyStage(Stage):
         if run.cannot_verify or run.shadow_step is None:
             self._keep_likely(run, f"it cannot be tried ({run.cannot_verify})")
         elif not self.schedule.worth_trying(whole, run.steps, saves):
-            self._keep_likely(run, f"trying it would cost more than its {saves:.0%} of a step")
+            self._keep_likely(run, f"a trial in this run would be too short, or cost more than it saves ({saves:.0%})")
         else:
             self._open(run, run.shadow_step, prefix, self.schedule.trial_length(whole))
 

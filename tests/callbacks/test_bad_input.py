@@ -12,7 +12,13 @@ from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 
-from smartfrz_lightning import AttentionFreezeCallback, AutoFreezeCallback, HistoryRecorder, SmartFreezeCallback
+from smartfrz_lightning import (
+    AttentionFreezeCallback,
+    AutoFreezeCallback,
+    HistoryRecorder,
+    SmartFreezeCallback,
+    StaticFreezeCallback,
+)
 from smartfrz_lightning.callbacks.strategies import check_strategy
 from smartfrz_lightning.experiments.images import ImageFolderDataModule
 from smartfrz_lightning.experiments.networks import CifarResNet
@@ -43,6 +49,8 @@ from smartfrz_lightning.stages import LaterStage, StartStage, VerifyStage
         (SmartFreezeCallback, {"start": False, "save": 0.4}, "save=0.4: belongs to the start stage"),
         (SmartFreezeCallback, {"save": 0.4, "verify": VerifyStage()}, "save=0.4 and verify"),
         (SmartFreezeCallback, dict.fromkeys(("start", "verify", "later"), False), "nothing would ever freeze"),
+        (SmartFreezeCallback, {"exclude": 3}, "exclude=3: give a pattern"),
+        (StaticFreezeCallback, {"layers": ["conv"]}, r"layers=\['conv'\]: give a whole number"),
         (StartStage, {"probe_steps": 1}, "probe_steps=1: must be a whole number of at least 2"),
         (StartStage, {"probe_steps": 2.5}, "probe_steps=2.5: must be a whole number"),
         (StartStage, {"predictor": str(SHIPPED)}, "is no smartfrz-start-predictor of version 2"),
