@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 
 from research.cached import EPOCHS
 from research.runs import Runs
-from research.tables import CASES, shown_methods
+from research.tables import CASES, cached_times, shown_methods
 from smartfrz_lightning.predictor.later import LaterPredictor
 from smartfrz_lightning.predictor.later_inputs import later_inputs
 from smartfrz_lightning.stages.later import DEEPEST, EARLIEST
@@ -46,14 +46,10 @@ def later(path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def cache(path: Path, rows: Path = Path("research/results/cached.jsonl")) -> None:
+def cache(path: Path) -> None:
     """Time of a training with a frozen prefix and the cache, relative to frozen alone, by epochs."""
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    found: dict[str, list[list[float]]] = {}
-    for row in map(json.loads, rows.read_text().splitlines()):
-        shares = [cached / alone for alone, cached in row["seconds"]]
-        found.setdefault(row["case"], []).append(shares)
-    for name, seeds in found.items():
+    for name, seeds in cached_times().items():
         axis.plot(EPOCHS, [statistics.fmean(shares) for shares in zip(*seeds, strict=True)], marker="o", label=name)
     axis.axhline(1, color="0.6", lw=1)
     axis.set(
@@ -129,7 +125,7 @@ def draw(axis: plt.Axes, runs: Runs, case: str) -> None:
     for method in shown_methods(runs, case):
         points, time = runs.points(case, method), runs.time(case, method)
         at, gain = statistics.fmean(time), statistics.fmean(points)
-        errors = {"yerr": statistics.stdev(points), "xerr": statistics.stdev(time)} if len(points) > 1 else {}
+        errors = {"yerr": statistics.stdev(points), "xerr": statistics.stdev(time)} if len(time) > 1 else {}
         if method.startswith("full_"):
             shortened.append((at, gain))
             axis.errorbar(at, gain, **errors, fmt="o", color="0.6", ms=4, lw=1)

@@ -46,13 +46,18 @@ def default(runs: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cache(runs: Runs) -> str:
-    """Time with the front cache relative to frozen alone, from ``cached.jsonl``."""
+def cached_times() -> dict[str, list[list[float]]]:
+    """Time with the front cache relative to frozen alone: of each case and seed, after each number of epochs."""
     found: dict[str, list[list[float]]] = {}
     for row in map(json.loads, RUNS.with_name("cached.jsonl").read_text().splitlines()):
         found.setdefault(row["case"], []).append([cached / alone for alone, cached in row["seconds"]])
+    return found
+
+
+def cache(runs: Runs) -> str:
+    """The same as a table."""
     lines = ["| | 2 epochs | 4 | 8 | 16 |", "|---|---|---|---|---|"]
-    for name, seeds in found.items():
+    for name, seeds in cached_times().items():
         lines.append(f"| {name} | " + " | ".join(spread(list(shares)) for shares in zip(*seeds, strict=True)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -98,15 +103,13 @@ def rivals(runs: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *rows])
+
+
 def _later(what: Callable, heads: Sequence[str]) -> Callable[[Runs], str]:
     """A table of the later predictor's card, from the recordings."""
-
-    def made(runs: Runs) -> str:
-        rows = what(*recordings(RUNS.with_name("moments.jsonl")))
-        lines = [heads, ["---"] * len(heads), *rows]
-        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-    return made
+    return lambda runs: _markdown(heads, what(*recordings(RUNS.with_name("moments.jsonl"))))
 
 
 def _inputs(data: list, over: list) -> list[list[str]]:
@@ -115,8 +118,7 @@ def _inputs(data: list, over: list) -> list[list[str]]:
 
 def one_predictor(runs: Runs) -> str:
     """Whether one predictor answers at the start and later as well as two."""
-    lines = [SHOWN, ["---"] * len(SHOWN), *one_predictor_rows(RUNS.with_name("moments.jsonl"))]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return _markdown(SHOWN, one_predictor_rows(RUNS.with_name("moments.jsonl")))
 
 
 TABLES: dict[str, Callable[[Runs], str]] = {

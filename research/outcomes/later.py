@@ -17,21 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jsonargparse import auto_cli
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from research.outcomes.branches import MARGIN, Branch, branches, ends, learned
 from research.outcomes.outcome import Outcome
 from smartfrz_lightning.predictor.later import LaterPredictor
 from smartfrz_lightning.predictor.later_inputs import INPUTS
-from smartfrz_lightning.predictor.network import AttentionPredictor
 from smartfrz_lightning.stages.later import DEEPEST, EARLIEST
 
 PLACE = ["depth", "left"]
@@ -132,44 +129,6 @@ def by_line(names: Sequence[str]) -> Callable:
     return said
 
 
-class WithAttention(nn.Module):
-    """The paper's attention over the window (Eq. 1 to 4), and a line through the inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = AttentionPredictor(2, hidden=16, features=4, decision_hidden=8, representation="raw")
-        self.line = nn.Linear(len(INPUTS), 1)
-
-    def forward(self, window: Tensor, lengths: Tensor, inputs: Tensor) -> Tensor:
-        """Log-odds ``[examples]`` from ``[examples, snapshots, 2]``, ``[examples]`` and ``[examples, inputs]``."""
-        scores = self.attention(2 * window, lengths)
-        return scores[:, 1] - scores[:, 0] + self.line(inputs)[:, 0]
-
-
-def by_attention(decay: float, steps: int = 600) -> Callable:
-    """p(safe) by the attention, trained with a weight decay."""
-
-    def packed(chosen: Sequence[Branch]) -> tuple[Tensor, Tensor, Tensor]:
-        lengths = torch.tensor([len(branch.window) for branch in chosen])
-        window = pad_sequence([branch.window for branch in chosen], batch_first=True)
-        return window, lengths, torch.stack([branch.inputs for branch in chosen])
-
-    def said(train: list[Example], over: list[Branch], test: list[Example]) -> Tensor:
-        known = [one.branch for one in train] + over
-        torch.manual_seed(1)
-        net, safe = WithAttention(), torch.tensor([float(branch.safe) for branch in known])
-        optimizer = torch.optim.Adam(net.parameters(), 0.01, weight_decay=decay)
-        window = packed(known)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            F.binary_cross_entropy_with_logits(net(*window), safe).backward()
-            optimizer.step()
-        with torch.no_grad():
-            return net(*packed([one.branch for one in test])).sigmoid()
-
-    return said
-
-
 def out_of_family(data: Sequence[Example], over: Sequence[Branch], said: Callable) -> np.ndarray:
     """p(safe) of every example, by what was learned from the other networks."""
     found = torch.zeros(len(data))
@@ -244,15 +203,6 @@ def comparison(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str
     return [[name, *scores(data, out_of_family(data, over, by_line(names)))] for name, names in COMPARED.items()]
 
 
-def with_attention(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
-    """The same for the attention, with three weight decays; takes a minute, and differs a little between machines."""
-    rows = []
-    for decay in (0.0, 0.003, 0.02):
-        found = out_of_family(data, over, by_attention(decay))
-        rows.append([f"loss, attention over the window, weight decay {decay:g}", *scores(data, found)])
-    return rows
-
-
 def policies(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
     """A row a threshold, on networks left out: mean points, worst run, runs that lose over the margin, FLOPs."""
     said = out_of_family(data, over, by_line(list(INPUTS)))
@@ -290,23 +240,18 @@ def fit(data: Sequence[Example], over: Sequence[Branch]) -> LaterPredictor:
     return predictor
 
 
-def main(recorded: str, write: str | None = None, attention: str | None = None) -> None:
+def main(recorded: str, write: str | None = None) -> None:
     """Compare on networks left out, and fit.
 
     Args:
         recorded: File of recorded runs, a line of JSON each.
         write: File of the predictor, fitted to all of them.
-        attention: Train the attention too, and write how it does to this file.
     """
     torch.set_num_threads(1)
     data, over = recordings(recorded)
     share = np.mean([one.branch.safe for one in data])
     title = f"networks left out: {len({one.run for one in data})} runs, {len(data)} prefixes, {share:.0%} safe"
     show(title, ["inputs", *SCORES], comparison(data, over))
-    if attention:
-        rows = with_attention(data, over)
-        show("the paper's attention, networks left out", ["inputs", *SCORES], rows)
-        Path(attention).write_text(json.dumps(rows, indent=1) + "\n")
     show("if the safest is frozen from two fifths on, networks left out", POLICY, policies(data, over))
     show("calibration, networks left out", CALIBRATION, calibration(data, over))
     if write:

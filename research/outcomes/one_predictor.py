@@ -14,7 +14,7 @@ import torch
 from jsonargparse import auto_cli
 from sklearn.metrics import log_loss, roc_auc_score
 
-from research.outcomes.branches import learned
+from research.outcomes.branches import MARGIN, learned
 from research.outcomes.later import examples, regression, show
 from smartfrz_lightning.predictor.later_inputs import later_inputs
 
@@ -39,13 +39,14 @@ def prefixes(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
         for run in case["runs"]:
             if run["kind"] == "frozen" and not run["moment"]:
                 inputs.append([*empty[run["depth"] - 1].tolist(), gradient[: run["depth"]].mean() - gradient.mean()])
-                safe.append(run["accuracy"] - full >= -1)
-        for one in examples(case):
+                safe.append(run["accuracy"] - full >= -MARGIN)
+        later = examples(case)
+        for one in later:
             depth = round(one.inputs["depth"] * len(gradient))
             inputs.append([*one.branch.inputs.tolist(), gradient[:depth].mean() - gradient.mean()])
             safe.append(one.branch.safe)
         count = len(inputs) - len(network)
-        first = count - len(examples(case))
+        first = count - len(later)
         start += [True] * first + [False] * (count - first)
         network += [case["case"]["network"]] * count
     return np.array(inputs), np.array(safe), np.array(start), np.array(network)
