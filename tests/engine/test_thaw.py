@@ -8,6 +8,7 @@ from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.data import DataLoader
 
+from smartfrz_lightning import StaticFreezeCallback
 from smartfrz_lightning.engine import Freezer
 from smartfrz_lightning.layers import find_layers
 
@@ -111,3 +112,19 @@ def test_change_refuses_what_is_no_layer():
     with pytest.raises(ValueError, match=r"change.*\['net.77'\]"):
         freezer.change(freeze_now=["0", "net.77"])
     assert not freezer.run.frozen and net[0].weight.requires_grad
+
+
+def test_a_loop_of_ones_own_thaws_all_at_once():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    freezer = Freezer(model, optimizer, StaticFreezeCallback(layers=2), batches_per_epoch=4, total_batches=4)
+    for number in range(4):
+        with freezer.batch():
+            optimizer.zero_grad()
+            model(torch.rand(3, 4)).square().mean().backward()
+            optimizer.step()
+        if number == 1:
+            assert freezer.run.frozen == ["0", "2"]
+            freezer.thaw()
+    freezer.end()
+    assert not freezer.run.frozen and all(parameter.requires_grad for parameter in model.parameters())
