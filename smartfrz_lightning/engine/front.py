@@ -1,19 +1,18 @@
 """CachedFront: the front cache of a training, as the engine uses it."""
 
+import math
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from smartfrz_lightning.cache.cache_use import ENDED, CacheUse
+from smartfrz_lightning.cache.front_cache import FrontCache
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.freezing.cache_use import ENDED, CacheUse
-from smartfrz_lightning.freezing.front_cache import FrontCache
-from smartfrz_lightning.layers.layer import front
 
 
 class CachedFront:
@@ -28,32 +27,29 @@ class CachedFront:
         self._model, self._method = model, method
         self.cache: FrontCache | None = None
         self.use: CacheUse | None = None
-        self._said = self._told = False
-        self._all_parameters = list(model.named_parameters(remove_duplicate=False))
+        self._told = self._warned = False
+        self._parameters = [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)]
 
     def start(self, run: TrainingRun) -> None:
         """Training begins or goes on."""
         method = self._method
         if not method.cache_front:
             return
-        folder = Path(method.cache_front) if isinstance(method.cache_front, str) else None
+        folder = method.cache_front if isinstance(method.cache_front, str) else None
         dtype = getattr(torch, method.cache_dtype) if method.cache_dtype else None
         self.cache = FrontCache(self._model, method.cache_gigabytes, folder, dtype, self.use)
         self.cache.pays.batches_per_epoch = run.batches_per_epoch
-        self.use = self.cache.use
-        self._said = False
+        self.use, self._warned = self.cache.use, False
         if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):
             self.cache.stop("parameters are sharded (FSDP)")
-        elif run.total_batches <= run.batches_per_epoch < float("inf"):
+        elif run.total_batches <= run.batches_per_epoch < math.inf:
             self.cache.stop("in a run of a single epoch no sample comes again")
         self._say(run)
-        self.changed(run)
 
     def changed(self, run: TrainingRun) -> None:
         """Layers froze, or train again."""
         if self.cache is not None:
-            layers = front(run.layers, run.frozen)
-            self.cache.watch([name for layer in layers for name in layer.parameters])
+            self.cache.watch()
 
     def before_batch(self, run: TrainingRun, watched: bool) -> None:
         """A training batch begins.
@@ -67,18 +63,13 @@ class CachedFront:
 
     def after_batch(self, run: TrainingRun) -> list[str]:
         """The batch is over: the layers whose forward pass was not run for it."""
-        if self.cache is None:
-            return []
-        skipped = tuple(f"{name}." for name in self.cache.close())
+        skipped = tuple(f"{name}." for name in self.cache.close()) if self.cache is not None else ()
         self._say(run)
         if not skipped:
             return []
-        outside = {id(p) for name, p in self._all_parameters if not name.startswith(skipped)}  # of tied layers too
-
-        def is_skipped(name: str) -> bool:
-            return name.startswith(skipped) and id(self._model.get_parameter(name)) not in outside
-
-        return [layer.name for layer in run.layers if all(map(is_skipped, layer.parameters))]
+        used = {parameter for name, parameter in self._parameters if not name.startswith(skipped)}  # tied ones too
+        of = dict(self._parameters)
+        return [layer.name for layer in run.layers if used.isdisjoint(of[name] for name in layer.parameters)]
 
     def end_epoch(self, run: TrainingRun, agree: Callable[[Any], Any]) -> None:
         """An epoch is over."""
@@ -89,7 +80,7 @@ class CachedFront:
         if not self._told and (use.ends or use.problem):
             self._told = True
             run.say("cache_front: " + "; ".join(filter(None, [use.ends and f"not kept: {use.ends}", use.problem])))
-        stopped = agree(self.cache.use.stopped)
+        stopped = agree(use.stopped)
         if stopped and self.cache.on:
             self.cache.stop(stopped)
         self._say(run)
@@ -101,8 +92,7 @@ class CachedFront:
             self.cache = None
 
     def _say(self, run: TrainingRun) -> None:
-        assert self.cache is not None
-        reason = self.cache.use.stopped
-        if reason and reason != ENDED and not self._said and run.is_first_process:
-            self._said = True
+        reason = self.use.stopped if self.use is not None else ""
+        if reason and reason != ENDED and not self._warned and run.is_first_process:
+            self._warned = True
             warnings.warn(f"the cache of the frozen front is switched off: {reason}", stacklevel=2)

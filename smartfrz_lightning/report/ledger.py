@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from smartfrz_lightning.freezing.cache_use import CacheUse
+from smartfrz_lightning.cache.cache_use import CacheUse
 from smartfrz_lightning.freezing.compiled import CompileClock
 from smartfrz_lightning.report.timeline import Compilation, FreezeEvent, Timeline, TrainingState
 

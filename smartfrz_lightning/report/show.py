@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from smartfrz_lightning.freezing.cache_use import ENDED, CacheUse
+from smartfrz_lightning.cache.cache_use import ENDED, CacheUse
 from smartfrz_lightning.report.timeline import Timeline
 
 _PINNED = {

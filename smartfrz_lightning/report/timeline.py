@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from smartfrz_lightning.cache.cache_use import CacheUse
 from smartfrz_lightning.cost.flops import StepFlops
 from smartfrz_lightning.cost.step_cost import StepCost
-from smartfrz_lightning.freezing.cache_use import CacheUse
 from smartfrz_lightning.layers.layer import Layer
 
 

@@ -20,10 +20,7 @@ from smartfrz_lightning.report.show import cache_line
 
 
 class Slow(nn.Linear):
-    """Takes as long as a layer of a real network: a cache that saves no time switches itself off.
-
-    A cheap layer behind it counts as such, and is run again, if it takes a tenth of that, on a busy machine too.
-    """
+    """Takes as long as a layer of a real network: a cache that saves no time switches itself off."""
 
     def forward(self, x):
         time.sleep(0.005)
@@ -124,7 +121,8 @@ def test_the_same_training_and_less_of_it(make_trainer, method, trainer):
     near = 2e-2 if trainer == "bf16" else 1e-9 if trainer == "double" else 1e-4
     assert cached.losses == pytest.approx(plain.losses, rel=near, abs=near)
     use = freezer.timeline.cache
-    assert use.hits > 0 and without.timeline.cache is None
+    assert without.timeline.cache is None
+    assert use.hits > 0 or method == "interval"  # whose front grows before an epoch is over
     assert freezer.timeline.spent.forward < without.timeline.spent.forward
     assert freezer.timeline.spent.weight_gradient == without.timeline.spent.weight_gradient
     # What was not done is the forward pass of the frozen front, for the samples that were known.
@@ -201,7 +199,7 @@ def test_resumed_in_the_middle_of_an_epoch_it_is_filled_again_or_found(make_trai
         again, freezer = fit(ckpt_path=str(tmp_path / "saved" / "step=13.ckpt"), folder=folder)
         assert again.losses == pytest.approx(whole.losses[13:], rel=1e-4)
         misses.append(freezer.timeline.cache.misses)
-    assert misses[0] >= 61 + 8 and misses[1] < misses[0]
+    assert misses[0] >= 61 and misses[1] < misses[0]
 
 
 def test_what_does_not_pay_is_switched_off_and_said(make_trainer):
@@ -273,6 +271,5 @@ def test_known_images_pass_through_the_back_of_a_convolutional_network_alone(mak
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     behind = sum(module.weight.requires_grad for module in convolutions)
     assert behind < 0.6 * len(convolutions)
-    # The first ones may be cheaper to compute than to keep.
-    assert behind <= count.counts[-1] <= behind + 3, (count.counts, freezer.timeline.cache)
+    assert count.counts[-1] == behind, (count.counts, freezer.timeline.cache)
     assert freezer.timeline.cache.hits >= 24

@@ -13,7 +13,7 @@ from test_company import Watch
 from test_resume import Kill, Killed, Seeded
 from torch import nn
 
-from smartfrz_lightning.freezing.pays import Pays
+from smartfrz_lightning.cache.pays import Pays
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=1e-2),

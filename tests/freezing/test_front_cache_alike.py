@@ -7,7 +7,7 @@ from cached import same, vectors
 from torch import nn
 from torch.func import functional_call, grad
 
-from smartfrz_lightning.freezing.fingerprint import Fingerprint
+from smartfrz_lightning.cache.fingerprint import Fingerprint
 
 
 class Applies(nn.Module):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from smartfrz_lightning.freezing.kept_rows import Budget, KeptRows, _checksum
+from smartfrz_lightning.cache.rows import Budget, Rows, checksum
 
 
 def made(seed=0):
@@ -57,9 +57,9 @@ def test_rows_that_another_code_wrote_are_not_used(tmp_path):
     for path in tmp_path.iterdir():  # whole and under the right key, with other values
         rows = load_file(path)
         rows["0"] = rows["0"] + 1
-        save_file(rows, path, {"sum": _checksum(rows)})
+        save_file(rows, path, {"sum": checksum(rows)})
     losses, use = run_with(tmp_path, made())
-    assert losses == PLAIN and "gives something else than what was kept" in use.ends
+    assert losses == PLAIN and "gives something else than what was kept" in use.stopped
 
 
 def test_two_runs_in_one_folder(tmp_path):
@@ -152,13 +152,13 @@ def test_rows_are_read_as_they_were_kept(batches, on_disk):
         return [torch.tensor(numbers, dtype=torch.float).view(-1, 1, 1, 1).expand(-1, 2, 2, 2).contiguous()]
 
     with TemporaryDirectory() as folder:
-        where = (Budget(10**6), torch.bfloat16, Path(folder) if on_disk else None, "name")
-        rows = KeptRows(values([0]), *where)
+        where = (Budget(10**6), Path(folder) if on_disk else None, "name", torch.device("cpu"))
+        rows = Rows(*where)
         for numbers in batches:
             rows.put([key(number) for number in numbers], values(numbers))
         rows.save()
         known = sorted({number for numbers in batches for number in numbers})
-        for store in [rows, *([KeptRows(values([0]), *where)] if on_disk else [])]:
+        for store in [rows, *([Rows(*where)] if on_disk else [])]:
             assert store.find([key(number) for number in range(10)]) is None or known == list(range(10))
             places = store.find([key(number) for number in known])
             assert places is not None

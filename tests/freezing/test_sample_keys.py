@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from smartfrz_lightning.freezing.sample_keys import row_digests
+from smartfrz_lightning.cache.rows import row_digests
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32, torch.bfloat16, torch.int64])

@@ -8,24 +8,21 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from smartfrz_lightning.cache.front_cache import FrontCache
+from smartfrz_lightning.cache.pays import Pays
 from smartfrz_lightning.freezing.freeze import freeze
-from smartfrz_lightning.freezing.front_cache import FrontCache
-from smartfrz_lightning.freezing.pays import Pays
 from smartfrz_lightning.layers import find_layers
 
 
 class GoesOn(Pays):
     """Never stops, and keeps all that is asked for: small networks are computed faster than looked up."""
 
-    @staticmethod
-    def clock(device, exact):
-        return 0.0
-
-    def unknown_again(self, full):
+    def batch_ends(self, *args):
+        super().batch_ends(*args)
         return ""
 
-    def reason_to_stop(self, full):
-        super().reason_to_stop(full)
+    def epoch_ends(self, full):
+        super().epoch_ends(full)
         return ""
 
 
@@ -125,7 +122,7 @@ def train(net, data, depth, cache=None, epochs=4, batch=7, grow=0, optimizer="sg
     def hold(count):
         freeze(net, found[:count], [step_by])
         if cache is not None:
-            cache.watch([name for layer in found[:count] for name in layer.parameters])
+            cache.watch()
 
     hold(depth)
     losses = []

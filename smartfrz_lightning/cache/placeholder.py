@@ -24,10 +24,9 @@ class Placeholder(Tensor):
     given: Tensor | None
 
     @classmethod
-    def of(cls, call: Any, slot: int, shape: tuple[int, ...]) -> "Placeholder":
-        """One for an output of a call, of this shape."""
-        like = call.expression.rows[slot]
-        new = empty_subclass(cls, shape, like.dtype, like.device)
+    def of(cls, call: Any, slot: int, like: Tensor) -> "Placeholder":
+        """One for an output of a call, whose rows are as those of a tensor."""
+        new = empty_subclass(cls, (call.batch, *like.shape[1:]), like.dtype, like.device)
         new.call, new.slot, new.given = call, slot, None
         return new
 
@@ -35,8 +34,7 @@ class Placeholder(Tensor):
         """The real tensor, which it is from now on: whoever asks may write to it."""
         given = self.given
         if given is None:
-            value = self.call.owner.asked_for(self.call)[self.slot]
-            given = self.given = value.clone() if self.call.awaited else value
+            given = self.given = self.call.give(self.call, self.slot)
         return given
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -47,10 +45,6 @@ class Placeholder(Tensor):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.touch(), name)
-
-    def value(self) -> Tensor:
-        """The values as they came, for another module of the front."""
-        return self.call.owner.outputs(self.call)[self.slot]
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:

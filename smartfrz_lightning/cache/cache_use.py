@@ -14,7 +14,7 @@ class CacheUse:
         hits: Samples that the front was not run for.
         misses: Samples that it was run for.
         gigabytes: Kept at most.
-        seconds: That were saved: those of the front, less those of looking up and keeping.
+        seconds: That were saved.
         ends: Which parts of the frozen front could not be kept, and why.
         problem: Why nothing more is written to its folder.
         stopped: Why the cache was switched off; empty while it is on.
@@ -27,8 +27,3 @@ class CacheUse:
     ends: str = ""
     problem: str = ""
     stopped: str = ""
-
-    @property
-    def rate(self) -> float:
-        """Share of hits."""
-        return self.hits / max(1, self.hits + self.misses)

@@ -1,0 +1,126 @@
+"""Call: one call of a module of the frozen front; Kind: what is known of all such calls."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smartfrz_lightning.cache.placeholder import Placeholder
+from smartfrz_lightning.cache.rows import Rows, digest
+from smartfrz_lightning.cache.units import Unit
+from smartfrz_lightning.private.pytorch import tree_flatten, tree_unflatten
+
+
+@dataclass(eq=False)
+class Kind:
+    """What is known of calls of the same module with inputs of the same origin, whatever the samples."""
+
+    key: bytes  # a digest of the module and of its inputs' origin
+    checks: int = 0  # so often it turned out to be a function of each sample alone
+    like: list[Tensor] = field(default_factory=list)  # an empty batch of each output
+    formats: list[torch.memory_format] = field(default_factory=list)
+    structure: Any = None  # which leaves of its output are ``None``, and the output's structure as a pytree
+    same: int | None = None  # which of its inputs it gives back, as an activation that writes in place does
+    rows: Rows | None = None  # what it gave
+    used: bool = True  # whether there was such a call since this was set to ``False``
+    compare: bool = False  # whether the next lookup is to be compared with what the module gives
+
+
+@dataclass(eq=False)
+class Source:
+    """An output of an earlier call."""
+
+    call: "Call"
+    slot: int
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module of the frozen front, in one batch."""
+
+    unit: Unit
+    state: bytes  # the module's fingerprint
+    kind: Kind
+    leaves: list[Any]  # its arguments: sources, tensors and plain values
+    spec: Any  # their structure
+    roots: list[list[bytes]]  # keys of the rows of each tensor from outside that its output depends on
+    batch: int
+    autocast: tuple[str, torch.dtype, bool]  # type of the device, type of autocast there, whether it is on
+    give: Callable[["Call", int], Tensor]  # hands out an output to what is not a part of the front
+    results: list[Tensor] | None = None
+    computed: bool = False  # rather than looked up
+    awaited: bool = False  # another call waits for its outputs
+
+    def __post_init__(self) -> None:
+        self._gradients = torch.is_grad_enabled()
+
+    @property
+    def keys(self) -> list[bytes]:
+        """One a sample."""
+        return self.roots[0] if len(self.roots) == 1 else [digest(*row) for row in zip(*self.roots, strict=True)]
+
+    def defer(self) -> None:
+        """It is computed later, if at all, from what enters as it is now."""
+        for leaf in self.leaves:
+            if isinstance(leaf, Source):
+                leaf.call.awaited = True
+        self.leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+
+    def run(self, inputs: list[Any]) -> Any:
+        """Call the module as it was called, with these arguments."""
+        args, kwargs = tree_unflatten(inputs, self.spec)
+        with torch.set_grad_enabled(self._gradients), torch.autocast(*self.autocast):
+            return self.unit.run(*args, **kwargs)
+
+    def take(self, out: Any, inputs: list[Any]) -> str:
+        """Set the results; why they cannot be kept, if so.
+
+        Args:
+            out: What the module gave.
+            inputs: What it was given.
+        """
+        leaves, spec = tree_flatten(out)
+        outputs = [leaf for leaf in leaves if leaf is not None]
+        if any(type(v) is not Tensor or v.requires_grad or not v.ndim or len(v) != self.batch for v in outputs):
+            return "it gives more than a tensor with a row for each sample"
+        sources = [n for n, leaf in enumerate(self.leaves) if isinstance(leaf, Source) and inputs[n] is out]
+        memory = {value.untyped_storage().data_ptr() for value in outputs}
+        entered = {value.untyped_storage().data_ptr() for value in inputs if isinstance(value, Tensor)}
+        if not sources and (len(memory) < len(outputs) or entered & memory):
+            return "what it gives shares memory with something else"
+        kind, structure = self.kind, ([leaf is None for leaf in leaves], spec, sources)
+        like = [value[:0] for value in outputs]
+        if kind.checks and (structure != kind.structure or list(map(_looks, like)) != list(map(_looks, kind.like))):
+            return "what it gives has another shape from batch to batch"
+        kind.like, kind.structure, kind.same = like, structure, sources[0] if sources else None
+        last = [
+            v.ndim == 4 and not v.is_contiguous() and v.is_contiguous(memory_format=torch.channels_last)
+            for v in outputs
+        ]
+        kind.formats = [torch.channels_last if yes else torch.contiguous_format for yes in last]
+        self.results, self.computed = outputs, True
+        return ""
+
+    def placeholders(self, given: list[Any]) -> Any:
+        """What stands for its outputs.
+
+        Args:
+            given: Its arguments as they came.
+        """
+        if self.kind.same is not None:
+            given[self.kind.same].call, given[self.kind.same].slot = self, 0
+            return given[self.kind.same]
+        missing, spec, _ = self.kind.structure
+        rest = iter([Placeholder.of(self, slot, like) for slot, like in enumerate(self.kind.like)])
+        return tree_unflatten([None if none else next(rest) for none in missing], spec)
+
+
+def _looks(tensor: Tensor) -> tuple:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
