@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smartfrz_lightning.cache.rows import digest
-from smartfrz_lightning.private.pytorch import module_hooks, writes
+from smartfrz_lightning.private.pytorch import module_hooks, parts, writes
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 
@@ -118,7 +118,7 @@ class _Pickler(pickle.Pickler):
             return "tensor", len(self.tensors), str(obj.device)
         if isinstance(obj, nn.Module):
             self.modules.append(obj)
-            self.tables += [vars(obj), obj._parameters, obj._buffers, obj._modules]
+            self.tables += [vars(obj), *parts(obj)]
             self.hooks += module_hooks(obj).values()
             if any(self.hooks):
                 raise Opaque("something is hooked to it")

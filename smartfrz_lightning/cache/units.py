@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from smartfrz_lightning.cache.dropouts import dropouts
 from smartfrz_lightning.cache.fingerprint import Fingerprint
-from smartfrz_lightning.freezing.dropouts import dropouts
 
 
 class Unit:

@@ -172,6 +172,22 @@ def test_what_a_module_leaves_on_itself_is_as_fresh_as_ever(how):
     assert cache.use.hits > 0 and "0.0" in cache.refused
 
 
+def test_a_smaller_type_is_for_floating_point_values_alone():
+    class Positive(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) > 0
+
+    net, x = nn.Sequential(Positive(6, 6), nn.Linear(6, 3)), vectors()
+    net[0].requires_grad_(False)
+    cache = cache_of(net, dtype=torch.float16)
+    for _ in range(6):
+        cache.open()
+        signs = net[0](x)
+        assert signs.dtype == torch.bool and torch.equal(signs | signs, net[0](x) | signs)
+        cache.close()
+    assert cache.use.hits > 0
+
+
 def test_values_beyond_the_smaller_type_are_not_kept():
     net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
     with torch.no_grad():
