@@ -40,9 +40,12 @@ COMPARED: dict[str, list[str]] = {
     "… and length": [*PLACE, "length"],
     "… and epochs": [*PLACE, "epochs"],
     "… and slowing": [*PLACE, "slowed"],
+    "… and trial": [*PLACE, "trial"],
     "… and loss": list(INPUTS),
     "… and loss and slowing": [*INPUTS, "slowed"],
     "… and loss and epochs": [*INPUTS, "epochs"],
+    "… and loss and rates": [*INPUTS, "rates"],
+    "… and loss and trial": [*INPUTS, "trial"],
     "all of these": [*INPUTS, "slowed", "moved", "gradient", "agreement", "length", "epochs"],
 }
 STRENGTH = 0.1
@@ -84,6 +87,7 @@ def examples(case: Mapping[str, Any], number: int = 0) -> list[Example]:
     outcome = Outcome.fromdict(dict(case))
     runs = [run for run in outcome.runs if run.kind == "frozen" and run.moment]
     logs = {name: np.log10(np.clip(case["checks"][name], 1e-9, None)) for name in ("moved", "gradient")}
+    rates, lost = np.array(case["checks"]["rates"]), trials(case)
     found = []
     for branch, run in zip(branches(case, number), runs, strict=True):
         check, prefix = len(branch.window) - 1, slice(0, run.depth)
@@ -94,9 +98,28 @@ def examples(case: Mapping[str, Any], number: int = 0) -> list[Example]:
             "agreement": np.mean(case["checks"]["agreement"][check][prefix]),
             "length": math.log(outcome.case.steps),
             "epochs": math.log10(run.moment * outcome.case.batch_size / outcome.case.images),
+            "rates": math.log10(max(rates[check + 1 :].sum() / rates.sum(), 0.005)),
+            "trial": lost[min(lost, key=lambda depth: abs(depth - run.depth))],
         }
         found.append(Example(branch, {name: float(value) for name, value in others.items()}, outcome.cost(run)))
     return found
+
+
+def trials(case: Mapping[str, Any]) -> dict[int, float]:
+    """By depth, how much higher the training loss was at 5 to 20 % of the run with the prefix frozen from the start.
+
+    Relative to the loss of the first batch, and between -0.5 and 0.5.
+
+    Args:
+        case: A line of ``research/results/moments.jsonl``.
+    """
+    early = {
+        run["depth"]: np.mean(losses[1:4]) / case["first_loss"]
+        for run, losses in zip(case["runs"], case["losses"], strict=True)
+        if run["kind"] in ("full", "frozen") and not run["moment"]
+    }
+    full = early.pop(0)
+    return {depth: float(np.clip(loss - full, -0.5, 0.5)) for depth, loss in early.items()}
 
 
 def regression(x: Tensor, safe: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
