@@ -10,7 +10,7 @@ from torch import Tensor
 from smartfrz_lightning.cache.placeholder import Placeholder
 from smartfrz_lightning.cache.rows import Rows, digest
 from smartfrz_lightning.cache.units import Unit
-from smartfrz_lightning.private.pytorch import tree_flatten, tree_unflatten
+from smartfrz_lightning.private.pytorch import is_plain, tree_flatten, tree_unflatten
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class Kind:
     key: bytes  # a digest of the module and of its inputs' origin
     checks: int = 0  # so often it turned out to be a function of each sample alone
     like: list[Tensor] = field(default_factory=list)  # an empty batch of each output
-    formats: list[torch.memory_format] = field(default_factory=list)
+    orders: list[list[int]] = field(default_factory=list)  # dimensions of each output, as they lie in memory
     structure: Any = None  # which leaves of its output are ``None``, and the output's structure as a pytree
     same: int | None = None  # which of its inputs it gives back, as an activation that writes in place does
     rows: Rows | None = None  # what it gave
@@ -44,7 +44,7 @@ class Call:
     state: bytes  # the module's fingerprint
     kind: Kind
     leaves: list[Any]  # its arguments: sources, tensors and plain values
-    spec: Any  # their structure
+    spec: Any  # their structure, and the names of those with a name
     roots: list[list[bytes]]  # keys of the rows of each tensor from outside that its output depends on
     batch: int
     autocast: tuple[str, torch.dtype, bool]  # type of the device, type of autocast there, whether it is on
@@ -66,13 +66,14 @@ class Call:
         for leaf in self.leaves:
             if isinstance(leaf, Source):
                 leaf.call.awaited = True
-        self.leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        own = {id(leaf): leaf.clone() for leaf in self.leaves if isinstance(leaf, Tensor)}
+        self.leaves = [own.get(id(leaf), leaf) for leaf in self.leaves]
 
     def run(self, inputs: list[Any]) -> Any:
         """Call the module as it was called, with these arguments."""
-        args, kwargs = tree_unflatten(inputs, self.spec)
+        args, values = tree_unflatten(inputs, self.spec[0])
         with torch.set_grad_enabled(self._gradients), torch.autocast(*self.autocast):
-            return self.unit.run(*args, **kwargs)
+            return self.unit.run(*args, **dict(zip(self.spec[1], values, strict=True)))
 
     def take(self, out: Any, inputs: list[Any]) -> str:
         """Set the results; why they cannot be kept, if so.
@@ -83,7 +84,9 @@ class Call:
         """
         leaves, spec = tree_flatten(out)
         outputs = [leaf for leaf in leaves if leaf is not None]
-        if any(type(v) is not Tensor or v.requires_grad or not v.ndim or len(v) != self.batch for v in outputs):
+        if not all(type(value) is Tensor and is_plain(value) and not value.requires_grad for value in outputs):
+            return "it gives something else than tensors"
+        if any(not value.ndim or len(value) != self.batch for value in outputs):
             return "it gives more than a tensor with a row for each sample"
         sources = [n for n, leaf in enumerate(self.leaves) if isinstance(leaf, Source) and inputs[n] is out]
         memory = {value.untyped_storage().data_ptr() for value in outputs}
@@ -91,15 +94,11 @@ class Call:
         if not sources and (len(memory) < len(outputs) or entered & memory):
             return "what it gives shares memory with something else"
         kind, structure = self.kind, ([leaf is None for leaf in leaves], spec, sources)
-        like = [value[:0] for value in outputs]
-        if kind.checks and (structure != kind.structure or list(map(_looks, like)) != list(map(_looks, kind.like))):
+        like = [value.new_empty((0, *value.shape[1:])) for value in outputs]
+        if kind.checks and (structure != kind.structure or list(map(looks, like)) != list(map(looks, kind.like))):
             return "what it gives has another shape from batch to batch"
         kind.like, kind.structure, kind.same = like, structure, sources[0] if sources else None
-        last = [
-            v.ndim == 4 and not v.is_contiguous() and v.is_contiguous(memory_format=torch.channels_last)
-            for v in outputs
-        ]
-        kind.formats = [torch.channels_last if yes else torch.contiguous_format for yes in last]
+        kind.orders = [sorted(range(value.ndim), key=lambda dim: -value.stride(dim)) for value in outputs]
         self.results, self.computed = outputs, True
         return ""
 
@@ -116,11 +115,24 @@ class Call:
         rest = iter([Placeholder.of(self, slot, like) for slot, like in enumerate(self.kind.like)])
         return tree_unflatten([None if none else next(rest) for none in missing], spec)
 
+    def looked_up(self, rows: list[Tensor]) -> list[Tensor]:
+        """Outputs as the module gave them, of rows that were kept."""
+        looks = zip(rows, self.kind.like, self.kind.orders, strict=True)
+        return [_laid_out(row.to(like.dtype), order) for row, like, order in looks]
 
-def _looks(tensor: Tensor) -> tuple:
+
+def flatten_arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """Leaves and structure of arguments; a list or a dict, which a module may write to, is a leaf."""
+    both = args, tuple(kwargs.values())
+    leaves, spec = tree_flatten(both, is_leaf=lambda node: not isinstance(node, tuple))
+    return leaves, (spec, tuple(kwargs))
+
+
+def looks(tensor: Tensor) -> tuple:
+    """Shape, type and device."""
     return tensor.shape, tensor.dtype, tensor.device
 
 
-def _format(tensor: Tensor) -> torch.memory_format:
-    last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+def _laid_out(tensor: Tensor, order: list[int]) -> Tensor:
+    """The same tensor with its dimensions in this order in memory."""
+    return tensor.permute(order).contiguous().permute([order.index(dim) for dim in range(tensor.ndim)])

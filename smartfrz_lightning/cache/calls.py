@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smartfrz_lightning.cache.call import Call, Kind, Source
+from smartfrz_lightning.cache.call import Call, Kind, Source, flatten_arguments, looks
 from smartfrz_lightning.cache.check import alike, by_sample, same_states, same_values
 from smartfrz_lightning.cache.fingerprint import PLAIN, Opaque
 from smartfrz_lightning.cache.placeholder import Placeholder, touched
@@ -21,7 +21,6 @@ from smartfrz_lightning.private.pytorch import (
     is_plain,
     outside_transforms,
     random_states,
-    tree_flatten,
     writes,
 )
 
@@ -39,7 +38,6 @@ class Batch:
     deferred: dict[str, None] = field(default_factory=dict)  # modules that were called, and not run at once
     computed: set[str] = field(default_factory=set)  # modules that were run
     made: list[weakref.ref[Call]] = field(default_factory=list)  # calls whose outputs somebody may ask for
-    roots: dict[int, tuple[Tensor, list[bytes]]] = field(default_factory=dict)  # what entered, with its rows' keys
 
 
 class Calls:
@@ -74,9 +72,12 @@ class Calls:
     def end_batch(self) -> Batch:
         """A batch is over."""
         # What somebody still holds is computed while the front is what it was.
-        for held in [call for ref in self._batch.made if (call := ref()) is not None]:
-            self._results(held)
-        batch, self._batch, self._looks_up = self._batch, Batch(), False
+        batch = self._batch
+        try:
+            for held in [call for ref in batch.made if (call := ref()) is not None]:
+                self._results(held)
+        finally:
+            self._batch, self._looks_up = Batch(), False
         return batch
 
     def end_epoch(self) -> None:
@@ -102,11 +103,11 @@ class Calls:
     def called(self, unit: Unit, args: tuple, kwargs: dict[str, Any]) -> Any:
         """A module of the front is called; returns what it gives, or placeholders."""
         unit.calls += 1
-        given, spec = tree_flatten((args, kwargs))
+        given, spec = flatten_arguments(args, kwargs)
         usable = self._looks_up and not torch.is_inference_mode_enabled() and not in_transform()
         call = self._noted(unit, given, spec) if usable else None
         if call is None:
-            return unit.run(*touched(args), **touched(kwargs))
+            return self.outside(unit, args, kwargs)
         self._batch.samples = call.batch
         if call.kind.checks >= _CHECKS and all(key in self._seen for root in call.roots for key in root):
             self._batch.deferred[unit.name] = None
@@ -118,6 +119,10 @@ class Calls:
                 return out
         self._batch.made.append(weakref.ref(call))
         return call.placeholders(given)
+
+    def outside(self, unit: Unit, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """A module is run as ever, on real tensors."""
+        return unit.forward(*map(touched, args), **{name: touched(value) for name, value in kwargs.items()})
 
     def _noted(self, unit: Unit, given: list[Any], spec: Any) -> Call | None:
         """A call of the front; ``None`` if it is not to be one.
@@ -149,7 +154,7 @@ class Calls:
             if isinstance(leaf, Source):
                 about.append((leaf.call.kind.key, leaf.slot, [_place(root, roots) for root in leaf.call.roots]))
             elif isinstance(leaf, Tensor) and type(leaf) is Tensor and leaf.ndim and len(leaf) == batch:
-                about.append((leaf.dtype, leaf.device.type, leaf.shape[1:], _place(self._keys(leaf), roots)))
+                about.append((leaf.dtype, leaf.device.type, leaf.shape[1:], _place(row_digests(leaf), roots)))
             elif isinstance(leaf, Tensor):
                 about.append((leaf.dtype, leaf.device.type, leaf.shape, digest(leaf)))
             else:
@@ -161,23 +166,16 @@ class Calls:
         known.used = True
         return Call(unit, state, known, leaves, spec, roots, batch, autocast, self._give)
 
-    def _keys(self, tensor: Tensor) -> list[bytes]:
-        # Every time: what is written through ``.data`` does not show otherwise.
-        keys, known = row_digests(tensor), self._batch.roots.get(id(tensor))
-        if known is None or known[0] is not tensor or known[1] != keys:
-            known = self._batch.roots[id(tensor)] = tensor, keys
-        return known[1]
-
     # --- outputs
 
     def _give(self, call: Call, slot: int) -> Tensor:
         """An output, to something outside of the front, which from now on may write to it."""
         results = self._results(call)
-        if call.computed:
-            with torch.inference_mode(False), outside_transforms():
+        with torch.inference_mode(False), outside_transforms():
+            if call.computed:
                 self._keep(call, results)
             call.computed = False
-        return results[slot].clone() if call.awaited else results[slot]
+            return results[slot].clone() if call.awaited else results[slot]
 
     def _results(self, call: Call) -> list[Tensor]:
         """The outputs of a call, looked up or computed."""
@@ -186,8 +184,7 @@ class Calls:
                 rows, kind = call.kind.rows, call.kind
                 places = rows.find(call.keys) if rows is not None else None
                 if rows is not None and places is not None:
-                    looks = zip(rows.read(places), kind.like, kind.formats, strict=True)
-                    call.results = [row.to(like.dtype).contiguous(memory_format=form) for row, like, form in looks]
+                    call.results = call.looked_up(rows.read(places))
                     self._batch.known += call.batch
                     if kind.compare:
                         self._compare(call, call.results)
@@ -234,17 +231,18 @@ class Calls:
             What it gave, and why that cannot be kept.
         """
         kind, new = call.kind, call.kind.checks < _CHECKS
-        inputs, before = [], []
-        for leaf in call.leaves:
-            value = self._results(leaf.call)[leaf.slot] if isinstance(leaf, Source) else leaf
-            copied = value.clone() if isinstance(value, Tensor) and (new or kind.same is not None) else value
-            inputs.append(copied if isinstance(leaf, Source) else value)  # what comes from outside may be written to
-            before.append(value if isinstance(leaf, Source) else copied)
+        sources = [number for number, leaf in enumerate(call.leaves) if isinstance(leaf, Source)]
+        values = [self._results(leaf.call)[leaf.slot] if isinstance(leaf, Source) else leaf for leaf in call.leaves]
+        copies = {id(v): v.clone() for v in values if isinstance(v, Tensor) and (new or kind.same is not None)}
+        copied = [copies.get(id(value), value) for value in values]
+        inputs = [copied[n] if n in sources else value for n, value in enumerate(values)]
+        before = [value if n in sources else copied[n] for n, value in enumerate(values)]
         device = next(value.device for value in inputs if isinstance(value, Tensor))
         drawn = random_states(device) if new else None
         versions = [writes(value) if isinstance(value, Tensor) else 0 for value in inputs]
         self._batch.computed.add(call.unit.name)
         looked_up, self._looks_up = self._looks_up, False  # modules that are called inside are run
+        written, out, why = set(sources), None, "it fails"
         try:
             out = call.run(inputs)
             why = call.take(out, inputs)
@@ -256,11 +254,11 @@ class Calls:
                 why = self._side_effects(call, before, drawn, device)
         finally:
             self._looks_up = looked_up
+            for number in (sources if new else written) if why and given else ():
+                if isinstance(given[number], Placeholder):  # from now on what the module was given, and may have kept
+                    given[number].given = inputs[number]
         if why:
             call.results = None
-            for number in [*written, *[n for n, a, _ in pairs if a is out]]:
-                if given and isinstance(given[number], Placeholder):
-                    given[number].given = inputs[number]
         kind.checks += not why
         call.leaves = []
         return out, why
@@ -270,14 +268,19 @@ class Calls:
             return "it draws random numbers"
         if not self._unchanged(call):
             return "it changes something of its own"
+        if call.kind.checks:
+            return ""
         with drawing_from(drawn, device):
-            alone = call.kind.checks > 0 or by_sample(call.run, before, call.results or [])
+            alone = by_sample(call.run, before, call.results or [])
+            if not self._unchanged(call):  # the size of a batch, say
+                call.run([_clone(value) for value in before])
+                return "it changes something of its own"
         return "" if alone else "what it gives for a sample depends on which others share the batch"
 
     def _keep(self, call: Call, results: list[Tensor]) -> None:
         kind = call.kind
         if kind.rows is None:
-            name = f"{kind.key.hex()}-{self._dtype or 'own'}"
+            name = digest(kind.key, repr((*map(looks, kind.like), self._dtype)).encode()).hex()
             kind.rows = Rows(self._budget, self._folder, name, results[0].device)
             kind.compare |= bool(kind.rows.place)
             if len(call.roots) == 1:
@@ -293,9 +296,12 @@ class Calls:
             self._seen.update(key for root in call.roots for key in root)
 
 
+def _clone(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def _place(root: list[bytes], roots: list[list[bytes]]) -> int:
     """The place of a tensor's keys among others, which they join."""
-    place = next((number for number, other in enumerate(roots) if other is root), len(roots))
-    if place == len(roots):
+    if root not in roots:
         roots.append(root)
-    return place
+    return roots.index(root)

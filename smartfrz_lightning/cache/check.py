@@ -25,9 +25,9 @@ class _TakesValues(TorchFunctionMode):
 
 
 def by_sample(run: Callable[[list[Any]], Any], inputs: list[Any], outputs: Sequence[Tensor]) -> bool:
-    """Whether the first two samples of a batch give the same among others and in other places, and no value decides.
+    """Whether the first two samples of a batch give the same among others, alone and elsewhere, and no value decides.
 
-    Among others, bit for bit: in batches of one size, a kernel does the same with a row whatever the rest is.
+    Among others bit for bit: in batches of one size, a kernel does the same with a row whatever the rest is.
 
     Args:
         run: What is called with a list of inputs.
@@ -37,30 +37,38 @@ def by_sample(run: Callable[[list[Any]], Any], inputs: list[Any], outputs: Seque
     count = len(outputs[0]) if outputs else 0
 
     def run_with(rows: list[int], factor: float = 1.0) -> list[Tensor]:
+        parts: dict[int, Tensor] = {}  # what is given twice is one tensor
+
         def chosen(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != count or type(leaf) is not Tensor:
-                return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
-            part = leaf[rows]
-            if part.is_floating_point():  # what scales by the largest of the batch is to see another one
-                part[2:] *= factor
-            return part
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if id(leaf) not in parts:
+                by_row = leaf.ndim and len(leaf) == count and type(leaf) is Tensor
+                parts[id(leaf)] = leaf[rows] if by_row else leaf.detach().clone()
+                if by_row and leaf.is_floating_point():  # what scales by the largest of the batch is to see another one
+                    parts[id(leaf)][2:] *= factor
+            return parts[id(leaf)]
 
         return [leaf for leaf in tree_leaves(run([chosen(leaf) for leaf in inputs])) if leaf is not None]
 
     try:
         with torch.no_grad(), _TakesValues() as taken:
             some, others = run_with([0, 1, 2 % count, 3 % count]), run_with([0, 1, count - 1, count - 2], factor=10.0)
-            swapped = run_with([1, 0])
+            first, second = run_with([0, 0]), run_with([1, 1])
+        return not taken.made and all(
+            same_values(a[:2], b[:2])
+            and alike(a[:2], whole[:2], 1e-3)
+            and alike(torch.stack([one[0], two[0]]), whole[:2], 1e-3)
+            for a, b, one, two, whole in zip(some, others, first, second, outputs, strict=True)
+        )
     except Exception:  # whatever a module makes of other sizes
         return False
-    return not taken.made and all(
-        same_values(a[:2], b[:2]) and alike(a[:2], c[[1, 0]], 1e-3) and alike(a[:2], d[:2], 1e-3)
-        for a, b, c, d in zip(some, others, swapped, outputs, strict=True)
-    )
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are equal, where NaN equals NaN."""
+    if one.shape != other.shape:
+        return False
     if torch.equal(one, other) or not one.is_floating_point():
         return torch.equal(one, other)
     return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
@@ -68,7 +76,7 @@ def same_values(one: Tensor, other: Tensor) -> bool:
 
 def alike(one: Tensor, other: Tensor, share: float) -> bool:
     """Whether two tensors are the same but for rounding: for a share of the largest value, more of smaller types."""
-    if not one.is_floating_point():
+    if one.shape != other.shape or not one.is_floating_point():
         return torch.equal(one, other)
     share = 5e-2 if min(one.dtype.itemsize, other.dtype.itemsize) < 4 else share
     scale = other.abs().max().clamp(min=1e-30) if other.numel() else 1.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smartfrz_lightning.cache.rows import digest
-from smartfrz_lightning.private.pytorch import module_hooks, parts, writes
+from smartfrz_lightning.private.pytorch import is_plain, module_hooks, parts, writes
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 
@@ -72,6 +72,7 @@ class Fingerprint:
             [(tensor.data_ptr(), writes(tensor), tensor.requires_grad) for tensor in tensors],
             mutable
             and (mutable.bytes, [(id(tensor), writes(tensor), tensor.data_ptr()) for tensor in mutable.tensors]),
+            list(map(type, self._look.modules)),
             any(self._look.hooks),
         )
 
@@ -104,7 +105,9 @@ class _Pickler(pickle.Pickler):
         self.hooks: list[dict] = []
         try:
             self.dump(obj)
-        except (pickle.PicklingError, AttributeError, TypeError, RuntimeError, ValueError) as error:
+        except Opaque:
+            raise
+        except Exception as error:  # whatever an attribute's own pickling raises
             raise Opaque(f"it holds something that cannot be compared: {error}") from None
         self.bytes = file.getvalue()
 
@@ -114,8 +117,10 @@ class _Pickler(pickle.Pickler):
         if isinstance(obj, Tensor):
             if obj.requires_grad:
                 raise Opaque("it trains")
+            if obj.is_meta or (obj.numel() and not is_plain(obj)):
+                raise Opaque("it holds tensors without plain memory")
             self.tensors.append(obj)
-            return "tensor", len(self.tensors), str(obj.device)
+            return "tensor", len(self.tensors), str(obj.device), str(obj.dtype), tuple(obj.shape)
         if isinstance(obj, nn.Module):
             self.modules.append(obj)
             self.tables += [vars(obj), *parts(obj)]

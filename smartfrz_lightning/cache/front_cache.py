@@ -51,6 +51,7 @@ class FrontCache:
         self.use.stopped = ""
         self.refused: dict[str, str] = {}
         self._units: dict[str, Unit] = {}
+        self._outside: dict[str, Unit] = {}  # those that are refused: they get real tensors
         self._found = self._open = False
 
     @property
@@ -75,6 +76,8 @@ class FrontCache:
         self._found = self._open = True
         for unit in self._units.values():
             unit.replace_forward(self._calls.called)
+        for unit in self._outside.values():
+            unit.replace_forward(self._calls.outside)
         self._calls.begin_batch()
         self.pays.batch_begins()
 
@@ -86,9 +89,13 @@ class FrontCache:
         """
         if not self._open:
             return []
-        batch, self._open = self._calls.end_batch(), False
+        self._open = False
+        try:
+            batch = self._calls.end_batch()
+        finally:
+            for unit in (*self._units.values(), *self._outside.values()):
+                unit.restore_forward()
         for unit in self._units.values():
-            unit.restore_forward()
             if not unit.calls and any(True for _ in unit.module.children()):  # its parts may be
                 self._refuse(unit, _NOT_CALLED)
         if batch.known or batch.new:
@@ -125,11 +132,12 @@ class FrontCache:
     def _note_use(self) -> None:
         self.use.seconds, self.use.problem = self.pays.seconds, self._budget.problem
         self.use.gigabytes = max(self.use.gigabytes, self._budget.taken / 1e9)
-        begins = {name for name in self.refused if any(True for _ in self._model.get_submodule(name).parameters())}
-        told = [f"{name}: {why}" for name, why in self.refused.items() if name in begins and why != _NOT_CALLED]
+        told = [f"{name}: {self.refused[name]}" for name, unit in self._outside.items() if unit.begins]
         self.use.ends = "; ".join(told[:3])
 
     def _refuse(self, unit: Unit, why: str) -> None:
         self._found = False
         if not any(parameter.requires_grad for parameter in unit.module.parameters()):  # it may freeze again
             self.refused.setdefault(unit.name, why)
+            if why != _NOT_CALLED:
+                self._outside[unit.name] = unit

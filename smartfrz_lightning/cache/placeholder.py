@@ -51,16 +51,18 @@ class Placeholder(Tensor):
         if func in _ABOUT and isinstance(args[0], Placeholder) and args[0].given is None:
             with below_functions():
                 return func(*args, **(kwargs or {}))
-        return func(*touched(args), **touched(kwargs or {}))
+        args, kwargs = tree_map_only(Placeholder, Placeholder.touch, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        return func(*touched(args), **touched(kwargs or {}))
+        args, kwargs = tree_map_only(Placeholder, Placeholder.touch, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
-def touched(tree: Any) -> Any:
-    """A pytree with real tensors in the place of placeholders."""
-    return tree_map_only(Placeholder, Placeholder.touch, tree)
+def touched(value: Any) -> Any:
+    """The real tensor in the place of a placeholder."""
+    return value.touch() if isinstance(value, Placeholder) else value
 
 
 _ABOUT = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")}

@@ -74,8 +74,8 @@ class Rows:
 
     def read(self, places: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Those of a batch."""
-        first = self._chunks[places[0][0]] if places else []
-        return [torch.stack([self._chunks[chunk][slot][row] for chunk, row in places]) for slot in range(len(first))]
+        slots = range(len(self._chunks[places[0][0]]))
+        return [torch.stack([self._chunks[chunk][slot][row] for chunk, row in places]) for slot in slots]
 
     def put(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> None:
         """Keep those of a batch that are not known, if there is room for them."""

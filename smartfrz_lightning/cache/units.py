@@ -22,24 +22,28 @@ class Unit:
         self.name, self.module, self.calls = name, module, 0
         self.begins = any(True for _ in module.parameters())  # what has none only goes on with a front
         self.fingerprint = Fingerprint(module)
-        self._forward: Callable = module.forward
         self._dropouts = dropouts(module) if self.begins else []
         self._replaced: _Forward | None = None  # one, so that the module looks the same in every batch
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Its own forward pass."""
+        return type(self.module).forward(self.module, *args, **kwargs)
+
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Its own forward pass, without dropout: a sample would never come again."""
+        """The same without dropout: with it, a sample would never come again."""
         active = [part for part in self._dropouts if part.training]
         try:
             for part in active:
                 part.training = False
-            return self._forward(*args, **kwargs)
+            return self.forward(*args, **kwargs)
         finally:
             for part in active:
                 part.training = True
 
     def replace_forward(self, called: Callable) -> None:
         """Let something else be called with ``(unit, args, kwargs)`` instead, unless it has another one already."""
-        self._replaced = self._replaced or _Forward(self, called)
+        if self._replaced is None or self._replaced.called != called:
+            self._replaced = _Forward(self, called)
         if "forward" not in vars(self.module):
             self.module.forward = self._replaced  # type: ignore[method-assign]
 
@@ -53,10 +57,10 @@ class _Forward:
     """In the place of a module's ``forward``; copies and files of the module get its own."""
 
     def __init__(self, unit: Unit, called: Callable) -> None:
-        self._unit, self._called = unit, called
+        self._unit, self.called = unit, called
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._called(self._unit, args, kwargs)
+        return self.called(self._unit, args, kwargs)
 
     def __reduce__(self) -> tuple:
         return getattr, (self._unit.module, "forward")
