@@ -103,8 +103,9 @@ class Calls:
     def called(self, unit: Unit, args: tuple, kwargs: dict[str, Any]) -> Any:
         """A module of the front is called; returns what it gives, or placeholders."""
         unit.calls += 1
-        given, spec = flatten_arguments(args, kwargs)
-        usable = self._looks_up and not torch.is_inference_mode_enabled() and not in_transform()
+        on_the_front = unit.begins or any(isinstance(value, Placeholder) for value in (*args, *kwargs.values()))
+        usable = self._looks_up and on_the_front and not torch.is_inference_mode_enabled() and not in_transform()
+        given, spec = flatten_arguments(args, kwargs) if usable else ([], None)
         call = self._noted(unit, given, spec) if usable else None
         if call is None:
             return self.outside(unit, args, kwargs)
