@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from research.outcomes.later import CALIBRATION, POLICY, SCORES, calibration, comparison, policies, recordings
+from research.outcomes.later import CALIBRATION, POLICY, SCORES, calibration, calibration_of_shipped, comparison, policies, recordings
 from research.outcomes.one_predictor import SHOWN
 from research.outcomes.one_predictor import comparison as one_predictor_rows
 from research.runs import RUNS, Runs, spread
@@ -107,9 +107,9 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *rows])
 
 
-def _later(what: Callable, heads: Sequence[str]) -> Callable[[Runs], str]:
+def _later(what: Callable, heads: Sequence[str], file: str = "moments.jsonl") -> Callable[[Runs], str]:
     """A table of the later predictor's card, from the recordings."""
-    return lambda runs: _markdown(heads, what(*recordings(RUNS.with_name("moments.jsonl"))))
+    return lambda runs: _markdown(heads, what(*recordings(RUNS.with_name(file))))
 
 
 def _inputs(data: list, over: list) -> list[list[str]]:
@@ -129,4 +129,5 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "later_policy": _later(policies, POLICY),
     "one_predictor": one_predictor,
     "later_calibration": _later(calibration, CALIBRATION),
+    "later_shifted": _later(calibration_of_shipped, CALIBRATION, "moments_shifted.jsonl"),
 }

@@ -237,9 +237,24 @@ def policies(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]
     return rows
 
 
+def shipped(data: Sequence[Example]) -> np.ndarray:
+    """p(safe) of every example, by the predictor that ships."""
+    with torch.no_grad():
+        return LaterPredictor.load()(torch.stack([one.branch.inputs for one in data])).sigmoid().numpy()
+
+
 def calibration(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
     """A row a range of p(safe), on networks left out: how many prefixes, mean p(safe), and how many were safe."""
-    said = out_of_family(data, over, by_line(list(INPUTS)))
+    return by_range(data, out_of_family(data, over, by_line(list(INPUTS))))
+
+
+def calibration_of_shipped(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
+    """The same of the predictor that ships, on runs that it has not learned from."""
+    return by_range(data, shipped(data))
+
+
+def by_range(data: Sequence[Example], said: np.ndarray) -> list[list[str]]:
+    """Of every range of p(safe): how many prefixes, mean p(safe), and how many were safe."""
     was = np.array([one.branch.safe for one in data])
     rows = []
     for low, high in pairwise(BINS):
