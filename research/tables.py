@@ -5,7 +5,16 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from research.outcomes.later import CALIBRATION, POLICY, SCORES, calibration, calibration_of_shipped, comparison, policies, recordings
+from research.outcomes.later import (
+    CALIBRATION,
+    POLICY,
+    SCORES,
+    calibration,
+    calibration_of_shipped,
+    comparison,
+    policies,
+    recordings,
+)
 from research.outcomes.one_predictor import SHOWN
 from research.outcomes.one_predictor import comparison as one_predictor_rows
 from research.runs import RUNS, Runs, spread

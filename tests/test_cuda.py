@@ -6,13 +6,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from models import Classifier
-from smartfrz_lightning.cache.keys import row_digests
 from staging import ANYWAY, NOTHING, notes, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from smartfrz_lightning import StaticFreezeCallback
 from smartfrz_lightning.cache.front_cache import FrontCache
+from smartfrz_lightning.cache.rows import row_digests
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
