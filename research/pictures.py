@@ -56,7 +56,7 @@ def cache(path: Path) -> None:
         xscale="log", xticks=[2, 4, 8, 16], xticklabels=[2, 4, 8, 16], xlabel="epochs", ylabel="time / frozen alone"
     )
     axis.minorticks_off()
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=130)
 
 
@@ -124,6 +124,8 @@ def draw(axis: plt.Axes, runs: Runs, case: str) -> None:
     axis.axhline(0, color="0.8", lw=1)
     for method in shown_methods(runs, case):
         points, time = runs.points(case, method), runs.time(case, method)
+        if not time:
+            continue
         at, gain = statistics.fmean(time), statistics.fmean(points)
         errors = {"yerr": statistics.stdev(points), "xerr": statistics.stdev(time)} if len(time) > 1 else {}
         if method.startswith("full_"):
