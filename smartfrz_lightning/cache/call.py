@@ -1,5 +1,6 @@
 """Call: one call of a module of the frozen front; Kind: what is known of all such calls."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,6 +120,19 @@ class Call:
         """Outputs as the module gave them, of rows that were kept."""
         looks = zip(rows, self.kind.like, self.kind.orders, strict=True)
         return [_laid_out(row.to(like.dtype), order) for row, like, order in looks]
+
+
+@dataclass
+class Batch:
+    """One training batch: what was called, known and run in it."""
+
+    samples: int = 0
+    known: int = 0  # rows
+    new: int = 0  # rows
+    missed: bool = False  # something was asked for that had to be computed
+    deferred: dict[str, None] = field(default_factory=dict)  # modules that were called, and not run at once
+    computed: set[str] = field(default_factory=set)  # modules that were run
+    made: list[weakref.ref[Call]] = field(default_factory=list)  # calls whose outputs somebody may ask for
 
 
 def flatten_arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:

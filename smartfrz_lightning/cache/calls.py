@@ -2,14 +2,13 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from smartfrz_lightning.cache.call import Call, Kind, Source, flatten_arguments, looks
+from smartfrz_lightning.cache.call import Batch, Call, Kind, Source, flatten_arguments, looks
 from smartfrz_lightning.cache.check import alike, by_sample, same_states, same_values
 from smartfrz_lightning.cache.fingerprint import PLAIN, Opaque
 from smartfrz_lightning.cache.placeholder import Placeholder, touched
@@ -25,19 +24,6 @@ from smartfrz_lightning.private.pytorch import (
 )
 
 _CHECKS = 2  # batches in which a call is checked before it may be looked up
-
-
-@dataclass
-class Batch:
-    """One training batch: what was called, known and run in it."""
-
-    samples: int = 0
-    known: int = 0  # rows
-    new: int = 0  # rows
-    missed: bool = False  # something was asked for that had to be computed
-    deferred: dict[str, None] = field(default_factory=dict)  # modules that were called, and not run at once
-    computed: set[str] = field(default_factory=set)  # modules that were run
-    made: list[weakref.ref[Call]] = field(default_factory=list)  # calls whose outputs somebody may ask for
 
 
 class Calls:
