@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +60,23 @@ def branches(case: Mapping[str, Any], number: int = 0) -> list[Branch]:
         points = run["accuracy"] - full["accuracy"]
         found.append(_branch(case, number, run["moment"], run["depth"], points))
     return found
+
+
+def trials(case: Mapping[str, Any]) -> dict[int, float]:
+    """By depth, how much higher the training loss was at 5 to 20 % of the run with the prefix frozen from the start.
+
+    Relative to the loss of the first batch, and between -0.5 and 0.5.
+
+    Args:
+        case: A line of ``research/results/moments.jsonl``.
+    """
+    early = {
+        run["depth"]: np.mean(losses[1:4]) / case["first_loss"]
+        for run, losses in zip(case["runs"], case["losses"], strict=True)
+        if run["kind"] in ("full", "frozen") and not run["moment"]
+    }
+    full = early.pop(0)
+    return {depth: float(np.clip(loss - full, -0.5, 0.5)) for depth, loss in early.items()}
 
 
 def ends(case: Mapping[str, Any], number: int = 0) -> list[Branch]:

@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
-from research.outcomes.branches import MARGIN, Branch, branches, ends, learned
+from research.outcomes.branches import MARGIN, Branch, branches, ends, learned, trials
 from research.outcomes.outcome import Outcome
 from smartfrz_lightning.predictor.later import LaterPredictor
 from smartfrz_lightning.predictor.later_inputs import INPUTS
@@ -103,23 +103,6 @@ def examples(case: Mapping[str, Any], number: int = 0) -> list[Example]:
         }
         found.append(Example(branch, {name: float(value) for name, value in others.items()}, outcome.cost(run)))
     return found
-
-
-def trials(case: Mapping[str, Any]) -> dict[int, float]:
-    """By depth, how much higher the training loss was at 5 to 20 % of the run with the prefix frozen from the start.
-
-    Relative to the loss of the first batch, and between -0.5 and 0.5.
-
-    Args:
-        case: A line of ``research/results/moments.jsonl``.
-    """
-    early = {
-        run["depth"]: np.mean(losses[1:4]) / case["first_loss"]
-        for run, losses in zip(case["runs"], case["losses"], strict=True)
-        if run["kind"] in ("full", "frozen") and not run["moment"]
-    }
-    full = early.pop(0)
-    return {depth: float(np.clip(loss - full, -0.5, 0.5)) for depth, loss in early.items()}
 
 
 def regression(x: Tensor, safe: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:

@@ -118,8 +118,8 @@ class Call:
 
     def looked_up(self, rows: list[Tensor]) -> list[Tensor]:
         """Outputs as the module gave them, of rows that were kept."""
-        looks = zip(rows, self.kind.like, self.kind.orders, strict=True)
-        return [_laid_out(row.to(like.dtype), order) for row, like, order in looks]
+        kept = zip(rows, self.kind.like, self.kind.orders, strict=True)
+        return [_laid_out(row.to(like.dtype), order) for row, like, order in kept]
 
 
 @dataclass

@@ -28,7 +28,7 @@ class CachedFront:
         self.cache: FrontCache | None = None
         self.use: CacheUse | None = None
         self._told = self._warned = False
-        self._parameters = [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)]
+        self._parameters = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
 
     def start(self, run: TrainingRun) -> None:
         """Training begins or goes on."""
@@ -67,9 +67,12 @@ class CachedFront:
         self._say(run)
         if not skipped:
             return []
-        used = {parameter for name, parameter in self._parameters if not name.startswith(skipped)}  # tied ones too
-        of = dict(self._parameters)
-        return [layer.name for layer in run.layers if used.isdisjoint(of[name] for name in layer.parameters)]
+        used = {
+            parameter for name, parameter in self._parameters.items() if not name.startswith(skipped)
+        }  # tied ones too
+        return [
+            layer.name for layer in run.layers if used.isdisjoint(self._parameters[name] for name in layer.parameters)
+        ]
 
     def end_epoch(self, run: TrainingRun, agree: Callable[[Any], Any]) -> None:
         """An epoch is over."""

@@ -172,23 +172,6 @@ def test_a_module_of_another_class_computes_by_that():
     same(net, vectors(), step, hits=True)
 
 
-SEEN = []
-
-
-class TellingDropout(nn.Dropout):
-    def forward(self, x):
-        SEEN.append(self.training)
-        return super().forward(x)
-
-
-def test_dropout_behind_what_trains_stays_on():
-    net = net_of(back=nn.Sequential(nn.Linear(6, 6), TellingDropout(0.5)))
-    net["front"] = nn.Linear(6, 6)
-    SEEN.clear()
-    same(net, vectors(), lambda net, x, number: net["head"](net["back"](net["front"](x))))
-    assert SEEN and all(SEEN)
-
-
 def test_sentences_that_are_cut_to_the_longest_of_the_batch():
     class Cut(nn.Module):
         def __init__(self):
@@ -202,39 +185,6 @@ def test_sentences_that_are_cut_to_the_longest_of_the_batch():
         ids = torch.randint(3, 7, (12, 7), generator=torch.Generator().manual_seed(seed))
         plain, kept, *_ = steps(net_of(cut=Cut()), ids, lambda net, x, _: net["head"](net["cut"](x)).sum(1), epochs=6)
         assert kept == pytest.approx(plain, rel=1e-5)
-
-
-class Holds(nn.Linear):
-    """Holds a tensor, or something else, that cannot be compared."""
-
-    def __init__(self, what):
-        super().__init__(6, 6)
-        self.what = None
-        with torch.inference_mode(what == "made in inference mode"):
-            made = torch.arange(6.0)
-        if what == "sparse":
-            made = made.to_sparse()
-        elif what == "on no device":
-            made = made.to("meta")
-        elif what == "an odd object":
-            made = Odd()
-        self.made = made
-
-
-class Odd:
-    def __reduce_ex__(self, protocol):
-        raise KeyError("no")
-
-
-@pytest.mark.parametrize("what", ["made in inference mode", "sparse", "on no device", "an odd object"])
-def test_modules_that_hold_what_cannot_be_compared_are_run(what):
-    net, x = net_of(holds=Holds(what)), vectors()
-    cache = cache_of(net)
-    for _ in range(4):
-        cache.open()
-        assert torch.equal(net["holds"](x) + 0, net["holds"](x))
-        cache.close()
-    assert "holds" in cache.refused and cache.use.hits == 0
 
 
 @pytest.mark.parametrize("function", [torch.Tensor.to_sparse, lambda h: torch.nested.nested_tensor(list(h))])
@@ -269,23 +219,6 @@ def test_what_another_call_waits_for_is_read_under_inference_mode():
         return net["head"](p) + net["head"](q) + mean
 
     same(net, vectors(), step, hits=True)
-
-
-def test_files_of_code_that_gave_another_shape_are_other_files(tmp_path):
-    for width in (6, 4):
-        net = net_of(head=nn.Linear(width, 3), first=Calls(lambda h: h[:, : int(WIDTH[0])] * 1, layer=True))
-        WIDTH[0] = width
-        cache = cache_of(net, folder=tmp_path)
-        for _ in range(4):
-            cache.open()
-            net["head"](net["first"](vectors()))
-            cache.close()
-            cache.end_epoch()
-        assert cache.on and cache.use.hits > 0
-        cache.stop()
-
-
-WIDTH = [6]
 
 
 def test_a_batch_that_cannot_be_closed_leaves_the_forward_passes_as_they_were():

@@ -68,6 +68,38 @@ def test_what_holds_something_that_cannot_be_compared_is_not_kept_and_its_parts_
     assert cache.refused == {"0": why} and cache.use.hits > 0
 
 
+class Holds(nn.Linear):
+    """Holds a tensor, or something else, that cannot be compared."""
+
+    def __init__(self, what):
+        super().__init__(6, 6)
+        with torch.inference_mode(what == "made in inference mode"):
+            made = torch.arange(6.0)
+        if what == "sparse":
+            made = made.to_sparse()
+        elif what == "on no device":
+            made = made.to("meta")
+        elif what == "an odd object":
+            made = Odd()
+        self.made = made
+
+
+class Odd:
+    def __reduce_ex__(self, protocol):
+        raise KeyError("no")
+
+
+@pytest.mark.parametrize("what", ["made in inference mode", "sparse", "on no device", "an odd object"])
+def test_modules_that_hold_what_cannot_be_compared_are_run(what):
+    net, x = nn.ModuleDict({"holds": Holds(what)}).requires_grad_(False), vectors()
+    cache = cache_of(net)
+    for _ in range(4):
+        cache.open()
+        assert torch.equal(net["holds"](x) + 0, net["holds"](x))
+        cache.close()
+    assert "holds" in cache.refused and cache.use.hits == 0
+
+
 @pytest.mark.parametrize("change", ["no_grad", "data", "new data", "load", "buffer", "mode", "swap and back"])
 def test_a_front_that_changes_is_another_front(change):
     torch.manual_seed(0)

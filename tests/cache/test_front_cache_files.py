@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cached import Images, cache_of, images, train
+from cached import Images, cache_of, images, train, vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from smartfrz_lightning.cache.rows import Budget, Rows, checksum
 
@@ -60,6 +61,31 @@ def test_rows_that_another_code_wrote_are_not_used(tmp_path):
         save_file(rows, path, {"sum": checksum(rows)})
     losses, use = run_with(tmp_path, made())
     assert losses == PLAIN and "gives something else than what was kept" in use.stopped
+
+
+WIDTH = [6]
+
+
+class Narrow(nn.Linear):
+    """Its code is another in the next run."""
+
+    def forward(self, x):
+        return super().forward(x)[:, : WIDTH[0]] * 1
+
+
+def test_files_of_code_that_gave_another_shape_are_other_files(tmp_path):
+    for width in (6, 4):
+        WIDTH[0] = width
+        torch.manual_seed(0)
+        net = nn.Sequential(Narrow(6, 6).requires_grad_(False), nn.Linear(width, 3))
+        cache = cache_of(net, folder=tmp_path)
+        for _ in range(4):
+            cache.open()
+            net(vectors())
+            cache.close()
+            cache.end_epoch()
+        assert cache.on and cache.use.hits > 0
+        cache.stop()
 
 
 def test_two_runs_in_one_folder(tmp_path):

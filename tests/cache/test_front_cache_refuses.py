@@ -49,6 +49,15 @@ def test_dropout_of_the_front_is_off_while_it_is_kept_and_as_the_user_set_it_oth
     assert all(module.training != (module is keep) for module in dropouts)
 
 
+def test_dropout_behind_what_trains_stays_on():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), TellingDropout(0.5)), nn.Linear(6, 3))
+    net[1].requires_grad_(False)
+    DROPPED.clear()
+    same(net, vectors(), lambda net, x, number: net(x))
+    assert DROPPED and all(DROPPED)
+
+
 class Chooses(nn.Module):
     """A frozen module that does more than map samples."""
 
