@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Callable
 
 _LEAST = 0.03  # share of a step that a cache is to save
 _ENOUGH = 10  # steps of either kind whose medians can be compared
@@ -11,13 +12,16 @@ _ENOUGH = 10  # steps of either kind whose medians can be compared
 class Pays:
     """Compares the seconds of steps in which everything was known with those in which something was not.
 
+    Args:
+        clock: Gives seconds.
+
     Attributes:
         batches_per_epoch: ``inf`` if that is not known.
         seconds: That were saved in all.
     """
 
-    def __init__(self) -> None:
-        self.batches_per_epoch, self.seconds, self._began = math.inf, 0.0, 0.0
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.batches_per_epoch, self.seconds, self._began, self._clock = math.inf, 0.0, 0.0, clock
         self.front_changed()
 
     def front_changed(self) -> None:
@@ -29,7 +33,7 @@ class Pays:
 
     def batch_begins(self) -> None:
         """A batch begins."""
-        self._began = time.perf_counter()
+        self._began = self._clock()
 
     def batch_ends(self, rows: float, missed: bool, full: bool) -> str:
         """A batch is over; why there is no sense in going on, if samples do not come again in the second epoch.
@@ -39,7 +43,7 @@ class Pays:
             missed: Whether the front was run.
             full: Not all that was to be kept had room.
         """
-        took = time.perf_counter() - self._began
+        took = self._clock() - self._began
         (self._unknown if missed else self._known).append(took)
         if self._unknown and not missed:
             self.seconds += statistics.median(self._unknown) - took

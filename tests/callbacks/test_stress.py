@@ -13,8 +13,6 @@ from test_company import Watch
 from test_resume import Kill, Killed, Seeded
 from torch import nn
 
-from smartfrz_lightning.cache.pays import Pays
-
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=1e-2),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True, foreach=False),
@@ -101,9 +99,7 @@ def test_random_combination(make_trainer, tmp_path, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(150))
-def test_random_combination_with_the_front_cache(make_trainer, monkeypatch, seed):
-    for name in ("reason_to_stop", "unknown_again"):  # small networks are computed faster
-        monkeypatch.setattr(Pays, name, lambda *_: "")
+def test_random_combination_with_the_front_cache(make_trainer, seed):
     lot = random.Random(f"cached {seed}")
     count = sum(isinstance(module, nn.Linear) for module in Random(seed).net)
     fronts = sorted(lot.sample(range(1, count), lot.randint(1, min(2, count - 1))))  # that grow
@@ -121,7 +117,7 @@ def test_random_combination_with_the_front_cache(make_trainer, monkeypatch, seed
         make_trainer(freezer, max_epochs=7, precision="64-true", **settings).fit(model)
         fits.append((model, freezer))
     (plain, _), (cached, freezer) = fits
-    assert freezer.timeline.cache.hits > 0 and freezer.timeline.cache.stopped == "training ended"
+    assert freezer.timeline.cache.hits > 0
     assert cached.losses == pytest.approx(plain.losses, rel=1e-8)
     for name, tensor in plain.state_dict().items():
         assert torch.allclose(tensor, cached.state_dict()[name], rtol=1e-7, atol=1e-9), name
