@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+import timm
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,7 +26,6 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.experiments.classifier import ImageClassifier
-from smartfrz_lightning.experiments.named_network import named_network
 
 STATES = {"everything trains": 0.0, "front half frozen": 0.5, "front 80 % frozen": 0.8, "only the head trains": 1.0}
 SETTLE = 3  # steps of a state that are not timed: the wrapper is new, buckets are laid out anew, FLOPs are counted
@@ -135,7 +135,7 @@ def main(model: str = "resnet50", image_size: int = 64, batch_size: int = 8, ste
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
-            trainer.fit(ImageClassifier(named_network(model, num_classes=10)), DataLoader(data, batch_size))
+            trainer.fit(ImageClassifier(timm.create_model(model, num_classes=10)), DataLoader(data, batch_size))
             for number, state in enumerate(STATES):
                 timed = slice(number * steps + SETTLE, (number + 1) * steps)
                 measured[state].append((meter.bytes[timed][0], statistics.median(meter.seconds[timed])))

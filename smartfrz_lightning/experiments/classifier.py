@@ -27,11 +27,12 @@ class ImageClassifier(LightningModule):
         schedule: ``"cosine"`` anneals the learning rate to zero over the run, ``"constant"`` leaves it.
         weights: File of pretrained weights, see ``load_weights``.
         fresh: Patterns of what is not taken from there, such as ``"linear.*"`` for a new head.
+        head_rate: Learning rate of the last module with parameters, relative to that of all others.
 
     Raises:
         FileNotFoundError: There is no such file of weights.
-        ValueError: The weights do not fit the network, ``schedule`` is unknown; in the first step: the network has
-            another number of outputs.
+        ValueError: The weights do not fit the network, ``schedule`` is unknown, ``head_rate`` is not above 0; in the
+            first step: the network has another number of outputs.
 
     Examples:
         >>> import torch
@@ -50,15 +51,19 @@ class ImageClassifier(LightningModule):
         schedule: Literal["cosine", "constant"] = "cosine",
         weights: str | None = None,
         fresh: Sequence[str] = (),
+        head_rate: float = 1.0,
     ) -> None:
         super().__init__()
         if schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule={schedule!r}: give 'cosine' or 'constant'")
+        if head_rate <= 0:
+            raise ValueError(f"head_rate={head_rate}: must be above 0")
         if weights is not None:
             load_weights(network, weights, fresh)
         self.network = network
         self.optimizer = optimizer
         self.schedule = schedule
+        self.head_rate = head_rate
         self.num_classes = num_classes
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -85,8 +90,18 @@ class ImageClassifier(LightningModule):
             raise ValueError(f"num_classes={self.num_classes}, but the network has {logits.shape[-1]} outputs")
         return logits
 
+    def _groups(self) -> Any:
+        if self.head_rate == 1:
+            return self.parameters()
+        head = [module for module in self.network.modules() if next(module.parameters(recurse=False), None) is not None]
+        of_head = list(head[-1].parameters())
+        rest = [p for p in self.parameters() if not any(p is other for other in of_head)]
+        return [{"params": rest}, {"params": of_head}]
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(self._groups())
+        if self.head_rate != 1:
+            optimizer.param_groups[-1]["lr"] *= self.head_rate
         if self.schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)

@@ -13,7 +13,6 @@ from smartfrz_lightning.experiments.classifier import ImageClassifier
 from smartfrz_lightning.experiments.efficientnet_lite0 import efficientnet_lite0
 from smartfrz_lightning.experiments.imagenet import ImageNetDataModule
 from smartfrz_lightning.experiments.images import DigitsDataModule, ImageFolderDataModule
-from smartfrz_lightning.experiments.named_network import named_network
 from smartfrz_lightning.experiments.weights import load_weights
 
 
@@ -157,55 +156,6 @@ def test_imagenet_folder(folder, tmp_path):
     (tmp_path / "val" / "light").rename(tmp_path / "val" / "bright")
     with pytest.raises(ValueError, match="only one of train and val has the classes .'bright', 'light'."):
         data.setup("fit")
-
-
-@pytest.mark.parametrize(
-    "name", ["mobilenet_v2", "timm/mobilenetv2_035", "torchvision/resnet18", "vit_tiny_patch16_224"]
-)
-def test_networks_by_name(name):
-    size = 224 if "224" in name else 32
-    network = named_network(name, num_classes=7).eval()
-    assert network(torch.rand(1, 3, size, size)).shape == (1, 7)
-
-
-def test_networks_by_unknown_names():
-    with pytest.raises(ValueError, match="name='resnet5O': no such network .* close names: .*'resnet50'"):
-        named_network("resnet5O")
-    with pytest.raises(ValueError, match="googlenet' returns auxiliary logits"):
-        named_network("googlenet")
-    with pytest.raises(ValueError, match="before the slash stands torchvision or timm"):
-        named_network("hub/resnet50")
-    with pytest.raises(ValueError, match="resnet18 has the weights .'DEFAULT', 'IMAGENET1K_V1'."):
-        named_network("resnet18", pretrained="imagenet")
-    with pytest.raises(ValueError, match="name different weights: give one of them"):
-        named_network("deit_tiny_patch16_224.fb_in1k", pretrained="in21k")
-    with pytest.raises(ValueError, match="deit_tiny_patch16_224 has the weights .'fb_in1k'."):
-        named_network("deit_tiny_patch16_224", pretrained="imagenet")
-
-
-def test_torchvision_weights_with_another_head(monkeypatch):
-    from torchvision import models
-
-    finished = models.resnet18()
-    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_, **__: finished.state_dict())
-    network = named_network("resnet18", num_classes=5, pretrained="IMAGENET1K_V1")
-    assert torch.equal(network.layer4[1].conv2.weight, finished.layer4[1].conv2.weight)
-    assert network.fc.weight.shape == (5, 512)
-
-    with pytest.raises(
-        ValueError, match="does not fit resnet18 with arguments=.'width_per_group': 128.|entries differ"
-    ):
-        smaller = models.resnet18(num_classes=1000)
-        del smaller.layer4
-        monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_, **__: smaller.state_dict())
-        named_network("resnet18", num_classes=5, pretrained="IMAGENET1K_V1")
-
-    def offline(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", offline)
-    with pytest.raises(ConnectionError, match="cannot be downloaded .no route to host.: leave pretrained out"):
-        named_network("resnet18", pretrained="IMAGENET1K_V1")
 
 
 def test_fewer_images_than_a_batch_and_wrong_numbers_of_classes(folder, make_trainer):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
 import yaml
 from small_bert import bert
 from torchvision.io import write_jpeg
@@ -79,9 +78,9 @@ def shrunk(config, folder, monkeypatch):
         small |= {"data.init_args.train": str(folder / train), "data.init_args.validation": val}
         small |= dict.fromkeys(("data.init_args.tokenizer", "model.init_args.model"), bert(folder / "bert"))
     else:
-        small["model.init_args.network.init_args.pretrained"] = None
+        small["model.init_args.network.init_args.pretrained"] = False
     if "deit_tiny" in parts or "transformer" in parts:
-        small["model.init_args.network.init_args.arguments"] = {"img_size": 32, "depth": 2}
+        small |= {"model.init_args.network.dict_kwargs.img_size": 32, "model.init_args.network.dict_kwargs.depth": 2}
     return {**config.get("overrides", {}), **small}
 
 
@@ -168,8 +167,6 @@ def test_paper_config_with_all_methods(path, monkeypatch):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "paper" / "networks").glob("*.yaml")), ids=lambda p: p.stem)
 def test_pretrained_weights_have_their_names(path):
-    network = yaml.safe_load(path.read_text())["model"]["init_args"]["network"]["init_args"]
-    if "deit" in network["name"]:
-        assert f"{network['name']}.{network['pretrained']}" in timm.list_pretrained()
-    else:
-        assert network["pretrained"] in torchvision.models.get_model_weights(network["name"]).__members__
+    network = yaml.safe_load(path.read_text())["model"]["init_args"]["network"]
+    assert network["class_path"] == "timm.create_model" and network["init_args"]["pretrained"]
+    assert network["init_args"]["model_name"] in timm.list_pretrained()
