@@ -73,6 +73,7 @@ def test_image_folder_bad_input(folder):
 
 
 def test_recorded_views_come_again_and_free_ones_do_not(folder, make_trainer):
+    torch.manual_seed(0)
     for path in folder.rglob("*.png"):
         write_png(torch.randint(256, (3, 32, 32), dtype=torch.uint8), str(path))
 
@@ -201,3 +202,16 @@ def test_digits_in_other_sizes():
     for wrong in ({"size": 0}, {"channels": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}=0: must be at least 1"):
             DigitsDataModule(**wrong)
+
+
+def test_the_head_may_have_a_rate_of_its_own(folder, make_trainer):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.ReLU(), nn.Linear(4, 2), nn.Identity())
+    model = ImageClassifier(net, num_classes=2, head_rate=10.0, schedule="constant")
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(model, ImageFolderDataModule(str(folder)))
+    rest, head = trainer.optimizers[0].param_groups
+    assert [id(p) for p in head["params"]] == [id(p) for p in net[3].parameters()]
+    assert [id(p) for p in rest["params"]] == [id(p) for p in net[1].parameters()]
+    assert head["lr"] == pytest.approx(10 * rest["lr"]) and rest["lr"] == 0.05
+    with pytest.raises(ValueError, match="head_rate=0: must be above 0"):
+        ImageClassifier(net, head_rate=0)
