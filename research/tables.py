@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
+from research.outcomes import trial_windows
 from research.outcomes.later import (
     CALIBRATION,
     POLICY,
@@ -130,10 +131,16 @@ def one_predictor(runs: Runs) -> str:
     return _markdown(SHOWN, one_predictor_rows(RUNS.with_name("moments.jsonl")))
 
 
+def trial(runs: Runs) -> str:
+    """What trials of several windows would have come to."""
+    return _markdown(trial_windows.SHOWN, trial_windows.comparison(RUNS.with_name("trial_windows.jsonl")))
+
+
 TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "rivals": rivals,
     "cache": cache,
+    "trial_windows": trial,
     "later_inputs": _later(_inputs, ["inputs", *SCORES]),
     "later_policy": _later(policies, POLICY),
     "one_predictor": one_predictor,

@@ -125,6 +125,7 @@ def train(
     watch: Callable[[int], None] | None = None,
     recalibrate: bool = True,
     losses: list[float] | None = None,
+    until: int | None = None,
 ) -> list[Moment]:
     """Train a network as a case says.
 
@@ -140,6 +141,7 @@ def train(
         watch: Called with the number of steps done, before the first and after every step.
         recalibrate: Whether the front had trained before ``moment``, so that its statistics are to be measured anew.
         losses: Gets the loss of every step.
+        until: Stop before this step, of the same schedule.
 
     Returns:
         What was kept.
@@ -174,10 +176,13 @@ def train(
     kept = []
     if watch:
         watch(begin)
-    for step in range(begin, total):
+    last = total if until is None else until
+    for step in range(begin, last + 1):
         if step in keep:
             state = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())
             kept.append(Moment(step, *state))
+        if step == last:
+            break
         still.keep_still()
         torch.manual_seed(case.seed * 104729 + step)  # of dropout: the same in every branch
         for group in optimizer.param_groups:

@@ -1,0 +1,136 @@
+"""When a trial should begin: what trials of several windows would have decided in recorded cases.
+
+    python -m research.outcomes.trial_windows data data/weights --output trial_windows.jsonl  # record
+    python -m research.verify  # the table, in docs
+
+Each case of ``research/results/second_look.jsonl`` is trained for some steps with everything training, with prefixes
+frozen from the first step, and, after a tenth of the run with a frozen prefix, with everything training from there.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+
+from research.outcomes.case import Case
+from research.outcomes.examples import STORED
+from research.outcomes.setup import set_up
+from research.outcomes.training import Moment, train
+from smartfrz_lightning.predictor.start import StartPredictor
+from smartfrz_lightning.predictor.start_inputs import INPUTS, SHIFT_FLOOR
+from smartfrz_lightning.stages.schedule import Schedule
+from smartfrz_lightning.stages.start import choose_prefix
+from smartfrz_lightning.stages.verify import how_many_stay
+
+CASES = Path(__file__).parents[1] / "results" / "second_look.jsonl"
+SHOWN = ("trial of", "begins at", "compared in", "points", "FLOPs", "lose more than 2", "worst")
+
+WINDOWS = {
+    "ships": (0.1, 0.1, 0.5),
+    "from the first step": (0.0, 0.1, 0.5),
+    "from the first step, all of it": (0.0, 0.1, 0.0),
+    "from the first step, longer": (0.0, 0.15, 0.0),
+    "from the first step, twice as long": (0.0, 0.2, 0.5),
+}
+"""Begin and length, as shares of the run, and the share of the trial that is not looked at."""
+
+
+def record(data: str, weights: str, output: str = "trial_windows.jsonl") -> None:
+    """Train all cases as far as it takes; those that the file has are not trained again.
+
+    Args:
+        data: Folder of the images.
+        weights: Folder of the weights.
+        output: The file.
+    """
+    file = Path(output)
+    done = len(file.read_text().splitlines()) if file.exists() else 0
+    for line in CASES.read_text().splitlines()[done:]:
+        row = json.loads(line)
+        fields = {key: value for key, value in row["case"].items() if key in Case.__dataclass_fields__}
+        case = Case(**{**fields, "classes": tuple(fields["classes"])})
+        with file.open("a") as lines:
+            lines.write(json.dumps(_losses(case, data, weights, [front["depth"] for front in row["fronts"]])) + "\n")
+
+
+def _losses(case: Case, data: str, weights: str, depths: list[int]) -> dict[str, Any]:
+    setup = set_up(case, data, weights)
+    start, tenth = copy.deepcopy(setup.net.state_dict()), _steps(case.steps, 0.1)
+
+    def trained(depth: int = 0, moment: Moment | None = None) -> tuple[list[float], list[Moment]]:
+        losses: list[float] = []
+        setup.net.load_state_dict(start)
+        how: dict[str, Any] = {"front": setup.layers[:depth], "moment": moment, "losses": losses}
+        kept = train(case, setup.net, setup.data, keep=[tenth], until=2 * tenth, **how)
+        return [round(loss, 5) for loss in losses], kept
+
+    rows: dict[str, Any] = {"full": trained()[0], "frozen": {}, "released": {}}
+    for depth in depths:
+        rows["frozen"][depth], [moment] = trained(depth)
+        rows["released"][depth], _ = trained(moment=moment)
+    return rows
+
+
+def _steps(steps: int, share: float) -> int:
+    """Of a trial, as in a short run."""
+    return int(min(Schedule().trial_steps[0] * share / 0.1, share * steps) + 1e-6)
+
+
+def outcome(case: Mapping[str, Any], losses: Mapping[str, Any], window: str) -> tuple[float, float]:
+    """Points and FLOPs that a case comes to, with its deepest prefix that the start stage would freeze."""
+    begin, length, ignored = WINDOWS[window]
+    inputs = torch.tensor(case["inputs"])[:, [STORED.index(name) for name in INPUTS]]
+    inputs[:, INPUTS.index("shift")] = torch.tensor(SHIFT_FLOOR).log()
+    safe = StartPredictor.load()(inputs).sigmoid().tolist()
+    fronts = {front["depth"]: front for front in case["fronts"]}
+    depths = sorted(fronts)
+    costs, p = [fronts[depth]["cost"] for depth in depths], [safe[depth - 1] for depth in depths]
+    chosen = choose_prefix(costs, p, Schedule().verified)
+    if not chosen:
+        return 0.0, 1.0
+    steps, depth = case["case"]["steps"], depths[chosen - 1]
+    first, takes = _steps(steps, begin) if begin else 0, _steps(steps, length)
+    frozen = torch.tensor(losses["frozen"][str(depth)])[first : first + takes]
+    full = torch.tensor(losses["released"][str(depth)] if begin else losses["full"])[:takes]
+    seen = slice(int(ignored * takes), None)
+    difference, own = (frozen - full)[seen], frozen[seen]
+    error = max(float(difference.std() / len(own) ** 0.5), 0.01 * float(own.mean()))
+    stay = how_many_stay(p[:chosen], float(difference.mean()), error)
+    if stay:
+        kept = fronts[depths[stay - 1]]
+        return kept["accuracy"] - case["full"], kept["cost"] + takes / steps
+    before, cost = first + takes, fronts[depth]["cost"]
+    released = fronts[depth]["released"] if begin else None
+    points = 0.0 if released is None else released - case["full"]
+    return points, (first * cost + takes * (1 + cost) + steps - before) / steps
+
+
+def comparison(file: Path) -> list[list[str]]:
+    """A line a window, over all cases."""
+    cases = [json.loads(line) for line in CASES.read_text().splitlines()]
+    losses = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = []
+    for window, (begin, length, ignored) in WINDOWS.items():
+        found = [outcome(case, row, window) for case, row in zip(cases, losses, strict=True)]
+        points = [one for one, _ in found]
+        lines.append(
+            [
+                f"{length:.0%} of the run" + (", which ships" if window == "ships" else ""),
+                f"{begin:.0%}",
+                f"its last {1 - ignored:.0%}" if ignored else "all of it",
+                f"{fmean(points):+.1f}",
+                f"{fmean(cost for _, cost in found):.2f}",
+                str(sum(one < -2 for one in points)),
+                f"{min(points):+.1f}",
+            ]
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    auto_cli(record)
