@@ -35,8 +35,10 @@ class Run:
     """
 
     callback: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    overrides: dict[str, Any] = field(default_factory=dict)
+    arguments: dict = field(
+        default_factory=dict
+    )  # with dict[str, Any], jsonargparse fills in what a class has by default
+    overrides: dict = field(default_factory=dict)
     share: float | None = None
     shorten_to: str | None = None
     by: Literal["flops", "seconds"] = "flops"
@@ -102,7 +104,7 @@ class Benchmark:
     output: str = "runs/benchmark"
     prepare: dict[str, Run] = field(default_factory=dict)
     baseline: str = "full"
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict = field(default_factory=dict)
     frontier: list[float] = field(default_factory=list)
     published: dict[str, Published] = field(default_factory=dict)
 

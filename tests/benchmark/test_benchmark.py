@@ -179,3 +179,10 @@ def test_overrides_of_a_class_and_of_its_settings():
     assert _nested(one) == _nested(dict(reversed(one.items()))) == whole
     with pytest.raises(ValueError, match="'model.lr.max' and another one contradict each other at 'lr'"):
         _nested({"model.lr": 0.1, "model.lr.max": 1})
+
+
+def test_an_override_of_a_class_is_kept_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}}  # params has no default
+    config = small(tmp_path, {"full": {}, "adamw": {"overrides": {"model.init_args.optimizer": adamw}}}, seeds=[1])
+    assert read_benchmark(["--config", str(config)]).methods["adamw"].overrides["model.init_args.optimizer"] == adamw
