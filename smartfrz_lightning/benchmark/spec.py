@@ -35,9 +35,8 @@ class Run:
     """
 
     callback: str | None = None
-    arguments: dict = field(
-        default_factory=dict
-    )  # with dict[str, Any], jsonargparse fills in what a class has by default
+    # With dict[str, Any], jsonargparse would fill in what a class has by default.
+    arguments: dict = field(default_factory=dict)
     overrides: dict = field(default_factory=dict)
     share: float | None = None
     shorten_to: str | None = None
