@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -23,6 +24,7 @@ from smartfrz_lightning.benchmark.table import margin
 
 CASES = {
     "efficientnet_short": "EfficientNet-Lite0 (ImageNet), ten classes of CIFAR-100, 248 steps",
+    "efficientnet_tuned": "the same, recipes from a grid",
     "resnet32_short": "ResNet-32 (CIFAR-10), ten classes of CIFAR-100, 250 steps",
     "resnet32_long": "the same, 1,488 steps",
     "resnet32_paper_length": "the same, all of CIFAR-100, 7,810 steps",
@@ -113,6 +115,21 @@ def rivals(runs: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
+def grid(runs: Runs) -> str:
+    """The best and the second best recipe of each method in the grid of a case."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for row in runs.rows:
+        if row["case"] == "rates_efficientnet_tuned":
+            method, name, rate, head = re.fullmatch(r"([a-z0-9]+)_([a-z]+)_([0-9_]+)_(\d+)", row["run"]).groups()
+            recipe = f"{name.upper().replace('ADAM', 'Adam')}, {rate.replace('_', '.')}, head × {head}"
+            found.setdefault(method, []).append((100 * row["value"], recipe))
+    lines = []
+    for method, recipes in found.items():
+        (best, how), (next_best, other) = sorted(recipes, reverse=True)[:2]
+        lines.append([f"`{method}`", str(len(recipes)), how, f"{best:.1f}", other, f"{next_best:.1f}"])
+    return _markdown(["", "recipes", "best", "%", "next", "%"], lines)
+
+
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *rows])
 
@@ -139,6 +156,7 @@ def trial(runs: Runs) -> str:
 TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "rivals": rivals,
+    "grid": grid,
     "cache": cache,
     "trial_windows": trial,
     "later_inputs": _later(_inputs, ["inputs", *SCORES]),
