@@ -94,9 +94,9 @@ class ImageClassifier(LightningModule):
         if self.head_rate == 1:
             return self.parameters()
         head = [module for module in self.network.modules() if next(module.parameters(recurse=False), None) is not None]
-        of_head = list(head[-1].parameters())
-        rest = [p for p in self.parameters() if not any(p is other for other in of_head)]
-        return [{"params": rest}, {"params": of_head}]
+        of_head = set(head[-1].parameters())
+        rest = [parameter for parameter in self.parameters() if parameter not in of_head]
+        return [{"params": rest}, {"params": list(head[-1].parameters())}]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self._groups())
