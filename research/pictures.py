@@ -108,13 +108,13 @@ NAMES = {
 
 
 def rivals(path: Path) -> None:
-    """Points against time, a panel a case in which full training was shortened too, by three seeds."""
+    """Points against time, a panel a case in which full training was shortened too, by two seeds or more."""
     runs = Runs()
     cases = [
         case
         for case in CASES
         if case != "efficientnet_short"  # shown with recipes from a grid
-        and any(m.startswith("full_") and len(runs.time(case, m)) > 2 for m in shown_methods(runs, case))
+        and any(m.startswith("full_") and len(runs.time(case, m)) > 1 for m in shown_methods(runs, case))
     ]
     figure, axes = plt.subplots(1, len(cases), figsize=(3.6 * len(cases), 3.6), squeeze=False, layout="constrained")
     for axis, case in zip(axes.flat, cases, strict=True):
