@@ -104,7 +104,7 @@ def main(model: str = "resnet50", image_size: int = 64, batch_size: int = 8, ste
     """Measure and print a table.
 
     Args:
-        model: Any torchvision or timm model, by name.
+        model: Any model of timm, by name.
         image_size: Height and width of the random images.
         batch_size: Images a step in every process.
         steps: Optimizer steps in every state, of which the first three are not timed.

@@ -81,12 +81,14 @@ def _steps(steps: int, share: float) -> int:
     return int(min(Schedule().trial_steps[0] * share / 0.1, share * steps) + 1e-6)
 
 
-def outcome(case: Mapping[str, Any], losses: Mapping[str, Any], window: str) -> tuple[float, float]:
+def outcome(
+    predictor: StartPredictor, case: Mapping[str, Any], losses: Mapping[str, Any], window: str
+) -> tuple[float, float]:
     """Points and FLOPs that a case comes to, with its deepest prefix that the start stage would freeze."""
     begin, length, ignored = WINDOWS[window]
     inputs = torch.tensor(case["inputs"])[:, [STORED.index(name) for name in INPUTS]]
     inputs[:, INPUTS.index("shift")] = torch.tensor(SHIFT_FLOOR).log()
-    safe = StartPredictor.load()(inputs).sigmoid().tolist()
+    safe = predictor(inputs).sigmoid().tolist()
     fronts = {front["depth"]: front for front in case["fronts"]}
     depths = sorted(fronts)
     costs, p = [fronts[depth]["cost"] for depth in depths], [safe[depth - 1] for depth in depths]
@@ -114,9 +116,9 @@ def comparison(file: Path) -> list[list[str]]:
     """A line a window, over all cases."""
     cases = [json.loads(line) for line in CASES.read_text().splitlines()]
     losses = [json.loads(line) for line in file.read_text().splitlines()]
-    lines = []
+    lines, predictor = [], StartPredictor.load()
     for window, (begin, length, ignored) in WINDOWS.items():
-        found = [outcome(case, row, window) for case, row in zip(cases, losses, strict=True)]
+        found = [outcome(predictor, case, row, window) for case, row in zip(cases, losses, strict=True)]
         points = [one for one, _ in found]
         lines.append(
             [
