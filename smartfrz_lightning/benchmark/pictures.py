@@ -39,33 +39,26 @@ def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Be
     """Mean and standard deviation of the metric against FLOPs and against seconds, one mark a method.
 
     The band is the frontier, mean and 95 % interval over the seeds of what training everything for less time reaches:
-    what lies below it, a user has more cheaply by training less. Without shortened runs of the benchmark's own, a
-    dashed line joins those that were shortened to other methods.
+    what lies below it, a user has more cheaply by training less.
     """
     figure = Figure(figsize=(12, 5), layout="constrained")
     for axes, by in zip(figure.subplots(1, 2, sharey=True), ("flops", "seconds"), strict=True):
-        points = {}
         for number, row in enumerate(rows):
             own = [result for result in results if result["run"] == row.method]
             pairs = [(r, find_result(list(results), benchmark.baseline, r["seed"])) for r in own]
             costs = torch.tensor([cost(r, by) / cost(full, by) for r, full in pairs if full is not None])
             values = 100 * torch.tensor([result["value"] for result in own])
-            points[row.method] = float(costs.mean()), float(values.mean())
+            point = float(costs.mean()), float(values.mean())
             spread = {"xerr": costs.std(), "yerr": values.std()} if len(own) > 1 and len(costs) > 1 else {}
             if row.method in benchmark.shortened:  # of which the line is made
-                axes.errorbar(*points[row.method], **spread, fmt=".", color="grey", markersize=8, capsize=2)
+                axes.errorbar(*point, **spread, fmt=".", color="grey", markersize=8, capsize=2)
                 continue
             color = 2 * number % 20 + number // 10 % 2  # the ten strong colours first
             mark = {"fmt": _MARKS[number % len(_MARKS)], "color": colormaps["tab20"](color)}
             # Smaller ones above larger ones, where two methods do the same.
             size = 11 - 5 * number / max(1, len(rows))
-            axes.errorbar(*points[row.method], **spread, **mark, markersize=size, capsize=2, label=row.method)
-        if not _draw_frontier(axes, results, benchmark, by):
-            names = [benchmark.baseline, *(name for name, run in benchmark.methods.items() if run.shorten_to)]
-            line = sorted(points[name] for name in names if name in points)
-            if len(line) > 1:
-                label = "training everything, shorter"
-                axes.plot(*zip(*line, strict=True), color="grey", linestyle="--", zorder=0, label=label)
+            axes.errorbar(*point, **spread, **mark, markersize=size, capsize=2, label=row.method)
+        _draw_frontier(axes, results, benchmark, by)
         axes.set_xlabel(f"training {'FLOPs' if by == 'flops' else 'time'} relative to {benchmark.baseline}")
         axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -73,11 +66,11 @@ def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Be
     return figure
 
 
-def _draw_frontier(axes: Axes, results: Sequence[Result], benchmark: Benchmark, by: str) -> bool:
+def _draw_frontier(axes: Axes, results: Sequence[Result], benchmark: Benchmark, by: str) -> None:
     every = [frontier_of(results, benchmark.baseline, benchmark.shortened, seed, by) for seed in benchmark.seeds]
     known = [frontier for frontier in every if frontier is not None]
     if not known:
-        return False
+        return
     low = max(frontier.costs[0] for frontier in known)
     costs = [low + (1 - low) * part / 99 for part in range(100)]
     curves = [[100 * (frontier.at(at) or 0.0) for at in costs] for frontier in known]
@@ -89,7 +82,6 @@ def _draw_frontier(axes: Axes, results: Sequence[Result], benchmark: Benchmark, 
         below, above = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
         axes.fill_between(costs, below, above, color="grey", alpha=0.25, zorder=0, linewidth=0)
         axes.set_ylim(limits)  # of the runs: a band of few seeds is wide
-    return True
 
 
 def _freezing(runs: Sequence[Result]) -> Figure:

@@ -141,11 +141,10 @@ def digest(benchmark: Benchmark, run: Run) -> str:
         run.arguments,
         run.overrides,
         run.share,
-        run.shorten_to,
-        run.by,
         benchmark.metric,
+        _code(),
+        _predictor(run),
     ]
-    settings += [_code(), _predictor(run)]
     return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 
 @dataclass
@@ -21,8 +21,6 @@ class Run:
         arguments: Its arguments.
         overrides: Settings of the experiment to replace, by dotted name such as ``model.schedule``.
         share: Train everything, but only for this share of the baseline's steps, with a schedule of that length.
-        shorten_to: Train everything, but only for as long as it takes to cost what this other method cost.
-        by: The cost to match: ``"flops"`` or ``"seconds"``.
         experiment: Configs to use instead of the benchmark's.
         seed: Seed to use instead of the benchmark's.
 
@@ -30,8 +28,6 @@ class Run:
         >>> from smartfrz_lightning.benchmark.spec import Run
         >>> Run("RandomFreezeCallback", {"timeline": "{smart}/freeze_timeline.csv"}).needs
         {'smart'}
-        >>> Run(shorten_to="linear").needs
-        {'linear'}
     """
 
     callback: str | None = None
@@ -39,16 +35,13 @@ class Run:
     arguments: dict = field(default_factory=dict)
     overrides: dict = field(default_factory=dict)
     share: float | None = None
-    shorten_to: str | None = None
-    by: Literal["flops", "seconds"] = "flops"
     experiment: list[str] | None = None
     seed: int | None = None
 
     @property
     def needs(self) -> set[str]:
         """Names of the runs that must be done before."""
-        named = set(re.findall(r"\{(\w+)\}", repr([self.arguments, self.overrides])))
-        return named | ({self.shorten_to} if self.shorten_to else set())
+        return set(re.findall(r"\{(\w+)\}", repr([self.arguments, self.overrides])))
 
 
 @dataclass
@@ -88,10 +81,10 @@ class Benchmark:
 
     Examples:
         >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
-        >>> methods = {"shorter": Run(shorten_to="half"), "half": Run("StaticFreezeCallback"), "full": Run()}
+        >>> methods = {"half": Run("StaticFreezeCallback"), "shorter": Run(share=0.5), "full": Run()}
         >>> benchmark = Benchmark(experiment=[], methods=methods, seeds=[1], output="runs/small")
         >>> [name for name, run, seed in benchmark.schedule()]
-        ['full', 'half', 'shorter']
+        ['half', 'full', 'shorter']
         >>> benchmark.fill("{half}/last.ckpt", seed=1)
         'runs/small/seed1/half/last.ckpt'
     """
@@ -146,7 +139,7 @@ class Benchmark:
 
     def needs(self, run: Run) -> set[str]:
         """Names of the runs that must be done before; for a shortened one the baseline too."""
-        return run.needs | ({self.baseline} if run.shorten_to or run.share else set())
+        return run.needs | ({self.baseline} if run.share else set())
 
     @property
     def shortened(self) -> list[str]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from smartfrz_lightning.benchmark.pictures import draw_pictures
-from smartfrz_lightning.benchmark.results import Result, append_result, cost, find_result, read_results
+from smartfrz_lightning.benchmark.results import Result, append_result, find_result, read_results
 from smartfrz_lightning.benchmark.run import SettingsError, digest, log_file, processes, run_once
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.benchmark.table import compare, to_markdown, to_rich
@@ -135,13 +135,9 @@ def _missing(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -
 
 
 def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> int | None:
-    """Steps of a shortened run: a share of the baseline's, or as many as cost what the other method cost."""
-    if run.share is not None:
-        full = find_result(results, benchmark.baseline, seed)
-        assert full is not None, "it is needed by this run, and so was done before"
-        return max(1, round(run.share * full["steps"]))
-    if run.shorten_to is None:
+    """Steps of a shortened run: a share of the baseline's."""
+    if run.share is None:
         return None
-    other, full = (find_result(results, name, seed) for name in (run.shorten_to, benchmark.baseline))
-    assert other is not None and full is not None, "both are needed by this run, and so were done before"
-    return max(1, min(full["steps"], round(full["steps"] * cost(other, run.by) / cost(full, run.by))))
+    full = find_result(results, benchmark.baseline, seed)
+    assert full is not None, "it is needed by this run, and so was done before"
+    return max(1, round(run.share * full["steps"]))

@@ -29,6 +29,7 @@ def test_all_methods(tmp_path, capsys, monkeypatch):
     methods = yaml.safe_load((CONFIGS / "methods.yaml").read_text())["methods"]
     methods["smart_0_5"]["arguments"] = {"front_only": True, "threshold": 0.01, "snapshot_every_n_steps": 1}
     methods["movement"]["arguments"] = {"threshold": 10.0, "window": 4, "snapshot_every_n_steps": 1}
+    methods["shorter"] = {"share": 0.5}
     config = small(tmp_path, methods, seeds=[1])
     benchmark_command(["--config", str(config)])
     results = {result["run"]: result for result in read_results(tmp_path / "out" / "results.jsonl")}
@@ -38,7 +39,7 @@ def test_all_methods(tmp_path, capsys, monkeypatch):
         assert results[name]["timeline"]["events"], name
     spent = {name: sum(result["timeline"]["spent"].values()) for name, result in results.items()}
     assert spent["random"] == pytest.approx(spent["smart_0_5"], rel=0.1)
-    assert spent["shortened_flops"] == pytest.approx(spent["smart_0_5"], rel=0.05)
+    assert spent["shorter"] == pytest.approx(0.5 * spent["full"], rel=0.01)
     assert spent["interval"] == pytest.approx(0.8 * spent["full"], rel=0.02)
     for result in results.values():
         plain = "callback" not in methods[result["run"]]
@@ -61,7 +62,7 @@ METHODS = {
         "overrides": {"model.init_args.schedule": "constant"},
     },
     "random": {"callback": "RandomFreezeCallback", "arguments": {"timeline": "{linear}/freeze_timeline.csv"}},
-    "shortened": {"shorten_to": "linear"},
+    "shortened": {"share": 0.5},
 }
 
 
@@ -99,7 +100,8 @@ def test_a_failing_method_does_not_stop_the_others(tmp_path, capsys):
 
 
 def test_a_config_that_cannot_be_parsed_is_one_failure(tmp_path, capsys):
-    methods = {"full": {}, "odd": {"overrides": {"trainer.nope": 1}}, "after": {"shorten_to": "odd"}, "plain": {}}
+    methods = {"full": {}, "odd": {"overrides": {"trainer.nope": 1}}, "after": {"overrides": {"x": "{odd}"}}}
+    methods["plain"] = {}
     with pytest.raises(SystemExit):
         benchmark_command(["--config", str(small(tmp_path, methods, seeds=[1]))])
     said = " ".join(capsys.readouterr().err.split())
@@ -131,8 +133,8 @@ def test_results_of_other_settings_are_not_mixed_in(tmp_path):
         ({"seeds": []}, "seeds=.*at least one"),
         ({"seeds": [1, 1]}, "each once"),
         ({"baseline": "none"}, "baseline='none' is not one of"),
-        ({"methods": {"full": Run(), "b": Run(shorten_to="c")}}, "methods.b refers to .'c'."),
-        ({"methods": {"full": Run(shorten_to="b"), "b": Run(shorten_to="full")}}, "wait for each other"),
+        ({"methods": {"full": Run(), "b": Run(None, {"x": "{c}"})}}, "methods.b refers to .'c'."),
+        ({"methods": {"full": Run(None, {"x": "{b}"}), "b": Run(None, {"x": "{full}"})}}, "wait for each other"),
         ({"prepare": {"full": Run(seed=1)}}, "share the names"),
         ({"prepare": {"p": Run()}}, "prepare.p needs a seed"),
     ],

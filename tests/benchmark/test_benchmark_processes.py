@@ -21,7 +21,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 def test_two_processes(tmp_path, launcher):
     """Started by Lightning after the command, or by torchrun before it."""
     methods = {"full": {}, "static": {"callback": "StaticFreezeCallback"}, "odd": {"overrides": {"trainer.nope": 1}}}
-    methods |= {"shortened": {"shorten_to": "static", "by": "flops"}, "waits": {"shorten_to": "odd"}}
+    methods |= {"shortened": {"share": 0.5}, "waits": {"arguments": {"timeline": "{odd}/freeze_timeline.csv"}}}
     methods["one"] = {"overrides": {"trainer.devices": 1, "trainer.strategy": "auto"}}
     config = small(tmp_path, methods, seeds=[1])
     command = [sys.executable, *launcher, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
