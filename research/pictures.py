@@ -14,9 +14,8 @@ import matplotlib.pyplot as plt
 import torch
 from jsonargparse import auto_cli
 
-from research.cached import EPOCHS
 from research.runs import Runs
-from research.tables import CASES, cached_times, shown_methods
+from research.tables import CASES, shown_methods
 from smartfrz_lightning.predictor.later import LaterPredictor
 from smartfrz_lightning.predictor.later_inputs import later_inputs
 from smartfrz_lightning.stages.later import DEEPEST, EARLIEST
@@ -43,20 +42,6 @@ def later(path: Path) -> None:
         axis.set(title=f"training loss {loss:g} of the first", xlabel="share of the run done", xlim=(0, 1), ylim=(0, 1))
     axes[0].set_ylabel("depth of the prefix")
     figure.colorbar(drawn, label="p(safe)")
-    figure.savefig(path, dpi=130)
-
-
-def cache(path: Path) -> None:
-    """Time of a training with a frozen prefix and the cache, relative to frozen alone, by epochs."""
-    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    for name, seeds in cached_times().items():
-        axis.plot(EPOCHS, [statistics.fmean(shares) for shares in zip(*seeds, strict=True)], marker="o", label=name)
-    axis.axhline(1, color="0.6", lw=1)
-    axis.set(
-        xscale="log", xticks=[2, 4, 8, 16], xticklabels=[2, 4, 8, 16], xlabel="epochs", ylabel="time / frozen alone"
-    )
-    axis.minorticks_off()
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=130)
 
 
@@ -166,7 +151,7 @@ def main(folder: str) -> None:
     Args:
         folder: Where the pictures go.
     """
-    for picture in (later, cache, verify, rivals):
+    for picture in (later, verify, rivals):
         picture(Path(folder) / f"{picture.__name__}.png")
 
 

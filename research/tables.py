@@ -58,18 +58,13 @@ def default(runs: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cached_times() -> dict[str, list[list[float]]]:
-    """Time with the front cache relative to frozen alone: of each case and seed, after each number of epochs."""
+def cache(runs: Runs) -> str:
+    """Time with the front cache of earlier commits, relative to frozen alone: after each number of epochs."""
     found: dict[str, list[list[float]]] = {}
     for row in map(json.loads, RUNS.with_name("cached.jsonl").read_text().splitlines()):
         found.setdefault(row["case"], []).append([cached / alone for alone, cached in row["seconds"]])
-    return found
-
-
-def cache(runs: Runs) -> str:
-    """The same as a table."""
     lines = ["| | 2 epochs | 4 | 8 | 16 |", "|---|---|---|---|---|"]
-    for name, seeds in cached_times().items():
+    for name, seeds in found.items():
         lines.append(f"| {name} | " + " | ".join(spread(list(shares)) for shares in zip(*seeds, strict=True)) + " |")
     return "\n".join(lines) + "\n"
 

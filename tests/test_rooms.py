@@ -16,7 +16,6 @@ ROOMS = [
     "private",
     "layers",
     "freezing",
-    "cache",
     "history",
     "similarity",
     "predictor",
@@ -26,7 +25,7 @@ ROOMS = [
 ]
 ROOMS += ["stages", "callbacks", "experiments", "benchmark", "cli"]
 # What works on plain modules and tensors.
-PLAIN = ["layers", "freezing", "cache", "history", "similarity", "cost", "report", "engine", "stages"]
+PLAIN = ["layers", "freezing", "history", "similarity", "cost", "report", "engine", "stages"]
 
 
 def room_of(module):

@@ -60,9 +60,9 @@ class Example:
         """Points of accuracy above full training."""
         return run.accuracy - self.outcome.full.accuracy
 
-    def above(self, run: Run, cached: bool = False) -> float:
+    def above(self, run: Run) -> float:
         """Points of accuracy above plain training that is shortened to the same FLOPs."""
-        return run.accuracy - frontier(self.outcome, self.outcome.cost(run, cached))
+        return run.accuracy - frontier(self.outcome, self.outcome.cost(run))
 
     @property
     def family(self) -> str:

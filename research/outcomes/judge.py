@@ -34,22 +34,18 @@ class Verdict:
         gain: Points above full training.
         harmless: Share of the cases with at most 2 points less.
         flops: Relative to full training, without the probe.
-        cached: With a front whose forward pass costs nothing.
         above: Points above the frontier, plain training that is shortened to the same FLOPs.
-        above_cached: The same at the FLOPs of a cached front.
 
     Example:
         >>> from research.outcomes.judge import Verdict
-        >>> Verdict((1.0, 0.5), 1.0, 0.6, 0.4, (5.0, 1.0), (9.0, 2.0)).gain
+        >>> Verdict((1.0, 0.5), 1.0, 0.6, (5.0, 1.0)).gain
         (1.0, 0.5)
     """
 
     gain: tuple[float, float]
     harmless: float
     flops: float
-    cached: float
     above: tuple[float, float]
-    above_cached: tuple[float, float]
 
 
 def verdict(rule: Rule, examples: Sequence[Example]) -> Verdict:
@@ -61,21 +57,18 @@ def verdict(rule: Rule, examples: Sequence[Example]) -> Verdict:
         >>> from research.outcomes.rules import static
         >>> cases = load_examples("research/results/held_out.jsonl")
         >>> one = verdict(static(0), cases)
-        >>> one.cached < one.flops < 1
+        >>> 0 < one.flops < 1
         True
     """
-    gains, flops, cached, above, above_cached = [], [], [], [], []
+    gains, flops, above = [], [], []
     for example in examples:
         depth = rule(example)
         run = example.held[depth] if depth else example.outcome.full
         gains.append(example.gain(run))
         flops.append(example.outcome.cost(run))
-        cached.append(example.outcome.cost(run, cached=True))
         above.append(example.above(run) if depth else 0.0)
-        above_cached.append(example.above(run, cached=True) if depth else 0.0)
     harmless = statistics.fmean(gain >= -HARMLESS for gain in gains)
-    spent = statistics.fmean(flops), statistics.fmean(cached)
-    return Verdict(interval(gains), harmless, *spent, interval(above), interval(above_cached))
+    return Verdict(interval(gains), harmless, statistics.fmean(flops), interval(above))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -120,13 +113,11 @@ def verdict_table(examples: Sequence[Example], rules: Mapping[str, Rule], title:
     """
     table = Table(title=f"{title}: {len(examples)} runs", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for column in ("points vs full", "harmless", "FLOPs", "cached", "above frontier", "cached "):
+    for column in ("points vs full", "harmless", "FLOPs", "above frontier"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, rule in rules.items():
         one = verdict(rule, examples)
-        points = [shown(*one.gain), shown(*one.above), shown(*one.above_cached)]
-        shares = f"{one.harmless:.0%}", f"{one.flops:.2f}", f"{one.cached:.2f}"
-        table.add_row(name, points[0], *shares, *points[1:])
+        table.add_row(name, shown(*one.gain), f"{one.harmless:.0%}", f"{one.flops:.2f}", shown(*one.above))
     return table
 
 

@@ -98,7 +98,7 @@ def main(outcomes: str, output: str, compare: bool = True, threshold: float = 0.
     examples = load_examples(outcomes)
     if compare:
         table = Table(title=f"families not seen, {len(examples)} runs", box=SIMPLE_HEAD, pad_edge=False)
-        for column in ("", "log loss", "AUROC", "points vs full", "harmless", "FLOPs", "above frontier", "cached"):
+        for column in ("", "log loss", "AUROC", "points vs full", "harmless", "FLOPs", "above frontier"):
             table.add_column(column, justify="right" if column else "left")
         for name, how in VARIANTS.items():
             likelihoods = out_of_family(examples, **how)
@@ -107,9 +107,8 @@ def main(outcomes: str, output: str, compare: bool = True, threshold: float = 0.
             of_held = [p[recorded(case)] for case, p in zip(examples, likelihoods, strict=True)]
             gains = [torch.tensor([case.gain(case.held[depth]) for depth in sorted(case.held)]) for case in examples]
             scores = [f"{score:.3f}" for score in log_loss(of_held, gains)]
-            points = [shown(*one.gain), shown(*one.above), shown(*one.above_cached)]
             shares = [f"{one.harmless:.0%}", f"{one.flops:.2f}"]
-            table.add_row(name, *scores, points[0], *shares, *points[1:])
+            table.add_row(name, *scores, shown(*one.gain), *shares, shown(*one.above))
         Console(width=140).print(table)
     picture = Path(output).with_suffix(".png")
     reliability(examples, out_of_family(examples, inputs=CHOSEN), picture)

@@ -69,8 +69,8 @@ class Outcome:
         >>> with TemporaryDirectory() as folder:
         ...     outcome.save(f"{folder}/one.safetensors")
         ...     again = Outcome.load(f"{folder}/one.safetensors")
-        >>> again.runs == runs, outcome.cost(runs[1]), outcome.cost(runs[1], cached=True)
-        (True, 0.6, 0.4)
+        >>> again.runs == runs, outcome.cost(runs[1])
+        (True, 0.6)
     """
 
     case: Case
@@ -86,16 +86,15 @@ class Outcome:
         """The run in which everything trains to the end."""
         return next(run for run in self.runs if run.kind == "full")
 
-    def cost(self, run: Run, cached: bool = False) -> float:
+    def cost(self, run: Run) -> float:
         """FLOPs of a run relative to the full one.
 
         Args:
             run: One of this case.
-            cached: As if the forward pass of a frozen front cost nothing.
         """
         frozen = self.layers[: run.depth]
         cost = StepCost(self.costs)
-        total = cost.when_frozen(frozen).total - cached * sum(one.forward for one in self.costs[: run.depth])
+        total = cost.when_frozen(frozen).total
         whole = cost.full.total
         return (run.moment * whole + (run.steps - run.moment) * total) / (self.full.steps * whole)
 

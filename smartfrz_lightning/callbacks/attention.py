@@ -35,9 +35,6 @@ class AttentionFreezeCallback(WindowedFreezingCallback):
             has a single epoch or none.
         every_n_train_steps: Ask every n optimizer steps instead.
         exclude: Shell-style patterns of modules, layers or parameters that always train.
-        cache_front: Keep what the frozen front gives for each sample: ``True`` in memory, a folder in files.
-        cache_gigabytes: The most that is kept, by each process.
-        cache_dtype: Keep it in another type, such as ``"bfloat16"``.
         report: Whether to print a table at the end of a fit and to leave it as CSV and picture in the folder of the
             Trainer's logger; or another folder for the files.
 
@@ -62,9 +59,6 @@ class AttentionFreezeCallback(WindowedFreezingCallback):
         every_n_epochs: int | None = None,
         every_n_train_steps: int | None = None,
         exclude: Sequence[str] | str = (),
-        cache_front: bool | str = False,
-        cache_gigabytes: float = 4.0,
-        cache_dtype: str | None = None,
         report: bool | str = True,
     ) -> None:
         check_shares(threshold=threshold)
@@ -79,9 +73,6 @@ class AttentionFreezeCallback(WindowedFreezingCallback):
             every_n_epochs=every_n_epochs,
             every_n_train_steps=every_n_train_steps,
             exclude=exclude,
-            cache_front=cache_front,
-            cache_gigabytes=cache_gigabytes,
-            cache_dtype=cache_dtype,
         )
         self.threshold = threshold
 

@@ -32,7 +32,7 @@ class AutoFreezeCallback(FreezingCallback):
         percentile: N, between 0 and 100; 50 in both papers.
         norm: ``"l2"`` as in the paper or ``"l1"`` as in the authors' code.
         every_n_train_steps: Evaluate every n optimizer steps instead of M times an epoch.
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
         ValueError: An argument is out of range; on ``fit``: the data loader has no length and

@@ -42,8 +42,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     Args:
         report: Whether to print a table at the end of a fit and to leave it as CSV and picture in the folder of the
             Trainer's logger; or another folder for the files.
-        kwargs: Arguments of ``FreezingMethod``: when to ask, what to exclude, and
-            whether to cache what the frozen front gives.
+        kwargs: Arguments of ``FreezingMethod``: when to ask, and what to exclude.
 
     Raises:
         ValueError: Both intervals are given, or one is below 1; on ``fit``: a pattern matches nothing in the model, or

@@ -27,7 +27,7 @@ class BudgetFreezeCallback(FreezingCallback):
     gradients are taken; costs are rounded up to a thousandth of the budget.
 
     - **When**: a step may cost so much and no more, and what matters may change while training goes on.
-    - **When not**: with the front cache, as another front may train in every epoch.
+    - **When not**: under ``torch.compile``, which compiles anew whenever other layers train.
     - **Cost**: one full step an epoch; a copy of the weights during it.
     - **Source**: Huang et al. 2023, "Towards Green AI in Fine-tuning Large Language Models via Adaptive
       Backpropagation" (GreenTrainer), and "ElasticTrainer".
@@ -35,7 +35,7 @@ class BudgetFreezeCallback(FreezingCallback):
     Args:
         budget: FLOPs that a step may cost, as a share of a full one; its forward pass alone is about a third.
         every_n_epochs: Choose anew after every n-th epoch.
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
         ValueError: ``budget`` is not between 0 and 1; in the first steps: what always trains costs more than it.

@@ -30,7 +30,7 @@ class GradESFreezeCallback(FreezingCallback):
             paper tunes it for every model.
         grace: Share of the run in which nothing freezes.
         monitor: ``"change"`` of the gradient from step to step, or its ``"magnitude"``.
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
         ValueError: An argument is out of range; on ``fit``: the run has no known length.

@@ -26,7 +26,7 @@ class GradientNormFreezeCallback(FreezingCallback):
 
     Args:
         alpha: Between 0 and 1; how much of what is left may freeze at once.
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
         ValueError: ``alpha`` is out of range, or both intervals are given.

@@ -25,7 +25,7 @@ class IntervalFreezeCallback(FreezingCallback):
         flops_reduction: Share of the training FLOPs to save, between 0 and 1.
         every_n_train_steps: The interval in optimizer steps; by default the layers are spread evenly from the start
             to the end of the run.
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
         ValueError: An argument is out of range; on ``fit``: the run has no known length; in the first step: so much

@@ -31,7 +31,7 @@ class LinearFreezeCallback(FreezingCallback):
         t_0: When the first layer freezes, as a share of the run; before cubing, where ``schedule="cubic"``.
         schedule: ``"linear"`` or ``"cubic"``.
         scale_rates: Start layer i at ``lr / t_i``, so that all layers travel equally far.
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
         ValueError: ``t_0`` is not between 0 and 1, or ``schedule`` unknown; on ``fit``: the module

@@ -24,7 +24,7 @@ class RandomFreezeCallback(FreezingCallback):
     Args:
         timeline: ``freeze_timeline.csv`` of the other run.
         seed: Of the lot.
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -27,7 +27,7 @@ class SimilarityFreezeCallback(FreezingCallback):
         epsilon: Largest range of CKA over an epoch that counts as stable.
         measurements_per_epoch: How often an epoch CKA is measured.
         front_only: Freeze a layer only once all before it have.
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
         FileNotFoundError: On ``fit``: there is no such reference.

@@ -42,9 +42,6 @@ class SmartFreezeCallback(FreezingCallback):
         save: Share of a step to save, in place of ``threshold``: the safest prefix that saves as much is frozen, to the
             end of the run, without a trial.
         exclude: Shell-style patterns of modules, layers or parameters that always train.
-        cache_front: Keep what the frozen front gives for each sample: ``True`` in memory, a folder in files.
-        cache_gigabytes: The most that is kept, by each process.
-        cache_dtype: Keep it in another type, such as ``"bfloat16"``.
         report: Whether to print a table at the end of a fit and to leave it as CSV and picture in the folder of the
             Trainer's logger; or another folder for the files.
 
@@ -68,17 +65,11 @@ class SmartFreezeCallback(FreezingCallback):
         threshold: float | None = None,
         save: float | None = None,
         exclude: Sequence[str] | str = (),
-        cache_front: bool | str = False,
-        cache_gigabytes: float = 4.0,
-        cache_dtype: str | None = None,
         report: bool | str = True,
     ) -> None:
         super().__init__(
             report,
             exclude=exclude,
-            cache_front=cache_front,
-            cache_gigabytes=cache_gigabytes,
-            cache_dtype=cache_dtype,
         )
         if start == "none":
             raise ValueError("start='none': the paper's method by itself is AttentionFreezeCallback now")

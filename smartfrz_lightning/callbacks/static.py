@@ -23,7 +23,7 @@ class StaticFreezeCallback(FreezingCallback):
 
     Args:
         layers: How many layers from the front, or their share of all layers if it is below 1 (at least one layer).
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude`` and ``cache_front``.
+        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
         ValueError: ``layers`` is negative, or a share of 1 or more; in the first step: it is

@@ -97,7 +97,7 @@ class Engine:
         run.begun_before |= not run.global_steps and any(map(has_stepped, self._optimizers))
         self.method.start(run)
         allow_recompiling(self.ledger.patterns)
-        self.ledger.start_training(self.frozen.cache.use)
+        self.ledger.start_training()
 
     def before_batch(self, batch: Any = None, train_statistics: bool = False) -> None:
         """A training batch is about to begin.
@@ -116,7 +116,6 @@ class Engine:
         self.frozen.norms.keep_still()
         self.method.before_batch(self.run)
         self._observer.before_batch(batch)
-        self.frozen.cache.before_batch(self.run, self._observer.watching or self.frozen.norms.recalibrating)
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
         """These are about to be differentiated; in a loop of your own that is noticed by itself.
@@ -164,7 +163,6 @@ class Engine:
             stepped: An optimizer stepped, or would have except for an overflow; it is noticed by itself otherwise.
         """
         self._batches += 1
-        skipped = self.frozen.cache.after_batch(self.run)
         self.frozen.norms.batch_done(self.processes.agree)
         stepped = self._steps.take() or stepped
         self._find()
@@ -174,7 +172,6 @@ class Engine:
             self.run.cost = self.timeline.cost = cost
         work = passes * self._observer.meter.work()
         self.ledger.after_batch(work, self.run.frozen)
-        self.ledger.book_skipped(skipped, work)
         if not self.run.layers:
             return False
         if stepped:
@@ -201,7 +198,6 @@ class Engine:
         number = self._checked_epoch + 1 if epoch is None else epoch
         if self.run.layers and number > self._checked_epoch:
             self._checked_epoch = number
-            self.frozen.cache.end_epoch(self.run, self.processes.agree)
             if not last and self.method.epoch_check_due(self.run, number):
                 self._decider.check(self._batches)
 
@@ -216,7 +212,6 @@ class Engine:
 
     def stop_watching(self) -> None:
         """What watches a single batch goes: a batch that was skipped or was interrupted ends here."""
-        self.frozen.cache.after_batch(self.run)
         self._observer.stop()
 
     # --- decide

@@ -6,9 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from smartfrz_lightning.engine.front import CachedFront
 from smartfrz_lightning.engine.frozen_norms import RECALIBRATION, RECALIBRATION_SHARE, FrozenNorms
-from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import StillFrozen, frozen_here
 from smartfrz_lightning.engine.processes import Processes
 from smartfrz_lightning.engine.run import TrainingRun
@@ -22,19 +20,16 @@ class FrozenLayers:
 
     Args:
         model: The model.
-        method: Says whether there is to be a cache of what the front gives.
         processes: What their wrappers need when it changes what trains.
         run: Gets the names of what is frozen.
 
     Attributes:
         norms: Keeps running statistics.
-        cache: The front cache, as the engine uses it.
     """
 
-    def __init__(self, model: nn.Module, method: FreezingMethod, processes: Processes, run: TrainingRun) -> None:
+    def __init__(self, model: nn.Module, processes: Processes, run: TrainingRun) -> None:
         self._model, self._processes, self._run = model, processes, run
         self.norms = FrozenNorms(model)
-        self.cache = CachedFront(model, method)
         self._outside = StillFrozen(model)
         self._escaped: dict[str, None] = {}
 
@@ -42,7 +37,6 @@ class FrozenLayers:
         """Training begins or goes on."""
         if self._run.frozen:
             freeze(self._model, self._run.frozen_layers, optimizers)
-        self.cache.start(self._run)
         self.watch()
 
     def change(self, stopped: Sequence[Layer], thawed: Sequence[Layer], optimizers: Sequence[Optimizer]) -> None:
@@ -82,7 +76,6 @@ class FrozenLayers:
         here = frozen_here(self._model)
         here.clear()
         here.update({layer.name: layer for layer in frozen})
-        self.cache.changed(self._run)
 
     def gradients_ready(self) -> None:
         """Take away gradients of frozen layers that the user's code let train."""
@@ -97,7 +90,6 @@ class FrozenLayers:
     def end(self) -> None:
         """Training ended or was interrupted."""
         self.norms.end()
-        self.cache.end()
 
     def leave_one_training(
         self, layers: Sequence[Layer], thawed: Sequence[Layer], optimizers: Sequence[Optimizer]

@@ -65,7 +65,7 @@ class Parts:
             **{name: getattr(before, name) for name in _OF_THE_LOOP if before is not None},
         )
         self.observer = Observer(model, method.exclude, timeline.layers)
-        self.frozen = FrozenLayers(model, method, processes, self.run)
+        self.frozen = FrozenLayers(model, processes, self.run)
         self.decider = Decider(method, self.run, self.observer, self.frozen, self.ledger, processes)
 
     def _tell(self, text: str) -> None:

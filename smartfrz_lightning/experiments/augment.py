@@ -4,20 +4,18 @@ import torch
 from torch import Tensor
 
 
-def crop_and_flip(images: Tensor, draws: Tensor | None = None, crop: bool = True) -> Tensor:
+def crop_and_flip(images: Tensor, crop: bool = True) -> Tensor:
     """Pad each image by an eighth of its size, crop it back at random and flip it at random.
 
     Args:
         images: ``[batch, channels, height, width]``, on any device.
-        draws: ``[batch, 3]`` numbers from 0 to 1: where to crop, down and across, and whether to flip; drawn from
-            torch's CPU generator by default, so that all devices draw alike.
         crop: Whether to crop, or to flip alone.
 
     Returns:
         The same shape.
     """
     batch, channels, height, width = images.shape
-    draws = torch.rand(batch, 3) if draws is None else draws
+    draws = torch.rand(batch, 3)  # on the CPU, so that all devices draw alike
     pad = (height // 8, width // 8) if crop else (0, 0)
     padded = torch.nn.functional.pad(images, (pad[1], pad[1], pad[0], pad[0]))
     rows = (draws[:, :1] * (2 * pad[0] + 1)).long() + torch.arange(height)

@@ -28,11 +28,11 @@ class ByteImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        return self.images[index], self.labels[index], index
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        return self.images[indices], self.labels[indices], torch.tensor(indices)
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.images[indices], self.labels[indices]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -51,11 +51,9 @@ class ByteImagesDataModule(LightningDataModule, ABC):
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
         augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
-        views: So many augmentations of each image are drawn, once and for all, and come again; new ones every time if
-            ``None``. A cache of a frozen front knows an image by its view.
 
     Raises:
-        ValueError: ``augment`` is none of these, or ``views`` below 1.
+        ValueError: ``augment`` is none of these.
     """
 
     def __init__(
@@ -65,15 +63,11 @@ class ByteImagesDataModule(LightningDataModule, ABC):
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
         augment: Literal["crop", "flip", "none"] = "crop",
-        views: int | None = None,
     ) -> None:
         super().__init__()
         if augment not in ("crop", "flip", "none"):
             raise ValueError(f"augment={augment!r}: must be 'crop', 'flip' or 'none'")
-        if views is not None and views < 1:
-            raise ValueError(f"views={views}: must be at least 1, or None for new ones every time")
-        self.augment, self.views = augment, views
-        self._draws: Tensor | None = None
+        self.augment = augment
         self.batch_size = batch_size
         self.resize = resize
         self._normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
@@ -96,21 +90,12 @@ class ByteImagesDataModule(LightningDataModule, ABC):
         return DataLoader(self._data["test"], 2 * self.batch_size, collate_fn=_as_it_is)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        images, labels, numbers = batch
+        images, labels = batch
         if self.trainer is not None and self.trainer.training and self.augment != "none":
-            images = crop_and_flip(images, self._draws_of(numbers), crop=self.augment == "crop")
+            images = crop_and_flip(images, crop=self.augment == "crop")
         if self.resize is not None:
             images = v2.functional.resize(images, [self.resize, self.resize], antialias=True)
         images = self._normalize(images)
         if self.trainer is not None:  # the Trainer converted the batch when its images were bytes still
             images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
-
-    def _draws_of(self, numbers: Tensor) -> Tensor | None:
-        if self.views is None:
-            return None
-        if self._draws is None:
-            self._draws = torch.rand(
-                self.views, len(self._data["train"]), 3, generator=torch.Generator().manual_seed(0)
-            )
-        return self._draws[torch.randint(self.views, (len(numbers),)), numbers.cpu()]

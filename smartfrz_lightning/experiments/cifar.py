@@ -24,7 +24,6 @@ class CifarDataModule(ByteImagesDataModule):
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
         augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
-        views: So many augmentations of each image are drawn, once and for all, and come again; new ones if ``None``.
 
     Raises:
         ConnectionError: On ``fit``: the data cannot be downloaded.
@@ -41,9 +40,8 @@ class CifarDataModule(ByteImagesDataModule):
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
         augment: Literal["crop", "flip", "none"] = "crop",
-        views: int | None = None,
     ) -> None:
-        super().__init__(batch_size, resize, mean, std, augment, views)
+        super().__init__(batch_size, resize, mean, std, augment)
         self.root = root
         self.dataset = dataset
         self.download = download

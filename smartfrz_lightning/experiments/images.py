@@ -42,7 +42,6 @@ class ImageFolderDataModule(ByteImagesDataModule):
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
         augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
-        views: So many augmentations of each image are drawn, once and for all, and come again; new ones if ``None``.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -75,9 +74,8 @@ class ImageFolderDataModule(ByteImagesDataModule):
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
         augment: Literal["crop", "flip", "none"] = "crop",
-        views: int | None = None,
     ) -> None:
-        super().__init__(batch_size, resize, mean, std, augment, views)
+        super().__init__(batch_size, resize, mean, std, augment)
         for part in ("train", "test"):
             if not (Path(root) / part).is_dir():
                 raise FileNotFoundError(

@@ -1,7 +1,7 @@
 """Parts of PyTorch that are not public, under names of our own."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,52 +9,35 @@ import numpy as np
 import torch
 from packaging.version import Version
 from torch import nn
-from torch._C._functorch import (  # pyright: ignore[reportMissingModuleSource]
-    is_functorch_wrapped_tensor,
-    peek_interpreter_stack,
-)
 from torch._dynamo.callback import callback_handler as compile_callbacks
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import HigherOrderOperator
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm
 from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
     "Convolution",
     "HigherOrderOperator",
-    "OpOverload",
     "RunningNorm",
     "SpectralNorm",
     "TorchDispatchMode",
-    "below_functions",
     "bucket_megabytes",
     "communication_hooks",
     "compile_callbacks",
     "compile_config",
     "drawing_from",
-    "empty_subclass",
-    "has_global_hooks",
-    "in_transform",
     "is_compiled",
-    "is_plain",
     "module_hooks",
-    "outside_transforms",
-    "own_tensors",
-    "parts",
     "random_states",
     "register_gradient_hooks",
     "sequence_number",
     "steps_in_backward",
     "tensors_in",
     "torch_is_older",
-    "tree_flatten",
-    "tree_leaves",
     "tree_map_only",
-    "tree_unflatten",
-    "writes",
 ]
 
 
@@ -133,58 +116,7 @@ def bucket_megabytes(wrapper: DistributedDataParallel) -> float:
     return wrapper.bucket_bytes_cap / 1024 / 1024
 
 
-def empty_subclass(kind: type, shape: Sequence[int], dtype: torch.dtype, device: Any) -> Any:
-    """A tensor of a subclass that has a shape, but no values."""
-    return torch.Tensor._make_wrapper_subclass(kind, shape, dtype=dtype, device=device)
-
-
-def below_functions() -> Any:
-    """A context in which ``__torch_function__`` of tensors is not asked."""
-    return torch._C.DisableTorchFunctionSubclass()
-
-
-def in_transform() -> bool:
-    """Whether a transform of ``torch.func`` is at work."""
-    return peek_interpreter_stack() is not None
-
-
-def outside_transforms() -> Any:
-    """A context in which transforms of ``torch.func`` do not see what is done."""
-    return torch._C._DisableFuncTorch()
-
-
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module is compiled, by ``torch.compile``, ``Module.compile`` or TorchScript."""
     kinds = (torch._dynamo.OptimizedModule, torch.jit.ScriptModule)
     return isinstance(module, kinds) or module._compiled_call_impl is not None
-
-
-def writes(tensor: torch.Tensor) -> int:
-    """How often a tensor was written to, except through ``.data``."""
-    return tensor._version
-
-
-def own_tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
-    """A module's own parameters and buffers, with the table in which each stands under its name."""
-    tables = (module._parameters, module._buffers)
-    return [(table, name, t) for table in tables for name, t in table.items() if t is not None]
-
-
-def has_global_hooks() -> bool:
-    """Whether something is hooked to every module."""
-    module = torch.nn.modules.module
-    return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
-
-
-def parts(module: nn.Module) -> list[dict[str, Any]]:
-    """A module's tables of its parameters, buffers and children."""
-    return [module._parameters, module._buffers, module._modules]
-
-
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is nothing but its values: dense, and not in a transform of ``torch.func`` or forward mode."""
-    if tensor.layout != torch.strided or tensor.is_inference() or tensor.is_conj() or tensor.is_neg():
-        return False
-    if tensor.is_quantized or tensor.is_nested or is_functorch_wrapped_tensor(tensor):
-        return False
-    return tensor.numel() > 0 and torch.autograd.forward_ad._current_level < 0

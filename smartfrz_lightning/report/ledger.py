@@ -5,7 +5,6 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from smartfrz_lightning.cache.cache_use import CacheUse
 from smartfrz_lightning.freezing.compiled import CompileClock
 from smartfrz_lightning.report.timeline import Compilation, FreezeEvent, Timeline, TrainingState
 
@@ -32,14 +31,9 @@ class Ledger:
         """Seconds of ``fit`` count from here."""
         self._fit_started = time.perf_counter()
 
-    def start_training(self, cache: CacheUse | None = None) -> None:
-        """Compilations count from here, if they do not already.
-
-        Args:
-            cache: What the front cache does, if there is one.
-        """
+    def start_training(self) -> None:
+        """Compilations count from here, if they do not already."""
         self._compile_clock.start()
-        self.timeline.cache = cache
 
     def stop(self) -> None:
         """The fit ended or was interrupted; may be called more than once."""
@@ -84,18 +78,6 @@ class Ledger:
     def book_repeated(self, work: float) -> None:
         """A batch was repeated with everything training."""
         self.timeline.repeated += work
-
-    def book_skipped(self, layers: Collection[str], work: float) -> None:
-        """Book what a cached front did not do in the latest batch.
-
-        Args:
-            layers: Names of the layers in that front.
-            work: The part of the batch that it was not run for, in units of the first measured one.
-        """
-        timeline = self.timeline
-        if work and timeline.states and timeline.cost is not None:
-            cost = sum(cost.forward for cost in timeline.cost.layers if cost.layer in layers)
-            timeline.states[-1].skipped += work * cost
 
     # --- freezing
 

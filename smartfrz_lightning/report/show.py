@@ -8,7 +8,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from smartfrz_lightning.cache.cache_use import ENDED, CacheUse
 from smartfrz_lightning.report.timeline import Timeline
 
 _PINNED = {
@@ -45,8 +44,6 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
             f"them after freezing in {sum(entry.seconds for entry in after):.1f} s"
         )
     lines += timeline.notes
-    if timeline.cache:
-        lines.append(cache_line(timeline.cache))
     if timeline.frozen:
         lines.append("frozen layers keep requires_grad=False; thaw() lets them train again")
     if why := nothing_saved(timeline):
@@ -76,17 +73,6 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
             when = [str(event.step), f"{event.epoch:.2f}", confidence]
         table.add_row(str(index), layer.name, f"{layer.size:,}", *when[: len(columns) - 3])
     return table
-
-
-def cache_line(use: CacheUse) -> str:
-    """What the cache of the frozen front did."""
-    line = f"front cache: not run for {use.hits:,} of {use.hits + use.misses:,} samples, {use.seconds:.1f} s saved, "
-    line += f"{use.gigabytes:.2f} GB kept at most"
-    if use.ends:
-        line += f"; not kept: {use.ends}"
-    if use.problem:
-        line += f"; {use.problem}"
-    return line if use.stopped in ("", ENDED) else f"{line}; switched off: {use.stopped}"
 
 
 def nothing_saved(timeline: Timeline) -> str:

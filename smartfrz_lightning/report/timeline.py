@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from smartfrz_lightning.cache.cache_use import CacheUse
 from smartfrz_lightning.cost.flops import StepFlops
 from smartfrz_lightning.cost.step_cost import StepCost
 from smartfrz_lightning.layers.layer import Layer
@@ -40,21 +39,17 @@ class TrainingState:
         flops: FLOPs of a batch as large as the first that was measured.
         work: Batches in this state, in units of that one.
         events: Events before this state.
-        skipped: Forward FLOPs of a cached front that were not done.
     """
 
     step: int
     flops: StepFlops
     work: float = 0
     events: int = 0
-    skipped: float = 0
 
     @property
     def spent(self) -> StepFlops:
         """FLOPs of all batches in this state."""
-        done = self.flops.times(self.work)
-        done.forward -= self.skipped
-        return done
+        return self.flops.times(self.work)
 
 
 @dataclass
@@ -86,7 +81,6 @@ class Timeline:
         notes: What the method said of its decisions, in order of time.
         callback_seconds: Time spent in the callback's hooks; without the report.
         fit_seconds: Time spent in ``fit``.
-        cache: What the cache of the frozen front did, if there was one.
         repeated: Batches that were repeated with everything training, in units of the first that was measured.
 
     Examples:
@@ -114,7 +108,6 @@ class Timeline:
     notes: list[str] = field(default_factory=list)
     callback_seconds: float = 0
     fit_seconds: float = 0
-    cache: CacheUse | None = None
     repeated: float = 0
 
     @property
@@ -208,7 +201,7 @@ class Timeline:
         cost = StepCost.from_state_dict(state["cost"]) if state["cost"] else None
         compilations = [Compilation(**entry) for entry in state["compilations"]]
         parts = {"layers": layers, "events": events, "states": states, "cost": cost, "compilations": compilations}
-        return cls(**{**rest, **parts, "cache": CacheUse(**state["cache"]) if state["cache"] else None})
+        return cls(**{**rest, **parts})
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:

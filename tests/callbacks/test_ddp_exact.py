@@ -24,7 +24,6 @@ CASES = {
         "thaw": {"3": [0]},
         "trainer": {"accumulate_grad_batches": 2},
     },
-    "front cache": {"script": {"1": [0]}, "cache": True},
     "probe": {"start": {"probe_steps": 4, "save": 0.1}},
     "trial": {"trial": "own", "trainer": {"max_epochs": 30}},  # 120 steps, of which 12 to 24
     "trial, adopted": {"trial": "adopted", "trainer": {"max_epochs": 30}},
@@ -89,10 +88,6 @@ def test_as_one_process(make_trainer, outcomes, case):
         assert one == pytest.approx(sum(both) / 2, rel=1e-12)
     for name, tensor in single.state_dict().items():
         assert torch.allclose(tensor, first["weights"][name], rtol=1e-11, atol=1e-13), name
-
-
-def test_each_process_keeps_what_the_front_gave_for_its_samples(outcomes):
-    assert all(rank["hits"] > 0 for rank in outcomes["front cache"])
 
 
 @pytest.mark.parametrize("case", BYTES)

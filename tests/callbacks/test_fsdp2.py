@@ -34,7 +34,6 @@ def folder(tmp_path_factory):
 def outcomes(folder):
     cases = {
         "script": SCRIPT,
-        "cached": {**SCRIPT, "cache": True},
         "predictor": {"attention": ATTENTION},
         "probe": PROBE,
         "later": LATER,
@@ -68,12 +67,6 @@ def test_as_one_process(make_trainer, outcomes):
     for name, tensor in single.state_dict().items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name
         assert torch.allclose(tensor, first["weights"][name], rtol=1e-4, atol=1e-6), name
-
-
-def test_the_front_cache_is_off_and_it_is_said(outcomes):
-    for cached, plain in zip(outcomes["cached"], outcomes["script"], strict=True):
-        assert cached["cache"] == "parameters are sharded (FSDP)" and plain["cache"] is None
-        assert cached["losses"] == plain["losses"]
 
 
 @pytest.mark.parametrize("case", ["probe", "later"])

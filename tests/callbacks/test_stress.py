@@ -95,31 +95,3 @@ def test_random_combination(make_trainer, tmp_path, seed):
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert again.timeline.events == freezer.timeline.events and again.timeline.spent == freezer.timeline.spent
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(150))
-def test_random_combination_with_the_front_cache(make_trainer, seed):
-    lot = random.Random(f"cached {seed}")
-    count = sum(isinstance(module, nn.Linear) for module in Random(seed).net)
-    fronts = sorted(lot.sample(range(1, count), lot.randint(1, min(2, count - 1))))  # that grow
-    script, before = {}, 0
-    for number, front in enumerate(fronts):
-        script[1 + 14 * number], before = list(range(before, front)), front
-    thaw = {40: [0]} if lot.random() < 0.3 else {}
-    settings = {"accumulate_grad_batches": lot.choice([1, 1, 2]), "gradient_clip_val": lot.choice([None, 0.1])}
-    fits = []
-    for cache in (False, True):
-        model, freezer = Random(seed), ScriptedFreeze(script, thaw, cache_front=cache)
-        for module in model.net:
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        make_trainer(freezer, max_epochs=7, precision="64-true", **settings).fit(model)
-        fits.append((model, freezer))
-    (plain, _), (cached, freezer) = fits
-    stopped = freezer.timeline.cache.stopped
-    assert stopped == "training ended" or "ms without" in stopped  # how long a step takes is the machine's
-    assert freezer.timeline.cache.hits > 0
-    assert cached.losses == pytest.approx(plain.losses, rel=1e-8)
-    for name, tensor in plain.state_dict().items():
-        assert torch.allclose(tensor, cached.state_dict()[name], rtol=1e-7, atol=1e-9), name

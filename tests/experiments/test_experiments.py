@@ -32,7 +32,7 @@ def test_image_folder(folder):
     data = ImageFolderDataModule(str(folder), train_per_class=3, test_per_class=2, **settings)
     data.setup("fit")
     batches = list(data.train_dataloader())
-    assert [len(labels) for _, labels, _ in batches] == [4]  # 6 images, the incomplete batch is dropped
+    assert [len(labels) for _, labels in batches] == [4]  # 6 images, the incomplete batch is dropped
     images, labels = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert labels.tolist() == [0, 0, 1, 1]
     assert torch.allclose(images[:, 0, 0, 0], torch.tensor([10, 11, 240, 241]) / 255)
@@ -72,7 +72,7 @@ def test_image_folder_bad_input(folder):
         ImageFolderDataModule(str(folder), classes=["red"]).setup("fit")
 
 
-def test_recorded_views_come_again_and_free_ones_do_not(folder, make_trainer):
+def test_augmentation_draws_anew_in_each_epoch(folder, make_trainer):
     torch.manual_seed(0)
     for path in folder.rglob("*.png"):
         write_png(torch.randint(256, (3, 32, 32), dtype=torch.uint8), str(path))
@@ -93,10 +93,7 @@ def test_recorded_views_come_again_and_free_ones_do_not(folder, make_trainer):
     count, free = seen()
     images = count // 12
     assert seen(augment="none") == (count, images)
-    assert seen(augment="flip")[1] == 2 * images and seen(views=1)[1] == images
-    assert images < seen(views=3)[1] <= 3 * images < free
-    with pytest.raises(ValueError, match="views=0"):
-        ImageFolderDataModule(str(folder), views=0)
+    assert seen(augment="flip")[1] == 2 * images < free
 
 
 def test_each_image_is_cropped_and_flipped_for_itself():

@@ -162,7 +162,7 @@ def test_paper_config_with_all_methods(path, monkeypatch):
     parsed = parser.instantiate_classes(parser.parse_args([methods, f"--config={path}"]))
     benchmark = Benchmark(**{field.name: parsed[field.name] for field in fields(Benchmark)})
     assert {"full", "linear", "auto", "smart_any_order"} <= set(benchmark.published) <= set(benchmark.methods)
-    assert len(benchmark.schedule()) == 16 * 5
+    assert len(benchmark.schedule()) == 15 * 5
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "paper" / "networks").glob("*.yaml")), ids=lambda p: p.stem)

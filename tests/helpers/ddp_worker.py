@@ -96,7 +96,7 @@ def freezing(settings):
         odds = Safe((0.6, 3.0), (1.1, 1.5 if settings.get("long") else 0.9))
         return smart(odds, verdict=VERDICTS[settings["trial"]], schedule=schedule, probe=settings.get("probe"))
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
-    return ScriptedFreeze(freeze, thaw, cache_front=settings.get("cache", False))
+    return ScriptedFreeze(freeze, thaw)
 
 
 def fit(settings, folder):
@@ -132,7 +132,6 @@ def fit(settings, folder):
         "checkpoint": os.path.join(folder, "epoch=0.ckpt"),  # noqa: PTH118
         "bytes": count.steps,
         "notes": notes(freezer),
-        "hits": freezer.timeline.cache.hits if freezer.timeline.cache else 0,
     }
 
 

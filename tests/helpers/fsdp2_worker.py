@@ -51,7 +51,6 @@ def fit(settings, folder):
         "saved": freezer.timeline.saved,
         "windows": history["ring"] if history else None,
         "notes": freezer.timeline.notes,
-        "cache": freezer.timeline.cache.stopped if freezer.timeline.cache else None,
     }
 
 
