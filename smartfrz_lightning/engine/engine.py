@@ -97,7 +97,6 @@ class Engine:
         run.begun_before |= not run.global_steps and any(map(has_stepped, self._optimizers))
         self.method.start(run)
         allow_recompiling(self.ledger.patterns)
-        self.ledger.start_training()
 
     def before_batch(self, batch: Any = None, train_statistics: bool = False) -> None:
         """A training batch is about to begin.
@@ -206,7 +205,6 @@ class Engine:
         self.stop_watching()
         self._steps.remove()
         self.method.end(self.run)
-        self.ledger.stop()
         self.frozen.end()
         self._started = False
 

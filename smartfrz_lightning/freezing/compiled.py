@@ -1,12 +1,10 @@
-"""What freezing needs under ``torch.compile``: eager measuring, recompiling and room for it, and its cost."""
+"""What freezing needs under ``torch.compile``: eager measuring, recompiling and room for it."""
 
 import contextlib
-import time
-from typing import Any
 
 import torch
 
-from smartfrz_lightning.private.pytorch import compile_callbacks, compile_config, torch_is_older
+from smartfrz_lightning.private.pytorch import compile_config, torch_is_older
 
 
 def eager() -> contextlib.AbstractContextManager:
@@ -39,37 +37,3 @@ def forget_graphs() -> None:
     """
     if torch_is_older(2, 13):
         torch.compiler.reset()
-
-
-class CompileClock:
-    """Counts what is compiled while it runs, and the seconds that takes."""
-
-    def __init__(self) -> None:
-        self._count, self._seconds = 0, 0.0
-        self._began = 0.0
-
-    def start(self) -> None:
-        """Listen to the compiler; does nothing if it listens already."""
-        if self._begin not in compile_callbacks.start_callbacks:  # torch.compiler.reset clears the lists
-            compile_callbacks.register_start_callback(self._begin)
-            compile_callbacks.register_end_callback(self._end)
-
-    def stop(self) -> None:
-        """Listen no more."""
-        if self._begin in compile_callbacks.start_callbacks:
-            compile_callbacks.remove_start_callback(self._begin)
-            compile_callbacks.remove_end_callback(self._end)
-
-    def take(self) -> tuple[int, float]:
-        """Compilations and their seconds since this was asked last."""
-        taken = self._count, self._seconds
-        self._count, self._seconds = 0, 0.0
-        return taken
-
-    def _begin(self, *_: Any) -> None:
-        self._began = time.perf_counter()
-
-    def _end(self, *about: Any) -> None:
-        # A backward graph that is compiled later belongs to its forward. Older versions of PyTorch say nothing here.
-        self._count += not about or about[0].callback_trigger.name == "DYNAMO"
-        self._seconds += time.perf_counter() - self._began

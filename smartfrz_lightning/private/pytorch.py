@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from packaging.version import Version
 from torch import nn
-from torch._dynamo.callback import callback_handler as compile_callbacks
 from torch._ops import HigherOrderOperator
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm
 from torch.nn.modules.conv import _ConvNd as Convolution
@@ -26,7 +25,6 @@ __all__ = [
     "TorchDispatchMode",
     "bucket_megabytes",
     "communication_hooks",
-    "compile_callbacks",
     "compile_config",
     "drawing_from",
     "is_compiled",

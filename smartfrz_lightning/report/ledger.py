@@ -5,8 +5,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from smartfrz_lightning.freezing.compiled import CompileClock
-from smartfrz_lightning.report.timeline import Compilation, FreezeEvent, Timeline, TrainingState
+from smartfrz_lightning.report.timeline import FreezeEvent, Timeline, TrainingState
 
 
 class Ledger:
@@ -22,7 +21,6 @@ class Ledger:
     def __init__(self, timeline: Timeline | None = None) -> None:
         self.timeline = timeline or Timeline()
         self._unmeasured = 0.0  # batches before the first that could be measured
-        self._compile_clock = CompileClock()
         self.start_fit()
 
     # --- one fit
@@ -30,15 +28,6 @@ class Ledger:
     def start_fit(self) -> None:
         """Seconds of ``fit`` count from here."""
         self._fit_started = time.perf_counter()
-
-    def start_training(self) -> None:
-        """Compilations count from here, if they do not already."""
-        self._compile_clock.start()
-
-    def stop(self) -> None:
-        """The fit ended or was interrupted; may be called more than once."""
-        self._compile_clock.stop()
-        self._book_compiling()
 
     def end_fit(self) -> None:
         """Book the seconds of ``fit`` until now."""
@@ -69,7 +58,6 @@ class Ledger:
             self._unmeasured += work
             return
         if not timeline.states or timeline.states[-1].events != len(timeline.events):
-            self._book_compiling()
             flops = timeline.cost.when_frozen(frozen)
             timeline.states.append(TrainingState(timeline.steps, flops, events=len(timeline.events)))
         timeline.states[-1].work += work + self._unmeasured
@@ -100,19 +88,8 @@ class Ledger:
             epoch: Epochs done.
             step: Optimizer steps done.
         """
-        self._book_compiling()
         self.timeline.events += [FreezeEvent(name, step, epoch, None, "thaw") for name in thawed]
         self.timeline.events += [FreezeEvent(name, step, epoch, confidence) for name, confidence in frozen.items()]
-        self._compile_clock.start()  # forgetting graphs stops the count
-
-    def _book_compiling(self) -> None:
-        count, seconds = self._compile_clock.take()
-        if count:
-            frozen, booked = len(self.timeline.events), self.timeline.compilations
-            if not booked or booked[-1].frozen != frozen:
-                booked.append(Compilation(frozen))
-            booked[-1].count += count
-            booked[-1].seconds += seconds
 
 
 class _Timed:

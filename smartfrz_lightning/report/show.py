@@ -36,13 +36,6 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
             f"callback's hooks: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit "
             f"({timeline.overhead:.1%})"
         )
-    if timeline.compilations:
-        after = [entry for entry in timeline.compilations if entry.frozen]
-        lines.append(
-            f"torch.compile: {sum(entry.count for entry in timeline.compilations)} compilations in "
-            f"{sum(entry.seconds for entry in timeline.compilations):.1f} s, {sum(entry.count for entry in after)} of "
-            f"them after freezing in {sum(entry.seconds for entry in after):.1f} s"
-        )
     lines += timeline.notes
     if timeline.frozen:
         lines.append("frozen layers keep requires_grad=False; thaw() lets them train again")

@@ -53,21 +53,6 @@ class TrainingState:
 
 
 @dataclass
-class Compilation:
-    """What ``torch.compile`` compiled between two freezing events.
-
-    Attributes:
-        frozen: Number of layers that were frozen.
-        count: Compilations, of validation too.
-        seconds: Time they took.
-    """
-
-    frozen: int
-    count: int = 0
-    seconds: float = 0
-
-
-@dataclass
 class Timeline:
     """All that is reported of a run.
 
@@ -76,7 +61,6 @@ class Timeline:
         events: What froze, in order of time.
         states: What a batch cost, one entry for the start and one after each freezing event.
         cost: What a step costs, by layer.
-        compilations: What was compiled when; empty without ``torch.compile``.
         steps: Optimizer steps done.
         notes: What the method said of its decisions, in order of time.
         callback_seconds: Time spent in the callback's hooks; without the report.
@@ -103,7 +87,6 @@ class Timeline:
     events: list[FreezeEvent] = field(default_factory=list)
     states: list[TrainingState] = field(default_factory=list)
     cost: StepCost | None = None
-    compilations: list[Compilation] = field(default_factory=list)
     steps: int = 0
     notes: list[str] = field(default_factory=list)
     callback_seconds: float = 0
@@ -199,8 +182,7 @@ class Timeline:
         states = [TrainingState(**{**entry, "flops": StepFlops(**entry["flops"])}) for entry in state["states"]]
         events = [FreezeEvent(**event) for event in state["events"]]
         cost = StepCost.from_state_dict(state["cost"]) if state["cost"] else None
-        compilations = [Compilation(**entry) for entry in state["compilations"]]
-        parts = {"layers": layers, "events": events, "states": states, "cost": cost, "compilations": compilations}
+        parts = {"layers": layers, "events": events, "states": states, "cost": cost}
         return cls(**{**rest, **parts})
 
 

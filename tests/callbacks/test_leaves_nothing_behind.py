@@ -30,7 +30,6 @@ from smartfrz_lightning import (
 )
 from smartfrz_lightning.engine import Freezer
 from smartfrz_lightning.layers import find_layers
-from smartfrz_lightning.private.pytorch import compile_callbacks
 from smartfrz_lightning.stages import StartStage
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -43,7 +42,6 @@ def surroundings():
         "dispatch modes": _len_torch_dispatch_stack(),
         "function modes": torch._C._len_torch_function_stack(),
         "stance": torch._dynamo.eval_frame._stance.stance,
-        "compile callbacks": len(compile_callbacks.start_callbacks) + len(compile_callbacks.end_callbacks),
         "saved tensor hooks": torch.autograd.graph.disable_saved_tensors_hooks.__name__,
     }
 

@@ -66,7 +66,6 @@ CHECKS = {
     ),
     "HigherOrderOperator": lambda: isinstance(torch.ops.higher_order.cond, pytorch.HigherOrderOperator),
     "TorchDispatchMode": dispatch_mode,
-    "compile_callbacks": lambda: isinstance(pytorch.compile_callbacks.start_callbacks, list),
     "drawing_from": drawn_again,
     "random_states": drawn_again,
     "register_gradient_hooks": gradient_hooks,

@@ -108,18 +108,6 @@ def test_networks_in_which_no_product_trains_are_booked(make_trainer, net):
     assert freezer.timeline.states[0].work == pytest.approx(2 * 61 / 8, rel=0.01)
 
 
-def test_compilations_are_booked_to_the_state_in_which_they_happened(monkeypatch):
-    ledger, compiled = Ledger(), iter([(2, 4.0), (1, 1.0), (0, 0.0), (1, 2.0), (3, 3.0), (1, 0.5)])
-    monkeypatch.setattr(ledger._compile_clock, "take", lambda: next(compiled))
-    ledger.change({"a": None}, [], epoch=1.0, step=1)
-    ledger.change({"b": None}, [], epoch=1.0, step=1)
-    ledger.change({}, ["a"], epoch=2.0, step=2)
-    for _ in range(3):
-        ledger._book_compiling()
-    booked = [(entry.frozen, entry.count, entry.seconds) for entry in ledger.timeline.compilations]
-    assert booked == [(0, 2, 4.0), (1, 1, 1.0), (3, 5, 5.5)]
-
-
 def test_reported_numbers_by_hand():
     ledger = Ledger(Timeline(steps=5))
     ledger.change({"a": 0.9, "b": None}, [], epoch=1.25, step=5)
