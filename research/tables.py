@@ -69,6 +69,22 @@ def cache(runs: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cache_in_benchmarks(runs: Runs) -> str:
+    """The same in whole benchmark runs, one after the other."""
+    lines = []
+    for case, name in (
+        ("efficientnet_plain", "EfficientNet-Lite0, 4 epochs, no augmentation"),
+        ("film_reviews_cached", "MiniLM, film reviews, 4 epochs"),
+    ):
+        for method in ("smart", "static"):
+            alone = {row["seed"]: row for row in runs.of(case, method)}
+            pairs = [(row, alone[row["seed"]]) for row in runs.of(case, f"{method}_cached")]
+            time = spread([row["seconds"] / other["seconds"] for row, other in pairs])
+            points = spread([100 * (row["value"] - other["value"]) for row, other in pairs], 1, True)
+            lines.append([name, f"`{method}`", str(len(pairs)), time, points])
+    return _markdown(["", "method", "seeds", "time", "points"], lines)
+
+
 def verdict(points: list[float]) -> str:
     """Whether a difference to full training is more than noise, by its 95 % interval (Student's t)."""
     half = margin(points)
@@ -153,6 +169,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "rivals": rivals,
     "grid": grid,
     "cache": cache,
+    "cache_in_benchmarks": cache_in_benchmarks,
     "trial_windows": trial,
     "later_inputs": _later(_inputs, ["inputs", *SCORES]),
     "later_policy": _later(policies, POLICY),

@@ -58,11 +58,6 @@ class FrozenNorms:
                 module.reset_running_stats()
             self._begin(name)
 
-    @property
-    def recalibrating(self) -> bool:
-        """Whether statistics are being measured anew."""
-        return bool(self._recalibrating)
-
     def keep_still(self) -> None:
         """Put back to eval mode what was put to training mode since, as ``model.train()`` does."""
         for module in self._modules:
@@ -76,14 +71,12 @@ class FrozenNorms:
         for module in self._modules:
             module.training = True
 
-    def batch_done(self, agree: Callable[[Any], Any] = lambda value: value) -> bool:
-        """A training batch is over; returns whether a module is done with it.
+    def batch_done(self, agree: Callable[[Any], Any] = lambda value: value) -> None:
+        """A training batch is over.
 
         Args:
             agree: Gives every process the statistics of the first.
         """
-        if not self._recalibrating:
-            return False
         for about in self._recalibrating.values():
             about["left"] -= 1
         done = [name for name, about in self._recalibrating.items() if about["left"] <= 0]
@@ -96,7 +89,6 @@ class FrozenNorms:
             own = {key: tensor for key, tensor in module.named_buffers(recurse=False)}
             for key, tensor in agree({key: tensor.cpu() for key, tensor in own.items()}).items():
                 own[key].copy_(tensor)
-        return bool(done)
 
     def end(self) -> None:
         """Training is over: what has not done goes to eval mode with what it has."""

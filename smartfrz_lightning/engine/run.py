@@ -98,17 +98,6 @@ class TrainingRun:
         return [layer for layer in self.layers if not layer.always_trains and layer.name not in frozen]
 
     @property
-    def learning_rates(self) -> dict[str, float]:
-        """The present learning rate of each layer that an optimizer holds; the largest of its parameters'."""
-        rate = {id(p): float(group["lr"]) for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        found = {}
-        for layer in self.layers:
-            keys = [id(self.model.get_parameter(name)) for name in layer.parameters]
-            if rates := [rate[key] for key in keys if key in rate]:
-                found[layer.name] = max(rates)
-        return found
-
-    @property
     def rates(self) -> list[float]:
         """The present learning rates, by parameter group."""
         return [float(group["lr"]) for optimizer in self.optimizers for group in optimizer.param_groups]

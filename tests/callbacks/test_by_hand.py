@@ -83,7 +83,8 @@ def test_linear_by_hand(make_trainer):
 
     class Watch(LinearFreezeCallback):
         def step_done(self, run):
-            rates.append(run.learning_rates)
+            rate = {id(p): group["lr"] for group in run.optimizers[0].param_groups for p in group["params"]}
+            rates.append({layer.name: rate[id(run.model.get_parameter(layer.weights[0]))] for layer in run.layers})
 
     freezer = Watch(t_0=0.5)
     make_trainer(freezer, max_epochs=3, limit_val_batches=0).fit(Classifier(mlp(norm=False)))
