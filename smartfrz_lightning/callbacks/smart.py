@@ -67,10 +67,7 @@ class SmartFreezeCallback(FreezingCallback):
         exclude: Sequence[str] | str = (),
         report: bool | str = True,
     ) -> None:
-        super().__init__(
-            report,
-            exclude=exclude,
-        )
+        super().__init__(report, exclude=exclude)
         if start == "none":
             raise ValueError("start='none': the paper's method by itself is AttentionFreezeCallback now")
         for name, value in (("start", start), ("verify", verify), ("later", later)):

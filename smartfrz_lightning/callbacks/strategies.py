@@ -11,9 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
-from smartfrz_lightning.freezing.wrappers import keep_communication_hooks, reshard
-from smartfrz_lightning.private.pytorch import communication_hooks
-from smartfrz_lightning.private.trainer import checkpoint_file, without_first_sync
+from smartfrz_lightning.freezing.wrappers import rebuild_ddp, reshard
+from smartfrz_lightning.private.trainer import begin_static_graph, checkpoint_file
 
 
 def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
@@ -107,14 +106,9 @@ class TrainerProcesses:
     def after_change(self) -> None:
         """The DDP wrapper is built anew, so that frozen parameters take no part in the all-reduce.
 
-        Communication hooks are kept. Call it on every rank, outside of ``training_step``.
+        Call it on every rank, outside of ``training_step``.
         """
         strategy = self._strategy
-        if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
-            return
-        hooks = communication_hooks(strategy.model)
-        strategy.model = strategy.lightning_module
-        with without_first_sync(strategy):
-            strategy.configure_ddp()
-        assert isinstance(strategy.model, DistributedDataParallel)
-        keep_communication_hooks(strategy.model, hooks)
+        if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
+            rebuild_ddp(strategy.model)
+            begin_static_graph(strategy)

@@ -1,10 +1,11 @@
 """Decider: asks a method, makes all processes agree, and has the answer applied."""
 
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from smartfrz_lightning.engine.frozen import FrozenLayers, confidences
+from smartfrz_lightning.engine.frozen import FrozenLayers
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.observer import Observer
 from smartfrz_lightning.engine.processes import Processes
@@ -43,6 +44,7 @@ class Decider:
 
     def layers_found(self) -> None:
         """The layers are known, or more of them."""
+        self.pin(self._observer.finder.layers)
         self._turned_up = False
 
     def gradients_ready(self) -> None:
@@ -50,18 +52,14 @@ class Decider:
         if self._observer.finder.unused and self._run.is_first_process and not self._turned_up:
             self._turned_up = self._observer.finder.unused_layer_trains()
 
-    def step_done(self, batches: int) -> None:
-        """A step is done; the method is asked if it wants to be.
-
-        Args:
-            batches: Done so far.
-        """
+    def step_done(self) -> None:
+        """A step is done; the method is asked if it wants to be."""
         if escaped := self._frozen.escaped():
-            self._give_up(escaped, batches)
+            self._give_up(escaped)
         if (self._waits and not self._observer.finder.watch_again) or self._method.check_due(self._run):
-            self.check(batches)
+            self.check()
 
-    def check(self, batches: int) -> None:
+    def check(self) -> None:
         """Ask the method, and do what it says."""
         finder = self._observer.finder
         if finder.watch_again:
@@ -73,39 +71,42 @@ class Decider:
         answer = None
         if self._run.is_first_process and not self._turned_up:
             answer = Decision.of(self._method.select(self._run))
-            self._refuse_unknown(answer, "select")
         answer = self._processes.agree(answer)
         if answer is None:  # how it lies among the others, the next batch shows
             finder.watch_again, self._waits, self._turned_up = True, True, False
             return
-        self.change(answer, batches)
+        self.change(answer, "select")
         self._method.decision_applied(self._run)
 
-    def change(self, decision: Decision, batches: int) -> None:
+    def change(self, decision: Decision, where: str = "change") -> None:
         """Apply a decision, on every process.
 
         Args:
             decision: Bare names or with confidences. The last thing that an optimizer trains is left to it.
-            batches: Done so far.
+            where: Which method of the user's gave it.
 
         Raises:
             ValueError: There is no such layer.
         """
         decision, run = Decision.of(decision), self._run
-        self._refuse_unknown(decision, "change")
+        unknown = {*decision.freeze, *decision.thaw} - {layer.name for layer in run.layers}
+        if unknown:
+            raise ValueError(
+                f"{type(self._method).__name__}.{where} returned {sorted(unknown)}, which are no layers' names"
+            )
         thawed = [layer for layer in run.layers if layer.name in decision.thaw and layer.name in set(run.frozen)]
         chosen = [layer for layer in run.active if layer.name in decision.freeze]
-        stopped = self._frozen.leave_one_training(chosen, thawed, run.optimizers)
+        stopped = self._frozen.leave_one_training(chosen, thawed)
         if not stopped and not thawed:
             return
-        self._frozen.change(stopped, thawed, run.optimizers)
+        self._frozen.change(stopped, thawed)
         confidence: Mapping[str, float | None] = dict(decision.freeze)  # type: ignore[arg-type]
         now, names = {layer.name: confidence[layer.name] for layer in stopped}, [layer.name for layer in thawed]
-        run.confidence |= confidences(now)
+        run.confidence |= {name: value for name, value in now.items() if value is not None and not math.isnan(value)}
         if decision.untrained:
             run.untrained |= set(now)
         elif run.global_steps > 1:  # what is frozen before it trained has the statistics that belong to its weights
-            self._frozen.recalibrate(stopped, batches)
+            self._frozen.recalibrate(stopped)
         self._ledger.change(now, names, run.epoch, run.global_steps)
         allow_recompiling(self._ledger.patterns)
         self._method.changed(run, list(now), names)
@@ -114,7 +115,7 @@ class Decider:
         """These are the layers from now on."""
         self._run.layers = self._ledger.timeline.layers = self._observer.finder.layers = list(layers)
 
-    def _give_up(self, names: Collection[str], batches: int) -> None:
+    def _give_up(self, names: Collection[str]) -> None:
         """Layers that the user's code thawed train again, and are left alone from now on."""
         first = ", ".join(list(names)[:3])
         warnings.warn(
@@ -126,11 +127,4 @@ class Decider:
         self.pin(
             [replace(layer, always_trains="thawed") if layer.name in names else layer for layer in self._run.layers]
         )
-        self.change(Decision(thaw=names), batches)
-
-    def _refuse_unknown(self, decision: Decision, where: str) -> None:
-        unknown = {*decision.freeze, *decision.thaw} - {layer.name for layer in self._run.layers}
-        if unknown:
-            raise ValueError(
-                f"{type(self._method).__name__}.{where} returned {sorted(unknown)}, which are no layers' names"
-            )
+        self.change(Decision(thaw=names))

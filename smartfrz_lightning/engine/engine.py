@@ -93,7 +93,7 @@ class Engine:
         run.batches_per_epoch = run.batches_per_epoch if batches_per_epoch is None else batches_per_epoch
         run.total_batches = run.total_batches if total_batches is None else total_batches
         self._steps.register(self._optimizers)
-        self.frozen.start(self._optimizers)
+        self.frozen.start()
         run.begun_before |= not run.global_steps and any(map(has_stepped, self._optimizers))
         self.method.start(run)
         allow_recompiling(self.ledger.patterns)
@@ -151,7 +151,6 @@ class Engine:
 
     def _find(self) -> None:
         if self._observer.find(self.processes.agree):
-            self._decider.pin(self._observer.finder.layers)
             self._decider.layers_found()
             self.method.layers_found(self.run)
 
@@ -182,7 +181,7 @@ class Engine:
         if not stepped:
             return False
         self.method.step_done(self.run)
-        self._decider.step_done(self._batches)
+        self._decider.step_done()
         return True
 
     def end_epoch(self, epoch: int | None = None, last: bool = False) -> None:
@@ -198,14 +197,14 @@ class Engine:
         if self.run.layers and number > self._checked_epoch:
             self._checked_epoch = number
             if not last and self.method.epoch_check_due(self.run, number):
-                self._decider.check(self._batches)
+                self._decider.check()
 
     def end(self) -> None:
         """Training ended or was interrupted: everything that watches it goes. May be called more than once."""
         self.stop_watching()
         self._steps.remove()
         self.method.end(self.run)
-        self.frozen.end()
+        self.frozen.norms.end()
         self._started = False
 
     def stop_watching(self) -> None:
@@ -231,7 +230,7 @@ class Engine:
         Raises:
             ValueError: There is no such layer, or it always trains.
         """
-        self._decider.change(Decision(freeze_now, thaw_now, untrained), self._batches)
+        self._decider.change(Decision(freeze_now, thaw_now, untrained))
 
     # --- how far the training is
 

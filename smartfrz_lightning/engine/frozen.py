@@ -1,10 +1,8 @@
 """FrozenLayers: applies decisions to a model, and keeps what is frozen as it is."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
-from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.frozen_norms import RECALIBRATION, RECALIBRATION_SHARE, FrozenNorms
 from smartfrz_lightning.engine.outside import StillFrozen, frozen_here
@@ -33,17 +31,17 @@ class FrozenLayers:
         self._outside = StillFrozen(model)
         self._escaped: dict[str, None] = {}
 
-    def start(self, optimizers: Sequence[Optimizer]) -> None:
+    def start(self) -> None:
         """Training begins or goes on."""
         if self._run.frozen:
-            freeze(self._model, self._run.frozen_layers, optimizers)
+            freeze(self._model, self._run.frozen_layers, self._run.optimizers)
         self.watch()
 
-    def change(self, stopped: Sequence[Layer], thawed: Sequence[Layer], optimizers: Sequence[Optimizer]) -> None:
+    def change(self, stopped: Sequence[Layer], thawed: Sequence[Layer]) -> None:
         """Freeze some layers and let others train, on every process."""
         self._processes.before_change()
         thaw(self._model, thawed)
-        freeze(self._model, stopped, optimizers)
+        freeze(self._model, stopped, self._run.optimizers)
         self._processes.after_change()
         again = {layer.name for layer in thawed}
         self._run.frozen = [name for name in self._run.frozen if name not in again]
@@ -52,20 +50,20 @@ class FrozenLayers:
         self.watch()
         forget_graphs()
 
-    def restore(self, optimizers: Sequence[Optimizer], later: Collection[Layer]) -> None:
+    def restore(self, later: Collection[Layer]) -> None:
         """Take up what the run says is frozen, where ``later`` layers have frozen since in this very model."""
         if self._run.frozen or later:  # the wrapper was built for a model in which others trained
             self._processes.before_change()
             thaw(self._model, later)
-            freeze(self._model, self._run.frozen_layers, optimizers)
+            freeze(self._model, self._run.frozen_layers, self._run.optimizers)
             self._processes.after_change()
             forget_graphs()
         self.watch()
 
-    def recalibrate(self, layers: Sequence[Layer], batches_done: int) -> None:
+    def recalibrate(self, layers: Sequence[Layer]) -> None:
         """Measure the running statistics of layers that have trained anew, if there is time for it."""
         batches = int(min(RECALIBRATION, self._run.total_batches * RECALIBRATION_SHARE))
-        if batches_done + batches <= self._run.total_batches:
+        if self._run.batches + batches <= self._run.total_batches:
             self.norms.recalibrate([name for layer in layers for name in layer.stateful], batches)
 
     def watch(self) -> None:
@@ -87,17 +85,11 @@ class FrozenLayers:
         self._escaped.clear()
         return names
 
-    def end(self) -> None:
-        """Training ended or was interrupted."""
-        self.norms.end()
-
-    def leave_one_training(
-        self, layers: Sequence[Layer], thawed: Sequence[Layer], optimizers: Sequence[Optimizer]
-    ) -> list[Layer]:
+    def leave_one_training(self, layers: Sequence[Layer], thawed: Sequence[Layer]) -> list[Layer]:
         """Take back the last layer of an optimizer that would have nothing left to train: a GradScaler would fail."""
         layers = list(layers)
         fresh = {id(self._model.get_parameter(name)) for layer in thawed for name in layer.parameters}
-        for optimizer in optimizers:
+        for optimizer in self._run.optimizers:
             held = [p for group in optimizer.param_groups for p in group["params"]]
             training = {id(p) for p in held if p.requires_grad or id(p) in fresh}
             owned = {layer.name: {id(self._model.get_parameter(name)) for name in layer.parameters} for layer in layers}
@@ -105,8 +97,3 @@ class FrozenLayers:
                 last = next((layer for layer in reversed(layers) if owned[layer.name] & training), None)
                 layers = [layer for layer in layers if layer is not last]
         return layers
-
-
-def confidences(frozen: Mapping[str, float | None]) -> dict[str, float]:
-    """Those that are known."""
-    return {name: value for name, value in frozen.items() if value is not None and not math.isnan(value)}

@@ -25,14 +25,12 @@ class FrozenNorms:
 
     Args:
         model: The model.
-        layers: What is frozen.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[Layer] = ()) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._recalibrating: dict[str, dict[str, Any]] = {}
         self._modules: list[nn.Module] = []
-        self.watch(layers)
 
     def watch(self, layers: Iterable[Layer]) -> None:
         """These layers are frozen now; those whose statistics are being measured go on."""
@@ -97,7 +95,7 @@ class FrozenNorms:
             norm = self._norm(name)
             norm.training = False
             count = norm.num_batches_tracked
-            if count is not None and not count and "before" in about:
+            if count is not None and not count:
                 count.fill_(about["before"])  # nothing was measured
         self._recalibrating.clear()
 

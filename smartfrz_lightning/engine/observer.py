@@ -32,17 +32,12 @@ class Observer:
         self.meter = CostMeter(model)
         self._modes = contextlib.ExitStack()
 
-    @property
-    def watching(self) -> bool:
-        """Whether this batch is watched."""
-        return self.finder.watching or self.meter.measuring
-
     def before_batch(self, batch: Any = None) -> None:
         """A training batch begins."""
         self.stop()
         self.meter.before_batch(batch)
         self.finder.before_batch()
-        if self.watching:
+        if self.finder.watching or self.meter.measuring:
             self._modes.enter_context(eager())
             self._modes.enter_context(_BackwardCalls(self.before_backward, self.meter.after_backward))
 

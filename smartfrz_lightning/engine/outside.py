@@ -39,12 +39,8 @@ class StillFrozen:
                 break
         else:
             return []
-        thawed = self.thawed()
+        thawed = [name for name, own in self._parameters.items() if any(one.requires_grad for one in own)]
         for name in thawed:
             for parameter in self._parameters[name]:
                 parameter.grad = None
         return thawed
-
-    def thawed(self) -> list[str]:
-        """Frozen layers in which something trains."""
-        return [name for name, own in self._parameters.items() if any(parameter.requires_grad for parameter in own)]

@@ -111,7 +111,7 @@ class Parts:
         self.observer.meter.load_state_dict(state["meter"])
         self.decider.pin(pin(run.layers, self._method.exclude))
         self._method.prepare(run)
-        self.frozen.restore(run.optimizers, later)
+        self.frozen.restore(later)
         self.frozen.norms.load_state_dict(state["recalibrating"], run.frozen_layers)
         if run.layers:
             self._method.load_method_state(state["method"], run)

@@ -1,13 +1,12 @@
 """How the processes of a training agree, and what their wrappers need when it changes what trains."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import distributed, nn
 
 from smartfrz_lightning.freezing.wrappers import rebuild_ddp, reshard
 
 
-@runtime_checkable
 class Processes(Protocol):
     """What the engine asks of the processes of a training."""
 

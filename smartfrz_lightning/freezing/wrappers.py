@@ -51,13 +51,7 @@ def _build_anew(wrapper: DistributedDataParallel) -> None:
     wrapper.training = training
     for name, kept in hooks.items():
         getattr(wrapper, name).update(kept)
-    keep_communication_hooks(wrapper, communication)
-
-
-def keep_communication_hooks(wrapper: DistributedDataParallel, hooks: list) -> None:
-    """Register on a new wrapper the communication hooks that an old one had, as ``(hook, state)``."""
-    for hook, state in hooks:
+    for hook, state in communication:
         for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by bucket: the buckets are others
             getattr(state, name, {}).clear()
-        if (hook, state) not in communication_hooks(wrapper):
-            wrapper.register_comm_hook(state, hook)
+        wrapper.register_comm_hook(state, hook)

@@ -1,7 +1,7 @@
 """Parts of PyTorch that are not public, under names of our own."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,9 +99,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", 
 _HOOKS += ("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks")
 
 
-def module_hooks(module: nn.Module, names: Iterable[str] = _HOOKS) -> dict[str, dict]:
+def module_hooks(module: nn.Module) -> dict[str, dict]:
     """The hooks of a module, by the names of the tables that hold them."""
-    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+    return {name: getattr(module, name) for name in _HOOKS if hasattr(module, name)}
 
 
 def communication_hooks(wrapper: DistributedDataParallel) -> list[tuple[Any, Any]]:

@@ -1,7 +1,5 @@
 """Parts of Lightning that are not public, under names of our own."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.fabric.utilities.load import _METADATA_FILENAME
@@ -49,13 +47,6 @@ def checkpoint_file(path: Path) -> Path:
     return path / _METADATA_FILENAME if path.is_dir() else path
 
 
-@contextmanager
-def without_first_sync(strategy: DDPStrategy) -> Iterator[None]:
-    """A DDP wrapper that is made in here takes it that all ranks hold the same weights already, as they do."""
-    settings = strategy._ddp_kwargs
-    strategy._ddp_kwargs = {**settings, "init_sync": False}
-    try:
-        yield
-    finally:
-        strategy._ddp_kwargs = settings
+def begin_static_graph(strategy: DDPStrategy) -> None:
+    """The wrapper is a new one, whose static graph Lightning has yet to see."""
     strategy._pl_static_graph_delay_done = False

@@ -1,8 +1,8 @@
 """How alike the layers of two models are: CKA, and the finished reference that a training model is held against."""
 
-from smartfrz_lightning.similarity.cka import LinearCKA, linear_cka
+from smartfrz_lightning.similarity.cka import linear_cka
 from smartfrz_lightning.similarity.features import layer_grams
 from smartfrz_lightning.similarity.reference import load_reference
 from smartfrz_lightning.similarity.reference_probe import ReferenceProbe
 
-__all__ = ["LinearCKA", "ReferenceProbe", "layer_grams", "linear_cka", "load_reference"]
+__all__ = ["ReferenceProbe", "layer_grams", "linear_cka", "load_reference"]
