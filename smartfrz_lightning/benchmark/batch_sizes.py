@@ -30,11 +30,3 @@ class BatchSizes(Callback):
         self.seen, self.first = self.seen + size, self.first or size
         self.steps += trainer.global_step != self._global_step
         self._global_step = trainer.global_step
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was added up so far."""
-        return {"seen": self.seen, "first": self.first, "steps": self.steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.seen, self.first, self.steps = (state_dict[name] for name in ("seen", "first", "steps"))

@@ -1,7 +1,6 @@
-"""Seconds of training, validation and start-up, apart, also over an interruption."""
+"""Seconds of training, validation and start-up, apart."""
 
 import time
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -39,11 +38,3 @@ class TrainingClock(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._book("train", pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Seconds so far, the running training included."""
-        return {**self.seconds, "train": self.seconds["train"] + time.perf_counter() - self._since}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.seconds = {**state_dict, "startup": self.seconds["startup"] + state_dict["startup"]}

@@ -17,7 +17,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -48,7 +47,7 @@ def run_once(
     max_steps: int | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
-    """Do one run, or take it up where it was killed.
+    """Do one run.
 
     Args:
         benchmark: The benchmark.
@@ -82,12 +81,12 @@ def run_once(
         callbacks[:0] = [clock, EpochSeed(seed), *([] if chosen else [sizes])]
         if on_epoch is not None:
             callbacks.append(_AfterEpoch(on_epoch))
-        callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
         for old in folder.glob("freeze_timeline*"):
-            old.unlink()  # of a run that was begun before: reports overwrite nothing
+            old.unlink()  # of a run that was killed: reports overwrite nothing
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=_interrupted(folder, digest(benchmark, run)))
+        trainer.fit(cli.model, datamodule=cli.datamodule)
+        trainer.save_checkpoint(folder / "last.ckpt")
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
         freezer = next((c for c in callbacks if isinstance(c, FreezingCallback)), None)
@@ -214,22 +213,6 @@ def _merge(tree: dict[str, Any], other: dict[str, Any], name: str) -> None:
 
 def _text(value: Any) -> str:
     return str(value) if isinstance(value, str | Path) else json.dumps(value)
-
-
-def _interrupted(folder: Path, settings: str) -> Path | None:
-    """The checkpoint that a killed run of the same settings left, if it can be read."""
-    path, mark = folder / "last.ckpt", folder / "digest.txt"
-    if not mark.exists() or mark.read_text() != settings:  # under DDP others read it now: an equal one stays as it is
-        path.unlink(missing_ok=True)
-        mark.write_text(settings)
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        return None
-    except Exception:  # cut short while it was written
-        path.unlink(missing_ok=True)
-        return None
-    return path
 
 
 class _AfterEpoch(Callback):
