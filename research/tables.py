@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean
 
 from research.outcomes import trial_windows
@@ -27,7 +28,8 @@ CASES = {
     "efficientnet_tuned": "the same, recipes from a grid",
     "resnet32_short": "ResNet-32 (CIFAR-10), ten classes of CIFAR-100, 250 steps",
     "resnet32_long": "the same, 1,488 steps",
-    "resnet32_paper_length": "the same, all of CIFAR-100, 7,810 steps",
+    "resnet32_tuned": "the same, recipes from a grid",
+    "resnet32_paper_length": "ResNet-32, all of CIFAR-100, 7,810 steps",
     "resnet32_inverted_short": "ResNet-32, inverted images, 250 steps",
     "resnet32_inverted_long": "the same, 1,488 steps",
     "cola": "MiniLM, CoLA, 500 steps",
@@ -126,11 +128,11 @@ def rivals(runs: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
-def grid(runs: Runs) -> str:
+def grid(runs: Runs, case: str) -> str:
     """The best and the second best recipe of each method in the grid of a case."""
     found: dict[str, list[tuple[float, str]]] = {}
     for row in runs.rows:
-        if row["case"] == "rates_efficientnet_tuned":
+        if row["case"] == case:
             method, name, rate, head = re.fullmatch(r"([a-z0-9]+)_([a-z]+)_([0-9_]+)_(\d+)", row["run"]).groups()
             recipe = f"{name.upper().replace('ADAM', 'Adam')}, {rate.replace('_', '.')}, head × {head}"
             found.setdefault(method, []).append((100 * row["value"], recipe))
@@ -167,7 +169,8 @@ def trial(runs: Runs) -> str:
 TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "rivals": rivals,
-    "grid": grid,
+    "grid_efficientnet": partial(grid, case="rates_efficientnet_tuned"),
+    "grid_resnet32": partial(grid, case="rates_resnet32_tuned"),
     "cache": cache,
     "cache_in_benchmarks": cache_in_benchmarks,
     "trial_windows": trial,

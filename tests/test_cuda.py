@@ -10,6 +10,8 @@ from staging import ANYWAY, NOTHING, notes, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from smartfrz_lightning import StaticFreezeCallback
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 PRECISIONS = ("64-true", "32-true", "bf16-mixed", "16-mixed")
@@ -17,6 +19,10 @@ PRECISIONS = ("64-true", "32-true", "bf16-mixed", "16-mixed")
 
 def resnet():
     return pytest.importorskip("torchvision").models.resnet18(num_classes=4)
+
+
+def vit():
+    return pytest.importorskip("timm").create_model("vit_tiny_patch16_224", img_size=64, num_classes=4)
 
 
 class Pictures(Classifier):
@@ -43,6 +49,22 @@ def fit(make_trainer, net, callback, precision="32-true", optimizer=None, epochs
 def exact():
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("network", [resnet, vit])
+def test_what_is_frozen_is_bitwise_still_and_the_rest_trains(make_trainer, network, precision):
+    torch.manual_seed(0)
+    net, freezer = network(), StaticFreezeCallback(layers=0.5)
+    model = fit(make_trainer, net, freezer, precision, epochs=2)
+    frozen = [layer for layer in freezer.layers if layer.name in freezer.frozen]
+    inside = {name for layer in frozen for name in (*layer.parameters, *layer.stateful)}
+    moved = set()
+    for name, start in net.state_dict().items():
+        if not torch.equal(model.net.state_dict()[name].cpu(), start.to(model.net.state_dict()[name].dtype)):
+            moved |= {f"net.{name}", f"net.{name}".rpartition(".")[0]}
+    assert frozen and moved and not moved & inside
+    assert all(torch.isfinite(torch.tensor(model.losses)))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
