@@ -13,12 +13,13 @@ CASES = {
     "by hand": {**SCRIPT, "by": "hand"},
     "by hand, bucket view": {**SCRIPT, "by": "hand", "view": True},
 }
+LOST = {"by": "hand", "script": {}, "thaw": {}, "lost": True}
 LAYERS = {"net.net.0": 8 * (12 * 16 + 16 + 16 + 16), "net.net.3": 8 * (16 * 16 + 16), "net.net.5": 8 * (16 * 3 + 3)}
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    return two_processes("loop_worker.py", CASES, tmp_path_factory.mktemp("loops"))
+    return two_processes("loop_worker.py", {**CASES, "lost": LOST}, tmp_path_factory.mktemp("loops"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -43,3 +44,9 @@ def test_bytes_fall_and_rise_with_what_trains_and_the_users_hooks_survive(outcom
     everything = [stem + middle + head] * 2
     assert first["bytes"] == everything + [head] * 4 + [stem + head] * 3 + [head] * 3
     assert first["calls"] == 12
+
+
+def test_a_name_that_is_no_layer_is_refused_in_both_processes(outcomes):
+    assert [outcome["error"] for outcome in outcomes["lost"]] == 2 * [
+        "Lost.select returned ['net.99'], which are no layers' names"
+    ]

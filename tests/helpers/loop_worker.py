@@ -13,8 +13,16 @@ from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
 from smartfrz_lightning import Freezer
+from smartfrz_lightning.engine import FreezingMethod
 
 EPOCHS = 3
+
+
+class Lost(FreezingMethod):
+    """Names a layer that there is not."""
+
+    def select(self, run):
+        return ["net.99"]
 
 
 class Net(nn.Module):
@@ -33,7 +41,8 @@ def sgd(parameters):
 def train(model, optimizer, loader, settings, backward):
     """One loop for all: alone, under DDP and under Fabric."""
     freeze, thaw = ({int(step): layers for step, layers in settings[key].items()} for key in ("script", "thaw"))
-    freezer = Freezer(model, optimizer, ScriptedFreeze(freeze, thaw), len(loader), EPOCHS * len(loader))
+    method = Lost(every_n_train_steps=2) if settings.get("lost") else ScriptedFreeze(freeze, thaw)
+    freezer = Freezer(model, optimizer, method, len(loader), EPOCHS * len(loader))
     losses = []
     for _ in range(EPOCHS):
         for x, y in loader:
@@ -63,7 +72,10 @@ def fit(settings, folder):
         model.register_comm_hook(None, count)
         model.register_forward_pre_hook(lambda *_: calls.append(1) or bytes_of_steps.append(0))
         loader = DataLoader(data, 8, sampler=DistributedSampler(data, shuffle=False))
-        freezer, losses = train(model, sgd(net.parameters()), loader, settings, lambda loss: loss.backward())
+        try:
+            freezer, losses = train(model, sgd(net.parameters()), loader, settings, lambda loss: loss.backward())
+        except ValueError as error:
+            return {"error": str(error)}
     else:
         fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(process_group_backend="gloo"))
         fabric.launch()
