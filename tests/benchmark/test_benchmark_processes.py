@@ -41,7 +41,7 @@ def test_two_processes(tmp_path, launcher):
 
 def torchrun(config):
     command = [sys.executable, *TORCHRUN, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
-    path = f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    path = f"{Path(__file__).parents[1] / 'helpers'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     (config.parent / "ddp.yaml").write_text("trainer: {strategy: ddp, devices: 2}")
     command.append(f"--experiment+={config.parent / 'ddp.yaml'}")

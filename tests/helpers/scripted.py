@@ -41,7 +41,7 @@ class SaveEnd(Callback):
 class BreaksOnce(Callback):
     """One process fails in the second epoch, the first time, and writes down in which epochs it began."""
 
-    def __init__(self, rank: int, mark: str):
+    def __init__(self, rank: int, mark: str, report: str = ""):
         self.rank, self.mark = rank, Path(mark)
 
     def on_train_start(self, trainer, pl_module):
