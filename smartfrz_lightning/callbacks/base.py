@@ -109,7 +109,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         if stage != "fit":
             return
         check_strategy(trainer, type(self).__name__, self.works_sharded)
-        rivals = [type(c).__name__ for c in callbacks_of(trainer) if c is not self and _finds_layers(c)]
+        rivals = [type(c).__name__ for c in callbacks_of(trainer) if c is not self and isinstance(c, FreezingCallback)]
         if rivals:
             raise MisconfigurationException(
                 f"{type(self).__name__} and {', '.join(rivals)} in one Trainer: both would act on the same layers, "
@@ -245,7 +245,3 @@ def _thaw_all(model: LightningModule) -> None:
     layers = frozen_here(model)
     thaw(model, layers.values())
     layers.clear()
-
-
-def _finds_layers(callback: Callback) -> bool:
-    return isinstance(callback, FreezingCallback) or getattr(callback, "watches_layers", False)

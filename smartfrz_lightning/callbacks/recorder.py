@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from smartfrz_lightning.callbacks.run_position import position, total_batches
-from smartfrz_lightning.engine.finding import check_patterns
-from smartfrz_lightning.engine.observer import Observer
+from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.history.recording import Recording
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.window import snapshot_spacing
@@ -21,12 +20,12 @@ from smartfrz_lightning.similarity.reference_probe import ReferenceProbe
 from smartfrz_lightning.version import __version__
 
 
-class HistoryRecorder(Callback):
+class HistoryRecorder(FreezingCallback):
     """Record a second training of a model against the finished first one (paper, section 3.4).
 
     It takes weight snapshots all through the run and, at every check, the CKA of each layer's output to that of the
     reference, on one fixed probe: the inputs of the first training batch. Both models are probed in eval mode. The
-    training itself is not changed. The file is written when the run ends; an interrupted run leaves none.
+    training itself is not changed; nothing freezes. The file is written when the run ends; an interrupted run leaves none.
 
     Args:
         reference: Checkpoint of the finished run of the same config.
@@ -48,8 +47,6 @@ class HistoryRecorder(Callback):
         8
     """
 
-    watches_layers = True
-
     def __init__(
         self,
         reference: str,
@@ -61,7 +58,7 @@ class HistoryRecorder(Callback):
         seed: int = 0,
         exclude: Sequence[str] | str = (),
     ) -> None:
-        super().__init__()
+        super().__init__(report=False, exclude=exclude)
         for name, value in (
             ("checks_per_epoch", checks_per_epoch),
             ("snapshot_every_n_steps", snapshot_every_n_steps),
@@ -70,106 +67,90 @@ class HistoryRecorder(Callback):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         self.reference = reference
-        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self.path = path
         self.network = network
         self.checks_per_epoch = checks_per_epoch
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self.sample_size = sample_size
         self.seed = seed
-        self._observer: Observer | None = None  # while a fit is recorded
-        self._probe: ReferenceProbe | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.world_size > 1:
             raise MisconfigurationException("HistoryRecorder records one process: use Trainer(devices=1)")
+        super().setup(trainer, pl_module, stage)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        load_reference(self.reference, pl_module)
-        check_patterns(self.exclude, pl_module)
-        self._observer = Observer(pl_module, self.exclude)
-        self._layers: list[Layer] = []
+    def reset(self) -> None:
+        self._probe: ReferenceProbe | None = None
+        self._recorded: list[Layer] = []
         self._snapshots: list[Tensor] = []
         self._snapshot_steps: list[int] = []
         self._checks: list[dict[str, Any]] = []
         self._losses: list[Tensor] = []
-        self._step = self._batches = 0
-        self._last_global_step = trainer.global_step
-        self._probe = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step:
+    def prepare(self, run: TrainingRun) -> None:
+        load_reference(self.reference, run.model)
+
+    def start(self, run: TrainingRun) -> None:
+        if run.begun_before or run.global_steps:
             raise MisconfigurationException(
-                f"HistoryRecorder needs the whole run, and this one resumes at step {trainer.global_step}: "
-                "record again from the start"
+                "HistoryRecorder needs the whole run, and this one had begun before: record again from the start"
             )
-        per_epoch, total = trainer.num_training_batches, total_batches(trainer)
-        self._spacing = snapshot_spacing(per_epoch, total)
-        epoch = per_epoch if per_epoch < float("inf") else total / 10
+        self._spacing = snapshot_spacing(run.batches_per_epoch, run.total_batches)
+        epoch = run.batches_per_epoch if run.batches_per_epoch < float("inf") else run.total_batches / 10
         self._check_spacing = (
             max(1, round(epoch / self.checks_per_epoch)) if epoch < float("inf") else self._spacing * 3
         )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert self._observer is not None
+    def before_batch(self, run: TrainingRun) -> None:
         if self._probe is None:
-            self._probe = ReferenceProbe(pl_module)
-        self._observer.before_batch(batch)
+            self._probe = ReferenceProbe(run.model)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        assert self._observer is not None
-        self._observer.before_backward(loss, only=pl_module.automatic_optimization)
+    def layers_found(self, run: TrainingRun) -> None:
+        if self._probe is not None and not self._recorded:
+            self._recorded = [layer for layer in run.layers if layer.always_trains not in ("unused", "excluded")]
+            self._sampler = WeightSampler(run.model, self._recorded, self.sample_size, self.seed)
+            self._probe.meet_reference(load_reference(self.reference, run.model), self._recorded)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert self._observer is not None and self._probe is not None
-        stepped = trainer.global_step != self._last_global_step
-        self._last_global_step = trainer.global_step
-        found = self._observer.find()
-        self._observer.after_batch()
-        if found:
-            self._layers = [
-                layer for layer in self._observer.finder.layers if layer.always_trains not in ("unused", "excluded")
-            ]
-            self._sampler = WeightSampler(pl_module, self._layers, self.sample_size, self.seed)
-            self._probe.meet_reference(load_reference(self.reference, pl_module), self._layers)
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if loss is not None:
-            self._losses.append(loss.detach())
-        if not self._layers or not stepped:
-            return
-        before, (self._batches, _, _) = self._batches, position(trainer)
-        self._step += 1
+    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
+        if run.loss is not None:
+            self._losses.append(run.loss)
+
+    def step_done(self, run: TrainingRun) -> None:
         every = self.snapshot_every_n_steps
-        if self._batches // self._spacing > before // self._spacing if every is None else self._step % every == 0:
-            row = torch.empty(len(self._layers), self.sample_size, device=pl_module.device)
+        if run.passed(self._spacing) if every is None else run.steps % every == 0:
+            row = torch.empty(len(self._recorded), self.sample_size, device=next(run.model.parameters()).device)
             self._snapshots.append(self._sampler(row).cpu())
-            self._snapshot_steps.append(self._step)
-        if self._batches // self._check_spacing > before // self._check_spacing:
-            self._check(trainer, pl_module)
+            self._snapshot_steps.append(run.steps)
+        if run.passed(self._check_spacing):
+            self._check(run)
 
-    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _check(self, run: TrainingRun) -> None:
         assert self._probe is not None
-        _, epoch, progress = position(trainer)
         self._checks.append(
             {
-                "cka": self._probe.cka(self._layers),
-                "check_step": self._step,
-                "check_epoch": epoch,
-                "progress": float("nan") if progress is None else progress,
-                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "cka": self._probe.cka(self._recorded),
+                "check_step": run.steps,
+                "check_epoch": run.epoch,
+                "progress": float("nan") if run.progress is None else run.progress,
+                "lr": run.rates[0],
                 "train_loss": float(torch.stack(self._losses).mean()) if self._losses else float("nan"),
             }
         )
         self._losses.clear()
-        pl_module.log("record/cka", sum(self._checks[-1]["cka"]) / len(self._layers), prog_bar=True)
+
+    def select(self, run: TrainingRun) -> list[str]:
+        return []
+
+    def end(self, run: TrainingRun) -> None:
+        if self._probe is not None:
+            self._probe.remove_hooks()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._checks or not self._snapshots:
             raise MisconfigurationException(
-                f"the run ended after {self._step} steps, before the first check: nothing was recorded"
+                f"the run ended after {trainer.global_step} steps, before the first check: nothing was recorded"
             )
+        super().on_train_end(trainer, pl_module)
         assert self._probe is not None
         columns = {key: [check[key] for check in self._checks] for key in self._checks[0]}
         recording = Recording(
@@ -177,8 +158,8 @@ class HistoryRecorder(Callback):
             snapshot_step=torch.tensor(self._snapshot_steps),
             **{key: torch.tensor(values) for key, values in columns.items()},
             network=self.network or self._probe.network,
-            layers=[layer.name for layer in self._layers],
-            sizes=[layer.size for layer in self._layers],
+            layers=[layer.name for layer in self._recorded],
+            sizes=[layer.size for layer in self._recorded],
             settings={
                 "batches_per_epoch": trainer.num_training_batches,
                 "snapshot_every_n_steps": self.snapshot_every_n_steps,
@@ -192,9 +173,3 @@ class HistoryRecorder(Callback):
         path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "recording.safetensors")
         recording.save(path)
         print(f"recording of {len(self._snapshots)} snapshots and {len(self._checks)} checks: {path}")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._observer is not None:
-            self._observer.stop()
-        if self._probe is not None:
-            self._probe.remove_hooks()
