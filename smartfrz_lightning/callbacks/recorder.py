@@ -25,7 +25,7 @@ class HistoryRecorder(FreezingCallback):
 
     It takes weight snapshots all through the run and, at every check, the CKA of each layer's output to that of the
     reference, on one fixed probe: the inputs of the first training batch. Both models are probed in eval mode. The
-    training itself is not changed; nothing freezes. The file is written when the run ends; an interrupted run leaves none.
+    training itself is not changed. The file is written when the run ends; an interrupted run leaves none.
 
     Args:
         reference: Checkpoint of the finished run of the same config.
