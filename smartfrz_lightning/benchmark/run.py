@@ -86,8 +86,8 @@ def run_once(
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         trainer.fit(cli.model, datamodule=cli.datamodule)
-        trainer.save_checkpoint(folder / "last.ckpt")
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        trainer.save_checkpoint(folder / "last.ckpt")
         metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
         freezer = next((c for c in callbacks if isinstance(c, FreezingCallback)), None)
         timeline = freezer.timeline if freezer else Timeline()
