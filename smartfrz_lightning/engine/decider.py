@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from smartfrz_lightning.engine.frozen import FrozenLayers
 from smartfrz_lightning.engine.method import FreezingMethod
-from smartfrz_lightning.engine.observer import Observer
 from smartfrz_lightning.engine.processes import Processes
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
@@ -22,7 +21,6 @@ class Decider:
     Args:
         method: Is asked.
         run: What it knows.
-        observer: Knows whether the layers are all that there are.
         frozen: Applies the answers.
         ledger: Books them.
         processes: Agree on them.
@@ -32,50 +30,26 @@ class Decider:
         self,
         method: FreezingMethod,
         run: TrainingRun,
-        observer: Observer,
         frozen: FrozenLayers,
         ledger: Ledger,
         processes: Processes,
     ) -> None:
-        self._method, self._run, self._observer = method, run, observer
+        self._method, self._run = method, run
         self._frozen, self._ledger, self._processes = frozen, ledger, processes
-        self._waits = False
-        self._turned_up = False  # a layer trains that the first batch did not use
-
-    def layers_found(self) -> None:
-        """The layers are known, or more of them."""
-        self.pin(self._observer.finder.layers)
-        self._turned_up = False
-
-    def gradients_ready(self) -> None:
-        """Look for layers that train although they took no part in the batch that was watched."""
-        if self._observer.finder.unused and self._run.is_first_process and not self._turned_up:
-            self._turned_up = self._observer.finder.unused_layer_trains()
 
     def step_done(self) -> None:
         """A step is done; the method is asked if it wants to be."""
         if escaped := self._frozen.escaped():
             self._give_up(escaped)
-        if (self._waits and not self._observer.finder.watch_again) or self._method.check_due(self._run):
+        if self._method.check_due(self._run):
             self.check()
 
     def check(self) -> None:
         """Ask the method, and do what it says."""
-        finder = self._observer.finder
-        if finder.watch_again:
-            self._waits = True
-            return
-        self._waits = False
         if not self._run.active and not (self._method.thaws and self._run.frozen):
             return
-        answer = None
-        if self._run.is_first_process and not self._turned_up:
-            answer = Decision.of(self._method.select(self._run))
-        answer = self._processes.agree(answer)
-        if answer is None:  # how it lies among the others, the next batch shows
-            finder.watch_again, self._waits, self._turned_up = True, True, False
-            return
-        self.change(answer, "select")
+        answer = Decision.of(self._method.select(self._run)) if self._run.is_first_process else None
+        self.change(self._processes.agree(answer), "select")
         self._method.decision_applied(self._run)
 
     def change(self, decision: Decision, where: str = "change") -> None:
@@ -113,7 +87,7 @@ class Decider:
 
     def pin(self, layers: Sequence[Layer]) -> None:
         """These are the layers from now on."""
-        self._run.layers = self._ledger.timeline.layers = self._observer.finder.layers = list(layers)
+        self._run.layers = self._ledger.timeline.layers = list(layers)
 
     def _give_up(self, names: Collection[str]) -> None:
         """Layers that the user's code thawed train again, and are left alone from now on."""

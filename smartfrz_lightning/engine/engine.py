@@ -114,7 +114,7 @@ class Engine:
             return
         self.frozen.norms.keep_still()
         self.method.before_batch(self.run)
-        self._observer.before_batch(batch)
+        self._observer.before_batch(batch, find=not self.run.layers)
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
         """These are about to be differentiated; in a loop of your own that is noticed by itself.
@@ -137,7 +137,6 @@ class Engine:
             return
         self.run.latest_rates = self.run.rates
         self.frozen.gradients_ready()
-        self._decider.gradients_ready()
         self.method.gradients_ready(self.run, optimizer)
 
     def note_gradients(self, optimizer: Optimizer) -> None:
@@ -150,8 +149,8 @@ class Engine:
             self.method.optimizer_stepped(self.run, optimizer)
 
     def _find(self) -> None:
-        if self._observer.find(self.processes.agree):
-            self._decider.layers_found()
+        if found := self._observer.find(self.processes.agree):
+            self._decider.pin(found)
             self.method.layers_found(self.run)
 
     def after_batch(self, stepped: bool = False) -> bool:
@@ -164,7 +163,7 @@ class Engine:
         self.frozen.norms.batch_done(self.processes.agree)
         stepped = self._steps.take() or stepped
         self._find()
-        cost = self._observer.after_batch()
+        cost = self._observer.after_batch(self.run.layers)
         passes, self._passes = max(1, self._passes), 0
         if cost is not None:
             self.run.cost = self.timeline.cost = cost

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.engine import Engine
-from smartfrz_lightning.engine.finding import check_patterns
+from smartfrz_lightning.engine.excluding import check_patterns
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.processes import Processes, TorchProcesses
 from smartfrz_lightning.engine.shadow import LoopStep, loss_of

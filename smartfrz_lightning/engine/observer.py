@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from smartfrz_lightning.cost import CostMeter, StepCost
-from smartfrz_lightning.engine.finding import LayerFinder
 from smartfrz_lightning.freezing.compiled import eager
+from smartfrz_lightning.layers.finder import LayerWatch
 from smartfrz_lightning.layers.layer import Layer
 
 
@@ -20,54 +20,70 @@ class Observer:
     Args:
         model: The model.
         exclude: Patterns of what always trains.
-        layers: Its layers, if they are known.
 
     Attributes:
-        finder: Finds the layers.
         meter: Measures what a step costs.
     """
 
-    def __init__(self, model: nn.Module, exclude: Sequence[str] = (), layers: Sequence[Layer] = ()) -> None:
-        self.finder = LayerFinder(model, exclude, layers)
+    def __init__(self, model: nn.Module, exclude: Sequence[str] = ()) -> None:
+        self._model, self._exclude = model, tuple(exclude)
         self.meter = CostMeter(model)
+        self._watch: LayerWatch | None = None
+        self._saw_loss = False
         self._modes = contextlib.ExitStack()
 
-    def before_batch(self, batch: Any = None) -> None:
-        """A training batch begins."""
+    def before_batch(self, batch: Any = None, find: bool = True) -> None:
+        """A training batch begins.
+
+        Args:
+            batch: What it consists of.
+            find: Whether layers are to be found in it.
+        """
         self.stop()
         self.meter.before_batch(batch)
-        self.finder.before_batch()
-        if self.finder.watching or self.meter.measuring:
+        self._watch, self._saw_loss = LayerWatch(self._model, self._exclude) if find else None, False
+        if find or self.meter.measuring:
             self._modes.enter_context(eager())
             self._modes.enter_context(_BackwardCalls(self.before_backward, self.meter.after_backward))
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
         """These are about to be differentiated; in a loop of your own that is noticed by itself.
 
+        What leads to one of them with no layer behind it is a head.
+
         Args:
             losses: The losses.
             only: Whether it is the only backward pass of this batch.
         """
-        self.finder.before_backward(*losses)
+        if self._watch is not None:
+            self._saw_loss = True
+            self._watch.leads_to(*losses)
         self.meter.before_backward()
         if only:
             self._close()
 
-    def find(self, agree: Callable[[Any], Any] = lambda value: value) -> bool:
-        """Whether layers are found in what was watched of this batch, which is watched no further for that.
+    def find(self, agree: Callable[[Any], Any] = lambda value: value) -> list[Layer]:
+        """The layers, if they were to be found in this batch, which is watched no further for that.
 
         Args:
             agree: Gives every process the value of the first.
         """
-        return self.finder.watching and self.finder.find(agree)
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return []
+        watch.stop()
+        if not (self._saw_loss or any(parameter.grad is not None for parameter in self._model.parameters())):
+            return []  # a skipped step does not show what leads to the loss
+        return agree(watch.layers())
 
-    def after_batch(self) -> StepCost | None:
+    def after_batch(self, layers: Sequence[Layer]) -> StepCost | None:
         """A batch is over; returns the cost of a step if it was measured for the first time."""
         self._close()
-        return self.meter.after_batch(self.finder.layers)
+        return self.meter.after_batch(layers)
 
     def _close(self) -> None:
-        self.finder.stop()
+        if self._watch is not None:
+            self._watch.stop()
         self.meter.stop()
         self._modes.close()
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.decider import Decider
-from smartfrz_lightning.engine.finding import pin
+from smartfrz_lightning.engine.excluding import pin
 from smartfrz_lightning.engine.frozen import FrozenLayers
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.observer import Observer
@@ -64,9 +64,9 @@ class Parts:
             say=self._tell,
             **{name: getattr(before, name) for name in _OF_THE_LOOP if before is not None},
         )
-        self.observer = Observer(model, method.exclude, timeline.layers)
+        self.observer = Observer(model, method.exclude)
         self.frozen = FrozenLayers(model, processes, self.run)
-        self.decider = Decider(method, self.run, self.observer, self.frozen, self.ledger, processes)
+        self.decider = Decider(method, self.run, self.frozen, self.ledger, processes)
 
     def _tell(self, text: str) -> None:
         self.ledger.timeline.notes.append(text)

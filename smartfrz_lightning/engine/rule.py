@@ -86,7 +86,7 @@ class FreezingRule(ABC):
         """A training batch is about to begin."""
 
     def layers_found(self, run: TrainingRun) -> None:
-        """The layers are known, before the first optimizer step; called again if more turn up."""
+        """The layers are known, before the first optimizer step."""
 
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
         """An optimizer is about to step.
