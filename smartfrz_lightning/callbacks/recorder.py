@@ -24,8 +24,9 @@ class HistoryRecorder(FreezingCallback):
     """Record a second training of a model against the finished first one (paper, section 3.4).
 
     It takes weight snapshots all through the run and, at every check, the CKA of each layer's output to that of the
-    reference, on one fixed probe: the inputs of the first training batch. Both models are probed in eval mode. The
-    training itself is not changed. The file is written when the run ends; an interrupted run leaves none.
+    reference, on one fixed probe: the first validation examples, which the Trainer's sanity check runs before training
+    begins. Both models are probed in eval mode; CKA is the unbiased estimate. The training itself is not changed. The
+    file is written when the run ends; an interrupted run leaves none.
 
     Args:
         reference: Checkpoint of the finished run of the same config.
@@ -35,11 +36,14 @@ class HistoryRecorder(FreezingCallback):
         snapshot_every_n_steps: Optimizer steps between snapshots; by default so many that 30 cover 1.5 epochs.
         sample_size: Sampled weights a layer.
         seed: Fixes which weights are sampled.
+        probe_examples: Validation examples on which CKA is measured, at least.
         exclude: Patterns of layers to leave out.
 
     Raises:
         FileNotFoundError: There is no such reference.
         ValueError: The reference is of another architecture or cannot be read, or an argument is below 1.
+        MisconfigurationException: On ``fit``: there are several processes, the run had begun before, or the sanity
+            check has too few examples.
 
     Examples:
         >>> from smartfrz_lightning import HistoryRecorder
@@ -56,6 +60,7 @@ class HistoryRecorder(FreezingCallback):
         snapshot_every_n_steps: int | None = None,
         sample_size: int = 1024,
         seed: int = 0,
+        probe_examples: int = 512,
         exclude: Sequence[str] | str = (),
     ) -> None:
         super().__init__(report=False, exclude=exclude)
@@ -63,6 +68,7 @@ class HistoryRecorder(FreezingCallback):
             ("checks_per_epoch", checks_per_epoch),
             ("snapshot_every_n_steps", snapshot_every_n_steps),
             ("sample_size", sample_size),
+            ("probe_examples", probe_examples),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
@@ -73,6 +79,7 @@ class HistoryRecorder(FreezingCallback):
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self.sample_size = sample_size
         self.seed = seed
+        self.probe_examples = probe_examples
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.world_size > 1:
@@ -101,9 +108,17 @@ class HistoryRecorder(FreezingCallback):
             max(1, round(epoch / self.checks_per_epoch)) if epoch < float("inf") else self._spacing * 3
         )
 
-    def before_batch(self, run: TrainingRun) -> None:
-        if self._probe is None:
-            self._probe = ReferenceProbe(run.model)
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._probe = ReferenceProbe(pl_module, self.probe_examples)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = 0 if self._probe is None else self._probe.examples
+        if found < self.probe_examples:
+            raise MisconfigurationException(
+                f"probe_examples={self.probe_examples}: the sanity check ran {found} validation examples. Give the "
+                f"Trainer more num_sanity_val_steps (now {trainer.num_sanity_val_steps}), or fewer probe_examples"
+            )
+        super().on_train_start(trainer, pl_module)
 
     def layers_found(self, run: TrainingRun) -> None:
         if self._probe is not None and not self._recorded:

@@ -28,8 +28,44 @@ def centered_gram(features: Tensor) -> Tensor:
     return flat @ flat.T
 
 
+def unbiased_gram(features: Tensor) -> Tensor:
+    r"""Gram matrix of the examples whose inner products are unbiased estimates of HSIC.
+
+    That is the estimator of Song et al. (2012, "Feature selection via dependence maximization", Eq. 5): the diagonal is
+    zero, rows and columns are centred as if it were not there. Of few examples, ``centered_gram`` finds any two
+    representations alike.
+
+    Args:
+        features: ``[examples, ...]``, at least 4 examples.
+
+    Returns:
+        ``[examples, examples]`` in float64, divided by :math:`\sqrt{n (n - 3)}`, so that those of several batches can
+        be joined (Nguyen et al. 2021, "Do wide and deep networks learn the same things?", section 2).
+
+    Examples:
+        >>> import torch
+        >>> from smartfrz_lightning.similarity.cka import gram_cka, linear_cka, unbiased_gram
+        >>> x, y = torch.randn(16, 500), torch.randn(16, 500)  # nothing in common
+        >>> bool(linear_cka(x, y) > 0.8), bool(gram_cka(unbiased_gram(x), unbiased_gram(y)).abs() < 0.5)
+        (True, True)
+    """
+    flat = features.detach().reshape(len(features), -1).double()
+    n = len(flat)
+    if n < 4:
+        raise ValueError(f"features of {n} examples: unbiased CKA compares examples and needs at least 4")
+    flat = flat - flat.mean(0)  # changes nothing but what is lost to rounding
+    gram = (flat @ flat.T).fill_diagonal_(0)
+    rows = gram.sum(1) / (n - 2)
+    gram = gram - rows - rows[:, None] + rows.sum() / (n - 1)
+    return gram.fill_diagonal_(0) / (n * (n - 3)) ** 0.5
+
+
 def gram_cka(gram_x: Tensor, gram_y: Tensor) -> Tensor:
-    """CKA of two representations, from their centred Gram matrices; a scalar, 0 where one of them is constant.
+    """CKA of two representations, from their Gram matrices, centred or unbiased; 0 where one of them is constant.
+
+    Args:
+        gram_x: Of any shape.
+        gram_y: Of the same.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The output of every layer for a probe batch, as Gram matrices ready for CKA."""
+"""The output of every layer for a probe batch, as Gram matrices ready for unbiased CKA."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import tensors_in
-from smartfrz_lightning.similarity.cka import centered_gram
+from smartfrz_lightning.similarity.cka import unbiased_gram
 
 
 @torch.no_grad()
 def layer_grams(model: nn.Module, layers: Sequence[Layer], run: Callable[[], Any], examples: int) -> list[Tensor]:
-    """Centred Gram matrices of the feature maps of all layers.
+    """Unbiased Gram matrices of the feature maps of all layers.
 
     The feature map is what the layer's module returns; for a weight that is used without its module being called
     (functional calls, projections inside an attention module) what the nearest module around it returns.
@@ -37,7 +37,7 @@ def layer_grams(model: nn.Module, layers: Sequence[Layer], run: Callable[[], Any
     finally:
         for hook in hooks:
             hook.remove()
-    return [centered_gram(_feature_map(found, layer, examples).reshape(examples, -1)) for layer in layers]
+    return [unbiased_gram(_feature_map(found, layer, examples).reshape(examples, -1)) for layer in layers]
 
 
 def _feature_map(found: dict[str, Tensor], layer: Layer, examples: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How alike the layers of a training model are to those of a finished reference, on one fixed probe batch."""
+"""How alike the layers of a training model are to those of a finished reference, on a fixed probe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,21 +13,26 @@ from smartfrz_lightning.similarity.features import layer_grams
 
 
 class ReferenceProbe:
-    """Takes the inputs of the first training batch as a probe, then compares layers with the reference on them.
+    """Takes the inputs of the batches that come as a probe, then compares layers with the reference on them.
 
-    Create it before that batch; ``meet_reference`` ends the waiting. Both models are run in eval mode, and the
-    random numbers that they draw are not missing afterwards.
+    Create it before these batches; ``meet_reference`` ends the waiting. Both models are run in eval mode, and the
+    random numbers that they draw are not missing afterwards. CKA is the unbiased estimate, over all batches.
 
     Args:
         model: The model that trains.
+        examples: Take batches until there are as many examples; the first batch alone by default.
+
+    Attributes:
+        examples: How many there are.
 
     Raises:
         ValueError: On ``meet_reference``: no module was called that holds all trainable parameters.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self._call: tuple[nn.Module, tuple, dict] | None = None
+    def __init__(self, model: nn.Module, examples: int = 1) -> None:
+        self.model, self._wanted = model, examples
+        self.examples = 0
+        self._calls: list[tuple[nn.Module, tuple, dict]] = []
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         self._hooks = [
             module.register_forward_pre_hook(self._take, with_kwargs=True)
@@ -36,19 +41,18 @@ class ReferenceProbe:
         ]
 
     def _take(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self._call is None:
-            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
-            self._call = (module, args, kwargs)
+        count = _examples(args, kwargs)
+        inside = bool(self._calls) and module is not self._calls[0][0]
+        if self.examples < self._wanted and not inside and count > 3:  # of fewer, CKA tells nothing
+            with torch.inference_mode(False):  # what a network may write into
+                args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
+            self._calls.append((module, args, kwargs))
+            self.examples += count
 
     @property
     def network(self) -> str:
         """Class name of the module that the probe is given to."""
-        return type(self._seen[0]).__name__
-
-    @property
-    def _seen(self) -> tuple[nn.Module, tuple, dict]:
-        assert self._call is not None, "meet_reference comes first"
-        return self._call
+        return type(self._calls[0][0]).__name__
 
     def remove_hooks(self) -> None:
         """Stop waiting for a batch."""
@@ -58,7 +62,7 @@ class ReferenceProbe:
     def meet_reference(self, state: dict[str, Tensor], layers: Sequence[Layer]) -> None:
         """Run the reference on the probe once; the model's own weights are put back."""
         self.remove_hooks()
-        if self._call is None:
+        if not self._calls:
             raise ValueError(
                 "no module was called that holds all trainable parameters, so there is no probe to compare layers on: "
                 "call the model as a module in training_step, self(x) or self.model(x)"
@@ -76,31 +80,38 @@ class ReferenceProbe:
         return [float(gram_cka(gram, self._reference[layer.name])) for layer, gram in pairs]
 
     def _grams(self, layers: Sequence[Layer]) -> list[Tensor]:
-        module, args, kwargs = self._seen
-        examples = max(len(tensor) for tensor in tensors_in((args, kwargs)) if tensor.ndim)
         modes = {m: m.training for m in self.model.modules()}
         device = next(self.model.parameters()).device
         self.model.eval()
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                return layer_grams(self.model, layers, lambda: module(*args, **kwargs), examples)
+                batches = [self._grams_of(layers, *call) for call in self._calls]
+                return [torch.cat([gram.flatten() for gram in grams]) for grams in zip(*batches, strict=True)]
         finally:
             for m, mode in modes.items():
                 m.training = mode
 
+    def _grams_of(self, layers: Sequence[Layer], module: nn.Module, args: tuple, kwargs: dict) -> list[Tensor]:
+        return layer_grams(self.model, layers, lambda: module(*args, **kwargs), _examples(args, kwargs))
+
     def state_dict(self) -> dict[str, Any]:
         """The probe's inputs and the reference's Gram matrices."""
-        module, args, kwargs = self._seen
-        name = next(name for name, m in self.model.named_modules() if m is module)
-        return {"module": name, "args": args, "kwargs": kwargs, "reference": self._reference}
+        names = {id(module): name for name, module in self.model.named_modules()}
+        calls = [(names[id(module)], args, kwargs) for module, args, kwargs in self._calls]
+        return {"calls": calls, "reference": self._reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved probe."""
         self.remove_hooks()
         device = next(self.model.parameters()).device
         state = tree_map_only(Tensor, lambda tensor: tensor.to(device), state)
-        self._call = (self.model.get_submodule(state["module"]), tuple(state["args"]), state["kwargs"])
+        self._calls = [(self.model.get_submodule(name), tuple(args), kwargs) for name, args, kwargs in state["calls"]]
         self._reference = state["reference"]
+
+
+def _examples(args: tuple, kwargs: dict) -> int:
+    """Rows of what a module was called with."""
+    return max((len(tensor) for tensor in tensors_in((args, kwargs)) if tensor.ndim), default=0)
 
 
 @torch.no_grad()

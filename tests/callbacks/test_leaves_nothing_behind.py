@@ -149,8 +149,9 @@ def test_patterns_for_a_model_that_is_built_late(make_trainer, tmp_path, hook):
     make_trainer(freezer, max_epochs=1).fit(Late())
     assert freezer.frozen == ["net.0"]
     torch.save({"state_dict": Classifier(mlp()).state_dict()}, tmp_path / "end.ckpt")
-    recorder = HistoryRecorder(str(tmp_path / "end.ckpt"), str(tmp_path / "run.safetensors"), checks_per_epoch=2)
-    make_trainer(recorder, max_epochs=1).fit(Late())
+    paths = str(tmp_path / "end.ckpt"), str(tmp_path / "run.safetensors")
+    recorder = HistoryRecorder(*paths, checks_per_epoch=2, probe_examples=61)
+    make_trainer(recorder, max_epochs=1, num_sanity_val_steps=2).fit(Late())
     assert (tmp_path / "run.safetensors").exists()
 
 

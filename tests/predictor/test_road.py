@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from models import Classifier, mlp
 from safetensors import safe_open
 
@@ -15,18 +16,17 @@ from smartfrz_lightning.cli import main
 from smartfrz_lightning.history.recording import Recording
 from smartfrz_lightning.predictor import freeze_confidence, load_predictor
 from smartfrz_lightning.predictor.labels import stable_range_labels
-from smartfrz_lightning.similarity.cka import linear_cka
+from smartfrz_lightning.similarity.cka import gram_cka, unbiased_gram
 
 
 @pytest.fixture
 def recorded(make_trainer, tmp_path):
     keep = ModelCheckpoint(tmp_path, filename="reference")
     make_trainer(keep, enable_checkpointing=True, max_epochs=4).fit(Classifier(mlp(seed=1)))
-    recorder = HistoryRecorder(
-        str(tmp_path / "reference.ckpt"), str(tmp_path / "run.safetensors"), "mlp", checks_per_epoch=4, sample_size=64
-    )
+    paths = str(tmp_path / "reference.ckpt"), str(tmp_path / "run.safetensors")
+    recorder = HistoryRecorder(*paths, "mlp", checks_per_epoch=4, sample_size=64, probe_examples=61)
     model = Classifier(mlp(seed=2))
-    make_trainer(recorder, max_epochs=4).fit(model)
+    make_trainer(recorder, max_epochs=4, num_sanity_val_steps=2).fit(model)
     return Recording.load(tmp_path / "run.safetensors"), model, tmp_path
 
 
@@ -35,17 +35,16 @@ def test_a_recording_holds_what_happened(recorded):
     assert recording.network == "mlp" and recording.layers == ["net.0", "net.4", "net.7", "net.9"]
     assert recording.check_step.tolist() == list(range(2, 33, 2))
     assert recording.progress[-1] == 1 and recording.check_epoch[-1] == 4
-    assert (recording.cka > 0).all() and (recording.cka <= 1 + 1e-6).all()
-    # The last snapshot is the finished model's weights; the last CKA can be computed by hand.
+    assert (recording.cka.abs() <= 1 + 1e-6).all() and (recording.cka[-1] > 0.1).all()
+    # The last snapshot is the finished model's weights; the last CKA can be computed by hand, on the validation set.
     assert recording.snapshot_step[-1] == 32
     assert torch.isin(recording.snapshots[-1, 0], model.net[0].weight).all()
     reference = Classifier(mlp())
     reference.load_state_dict(torch.load(folder / "reference.ckpt", weights_only=True)["state_dict"])
-    x = next(iter(model.train_dataloader()))[0]
-    features = []
+    grams = []
     for net in (model.eval().net, reference.eval().net):
-        features.append(net[:5](x))
-    assert recording.cka[-1, 1].item() == pytest.approx(linear_cka(*features).item(), abs=1e-6)
+        grams.append(torch.cat([unbiased_gram(net[:5](x)).flatten() for x, _ in model.val_dataloader()]))
+    assert recording.cka[-1, 1].item() == pytest.approx(gram_cka(*grams).item(), abs=1e-6)
 
 
 def test_recording_changes_nothing_in_the_run(recorded, make_trainer):
@@ -72,10 +71,18 @@ def test_an_interrupted_run_leaves_no_file(make_trainer, recorded):
                 raise RuntimeError("power cut")
             return super().training_step(batch, batch_idx)
 
-    recorder = HistoryRecorder(str(folder / "reference.ckpt"), str(folder / "broken.safetensors"), sample_size=8)
+    paths = str(folder / "reference.ckpt"), str(folder / "broken.safetensors")
+    recorder = HistoryRecorder(*paths, sample_size=8, probe_examples=61)
     with pytest.raises(RuntimeError, match="power cut"):
-        make_trainer(recorder).fit(Fails(mlp()))
+        make_trainer(recorder, num_sanity_val_steps=2).fit(Fails(mlp()))
     assert not list(folder.glob("*broken*"))
+
+
+def test_a_sanity_check_with_too_few_examples_is_an_error(make_trainer, recorded):
+    recorder = HistoryRecorder(str(recorded[2] / "reference.ckpt"), probe_examples=61)
+    for steps, found in ((0, 0), (1, 32)):
+        with pytest.raises(MisconfigurationException, match=f"ran {found} validation examples.*now {steps}"):
+            make_trainer(recorder, num_sanity_val_steps=steps).fit(Classifier(mlp()))
 
 
 def test_labels_follow_the_rule():
