@@ -63,7 +63,7 @@ class LaterStage(Stage):
         self._means: list[float] = []  # learning rates of the last two twentieths
         self._trained: dict[str, int] = {}  # twentieths of each layer
         self._loss = math.nan  # of the last twentieth, relative to the first batch's
-        self._due = self._told = self._froze = False
+        self._due = self._told = self._froze = self._released = False
         self._best: float | None = None  # largest p(safe) of a prefix that has not been frozen
 
     def start(self, run: TrainingRun) -> None:
@@ -110,7 +110,8 @@ class LaterStage(Stage):
     def _ready(self, run: TrainingRun) -> bool:
         if not self._due:
             return False
-        held = any(layer.name in run.untrained for layer in run.frozen_layers)  # what that costs was not learned
+        # What it costs to go on from a prefix that has never trained was not learned.
+        held = not self._released and any(layer.name in run.untrained for layer in run.frozen_layers)
         rising = run.rates_rise or len(self._means) < 2 or self._means[1] > self._means[0] * (1 + 1e-6)
         known = run.progress is not None and EARLIEST - 1e-6 <= run.progress < 1
         return known and not held and not rising
@@ -165,6 +166,7 @@ class LaterStage(Stage):
         self._due = False
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        self._released |= bool(thawed)
         for name in thawed:
             self._trained.pop(name, None)
 
@@ -185,3 +187,4 @@ class LaterStage(Stage):
 
 
 _STATE = ("first", "losses", "batches", "rates", "steps", "means", "trained", "loss", "due", "told", "froze")
+_STATE += ("released",)

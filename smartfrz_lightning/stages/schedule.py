@@ -15,6 +15,7 @@ class Schedule:
         short: Steps up to which a run counts as short.
         long: Steps from which on it counts as long.
         kept: Share of a long run for which a prefix stays frozen; in a short one it does to the end.
+        stays: Share of the layers, of a prefix that was frozen from the start, that stay frozen to the end.
         verified: p(safe) at which a prefix is frozen in a short run, if a trial follows.
         unverified: The same if none does, or the run is long.
         trial_share: Length of the trial, as a share of the run.
@@ -27,6 +28,7 @@ class Schedule:
     short: float = 400
     long: float = 1500
     kept: float = 0.4
+    stays: float = 0.0
     verified: float = 0.65
     unverified: float = 0.8
     trial_share: float = 0.1

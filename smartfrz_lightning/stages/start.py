@@ -185,7 +185,9 @@ class StartStage(Stage):
         until = self.schedule.frozen_until(self.schedule.known(run.total_steps))
         if not self._decided or self._released or self.save is not None or run.steps < until:
             return []
-        return [name for name in run.frozen if name in run.untrained]
+        free = [layer for layer in run.layers if not layer.always_trains]
+        deeper = free[int(self.schedule.stays * len(free) + 1e-6) :]
+        return [layer.name for layer in deeper if layer.name in run.untrained and layer.name in set(run.frozen)]
 
     def end(self, run: TrainingRun) -> None:
         if self._probe is not None and run.steps and run.layers:
