@@ -41,6 +41,6 @@ def read_benchmark(args: Sequence[str] | None = None) -> Benchmark:
     parser.add_class_arguments(Benchmark)
     read = parser.parse_args(args).as_dict()
     # By hand: classes that settings name are those of the experiment, and not to be made here.
-    for name, kind in (("methods", Run), ("prepare", Run), ("published", Published)):
+    for name, kind in (("methods", Run), ("published", Published)):
         read[name] = {key: kind(**settings) for key, settings in read[name].items()}
     return Benchmark(**{field.name: read[field.name] for field in fields(Benchmark)})

@@ -133,7 +133,7 @@ def _check_processes(trainer: Trainer) -> None:
 
 def digest(benchmark: Benchmark, run: Run) -> str:
     """Fingerprint of all that a run depends on: its settings, this package's code, the predictor."""
-    experiment = [Path(path).read_text() for path in run.experiment or benchmark.experiment]
+    experiment = [Path(path).read_text() for path in benchmark.experiment]
     settings = [
         experiment,
         run.callback,
@@ -171,7 +171,7 @@ def _plain_timeline(arguments: list[str], sizes: BatchSizes) -> Timeline:
 def _arguments(
     benchmark: Benchmark, run: Run, seed: int, folder: Path, callbacks: list[dict[str, Any]], max_steps: int | None
 ) -> list[str]:
-    arguments = [f"--config={path}" for path in run.experiment or benchmark.experiment]
+    arguments = [f"--config={path}" for path in benchmark.experiment]
     if overrides := _nested(benchmark.fill(run.overrides, seed)):  # as a config: dotted arguments turn null into text
         arguments.append(f"--config={json.dumps(overrides)}")
     for callback in benchmark.fill(copy.deepcopy(callbacks), seed):

@@ -12,17 +12,15 @@ from typing import Any
 class Run:
     """How one kind of run differs from the experiment.
 
-    In ``overrides`` and ``arguments``, ``{name}`` stands for the folder of the run of that name at the same seed, or
-    of a preparation: ``{full}/last.ckpt`` is the finished model of the method ``full``,
-    ``{smart}/freeze_timeline.csv`` what ``smart`` froze when.
+    In ``overrides`` and ``arguments``, ``{name}`` stands for the folder of the run of that name at the same seed:
+    ``{full}/last.ckpt`` is the finished model of the method ``full``, ``{smart}/freeze_timeline.csv`` what ``smart``
+    froze when.
 
     Attributes:
         callback: The freezing callback, by short name or import path; without one everything trains.
         arguments: Its arguments.
         overrides: Settings of the experiment to replace, by dotted name such as ``model.schedule``.
         share: Train everything, but only for this share of the baseline's steps, with a schedule of that length.
-        experiment: Configs to use instead of the benchmark's.
-        seed: Seed to use instead of the benchmark's.
 
     Examples:
         >>> from smartfrz_lightning.benchmark.spec import Run
@@ -35,8 +33,6 @@ class Run:
     arguments: dict = field(default_factory=dict)
     overrides: dict = field(default_factory=dict)
     share: float | None = None
-    experiment: list[str] | None = None
-    seed: int | None = None
 
     @property
     def needs(self) -> set[str]:
@@ -71,7 +67,6 @@ class Benchmark:
         seeds: Every method runs once with each.
         metric: What validation logs and the table reports; higher is better.
         output: Folder of the results.
-        prepare: Runs that come first, once, with their own ``experiment`` and ``seed``: a pretrained model.
         baseline: The method to which the others are compared.
         overrides: Settings of the experiment to replace in every method's runs; those of a method come on top.
         frontier: Shares of the baseline's steps for which everything is trained as well, under the name ``full_0.5``
@@ -94,7 +89,6 @@ class Benchmark:
     seeds: list[int]
     metric: str = "val_accuracy"
     output: str = "runs/benchmark"
-    prepare: dict[str, Run] = field(default_factory=dict)
     baseline: str = "full"
     overrides: dict = field(default_factory=dict)
     frontier: list[float] = field(default_factory=list)
@@ -112,27 +106,21 @@ class Benchmark:
         if taken := set(shorter) & set(self.methods):
             raise ValueError(f"methods and frontier share the names {sorted(taken)}: rename one of them")
         self.methods = {**self.methods, **shorter}
-        if twice := set(self.methods) & set(self.prepare):
-            raise ValueError(f"methods and prepare share the names {sorted(twice)}: rename one of them")
-        for kind, runs in (("methods", self.methods), ("prepare", self.prepare)):
-            for name, run in runs.items():
-                if unknown := run.needs - set(self.methods) - set(self.prepare):
-                    raise ValueError(f"{kind}.{name} refers to {sorted(unknown)}, which is no method of this benchmark")
-        for name, run in self.prepare.items():
-            if run.seed is None:
-                raise ValueError(f"prepare.{name} needs a seed: it runs once for all seeds")
-        for path in [*self.experiment, *(p for run in self.prepare.values() for p in run.experiment or [])]:
+        for name, run in self.methods.items():
+            if unknown := run.needs - set(self.methods):
+                raise ValueError(f"methods.{name} refers to {sorted(unknown)}, which is no method of this benchmark")
+        for path in self.experiment:
             if not Path(path).is_file():
                 raise FileNotFoundError(f"experiment={path!r}: no such file; paths start at the working directory")
         self.methods = {
             name: replace(run, overrides={**self.overrides, **run.overrides}) for name, run in self.methods.items()
         }
-        self.order(self.methods)
+        self.order()
 
-    def order(self, runs: dict[str, Run]) -> list[str]:
-        """Names so that each comes after those it needs, otherwise as given."""
+    def order(self) -> list[str]:
+        """Names of the methods so that each comes after those it needs, otherwise as given."""
         try:
-            needs = {name: sorted(self.needs(run) & set(runs)) for name, run in runs.items()}
+            needs = {name: sorted(self.needs(run)) for name, run in self.methods.items()}
             return list(TopologicalSorter(needs).static_order())
         except CycleError as error:
             raise ValueError(f"methods wait for each other: {' -> '.join(error.args[1])}") from error
@@ -148,14 +136,11 @@ class Benchmark:
 
     def schedule(self) -> list[tuple[str, Run, int]]:
         """All runs in their order: name, run, seed. Methods alternate, so that a drifting machine hits all alike."""
-        seed_of = {name: run.seed or 0 for name, run in self.prepare.items()}  # one without is refused above
-        first = [(name, self.prepare[name], seed_of[name]) for name in self.order(self.prepare)]
-        order = self.order(self.methods)
-        return [*first, *((name, self.methods[name], seed) for seed in self.seeds for name in order)]
+        return [(name, self.methods[name], seed) for seed in self.seeds for name in self.order()]
 
     def folder(self, name: str, seed: int) -> Path:
         """Where a run keeps its files."""
-        return Path(self.output) / (name if name in self.prepare else f"seed{seed}/{name}")
+        return Path(self.output) / f"seed{seed}/{name}"
 
     def fill(self, value: Any, seed: int) -> Any:
         """Replace ``{name}`` by folders, anywhere in a setting."""

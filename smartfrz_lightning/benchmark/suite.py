@@ -128,10 +128,8 @@ def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:
 
 def _missing(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> str:
     """The runs that this one needs and that have no result."""
-    at = {name: prepared.seed or 0 for name, prepared in benchmark.prepare.items()}
-    needed = [(name, at.get(name, seed)) for name in sorted(benchmark.needs(run))]
-    missing = [f"{name} (seed {n})" for name, n in needed if find_result(results, name, n) is None]
-    return " and ".join(missing)
+    missing = [name for name in sorted(benchmark.needs(run)) if find_result(results, name, seed) is None]
+    return " and ".join(f"{name} (seed {seed})" for name in missing)
 
 
 def _length(benchmark: Benchmark, results: list[Result], run: Run, seed: int) -> int | None:

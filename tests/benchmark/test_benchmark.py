@@ -131,8 +131,7 @@ def test_results_of_other_settings_are_not_mixed_in(tmp_path):
         ({"baseline": "none"}, "baseline='none' is not one of"),
         ({"methods": {"full": Run(), "b": Run(None, {"x": "{c}"})}}, "methods.b refers to .'c'."),
         ({"methods": {"full": Run(None, {"x": "{b}"}), "b": Run(None, {"x": "{full}"})}}, "wait for each other"),
-        ({"prepare": {"full": Run(seed=1)}}, "share the names"),
-        ({"prepare": {"p": Run()}}, "prepare.p needs a seed"),
+        ({"methods": {"full": Run(), "full_0.5": Run()}, "frontier": [0.5]}, "share the names"),
     ],
 )
 def test_bad_specs(change, message):
