@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.predictor.later import LaterPredictor
 from smartfrz_lightning.predictor.later_inputs import later_inputs
+from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import check_shares
 
@@ -28,14 +30,17 @@ TRAINED = 4
 
 
 class LaterStage(Stage):
-    """Freeze the prefix that has trained enough (this project).
+    """Freeze the prefix that need not train any longer (this project).
 
     After each twentieth of the run a predictor gives p(safe) of each prefix of the network: how likely freezing it from
     here to the end costs at most 1 point of accuracy, by its depth, what is left of the run, and how far the training
     loss has fallen. The deepest prefix that is safe enough, of at most two thirds of the layers, is frozen, at once or,
     in a run of 20 epochs and more, at the end of the epoch. Nothing freezes in the first two fifths of the run, while
-    learning rates rise, while a prefix is frozen that has never trained, or before a layer has trained for a fifth of
-    the run.
+    learning rates rise, or before a layer has trained for a fifth of the run.
+
+    Of a prefix that is frozen from the start, the same question says after two fifths of a long run how much stays
+    frozen; the rest trains again. In a short run all of it stays to the end, and nothing else freezes; how this depends
+    on the length, see ``smartfrz_lightning.stages.schedule``.
 
     The predictor has learned from recorded runs what freezing costs. An attention over the window of snapshots, as in
     the paper, was no better on networks that it had not seen (``predictor_weights/later.md``).
@@ -44,16 +49,26 @@ class LaterStage(Stage):
         predictor: Safetensors file of a later predictor, or a module that gives the log-odds of
             ``later_inputs``; the shipped one by default.
         threshold: p(safe) from which a prefix freezes, between 0 and 1.
+        release: Whether a prefix that is frozen from the start may train again.
+        schedule: When that is asked, by the length of the run.
 
     Raises:
         FileNotFoundError: There is no such predictor file.
         ValueError: An argument is out of range, or the predictor file cannot be read.
     """
 
-    def __init__(self, predictor: str | nn.Module | None = None, threshold: float = 0.85) -> None:
+    thaws = True
+
+    def __init__(
+        self,
+        predictor: str | nn.Module | None = None,
+        threshold: float = 0.85,
+        release: bool = True,
+        schedule: Schedule | None = None,
+    ) -> None:
         check_shares(threshold=threshold)
         self._predictor = predictor if isinstance(predictor, nn.Module) else LaterPredictor.load(predictor)
-        self.threshold = threshold
+        self.threshold, self.release, self.schedule = threshold, release, schedule or Schedule()
 
     def reset(self) -> None:
         self._first: Tensor | None = None  # loss of the first batch
@@ -63,7 +78,8 @@ class LaterStage(Stage):
         self._means: list[float] = []  # learning rates of the last two twentieths
         self._trained: dict[str, int] = {}  # twentieths of each layer
         self._loss = math.nan  # of the last twentieth, relative to the first batch's
-        self._due = self._told = self._froze = self._released = False
+        self._due = self._told = self._froze = False
+        self._asked = False  # how much stays of a prefix that was frozen from the start
         self._best: float | None = None  # largest p(safe) of a prefix that has not been frozen
 
     def start(self, run: TrainingRun) -> None:
@@ -102,6 +118,8 @@ class LaterStage(Stage):
         return float(self._losses / self._first) / self._batches
 
     def check_due(self, run: TrainingRun) -> bool:
+        if run.total_batches == math.inf:
+            return self._held_long_enough(run)
         return run.total_batches < CHECKS * run.batches_per_epoch and self._ready(run)
 
     def epoch_check_due(self, run: TrainingRun, epoch: int) -> bool:
@@ -110,14 +128,19 @@ class LaterStage(Stage):
     def _ready(self, run: TrainingRun) -> bool:
         if not self._due:
             return False
-        # What it costs to go on from a prefix that has never trained was not learned.
-        held = not self._released and any(layer.name in run.untrained for layer in run.frozen_layers)
+        if not self._asked and _held(run):  # to freeze more, with that frozen, is not what was learned
+            return self._held_long_enough(run)
         rising = run.rates_rise or len(self._means) < 2 or self._means[1] > self._means[0] * (1 + 1e-6)
-        known = run.progress is not None and EARLIEST - 1e-6 <= run.progress < 1
-        return known and not held and not rising
+        return run.progress is not None and EARLIEST - 1e-6 <= run.progress < 1 and not rising
 
-    def select(self, run: TrainingRun) -> dict[str, float]:
+    def _held_long_enough(self, run: TrainingRun) -> bool:
+        until = self.schedule.frozen_until(self.schedule.known(run.total_steps))
+        return self.release and not self._asked and run.steps >= until and bool(_held(run))
+
+    def select(self, run: TrainingRun) -> Decision:
         free = [layer for layer in run.layers if not layer.always_trains]
+        if not self._asked and _held(run):
+            return self._released(run, free)
         safe = self._safe(run, free)
         depth = max((number for number, share in enumerate(safe, 1) if share >= self.threshold), default=0)
         active = {layer.name for layer in run.active}
@@ -130,14 +153,36 @@ class LaterStage(Stage):
                 "first batch's."
             )
         self._best = max([self._best or 0.0, *(share for share in safe if share < 1)])
-        return chosen
+        return Decision(chosen)
+
+    def _released(self, run: TrainingRun, free: list[Layer]) -> Decision:
+        """What trains again of a prefix that is frozen from the start."""
+        prefix, odds = _held(run), self._odds(run, free)
+        safe = [] if odds is None else odds.cummin(0).values.sigmoid().tolist()
+        depth = min(sum(share >= self.threshold for share in safe), int(DEEPEST * len(free) + 1e-6))
+        names = {layer.name for layer in free[:depth]}
+        thawed = [layer.name for layer in prefix if layer.name not in names]
+        why = "its p(safe) is not known"
+        if safe:
+            why = f"p(safe) of all {safe[len(prefix) - 1]:.2f}, training loss at {self._loss:.2g} of the first batch's"
+        run.say(
+            f"{len(prefix) - len(thawed)} of the {len(prefix)} layers that were frozen from the start stay so after "
+            f"{run.steps} steps: {why}."
+        )
+        return Decision(thaw=thawed)
+
+    def _odds(self, run: TrainingRun, free: list[Layer]) -> Tensor | None:
+        """Log-odds that freezing a prefix is safe, of each; ``None`` if the loss or the length is not known."""
+        if not math.isfinite(self._loss) or run.progress is None:
+            return None
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return self._predictor(later_inputs(len(free), run.progress, self._loss))
 
     def _safe(self, run: TrainingRun, free: list[Layer]) -> list[float]:
         """p(safe) of every prefix; a deeper one is never safer."""
-        if not math.isfinite(self._loss) or run.progress is None:
+        odds = self._odds(run, free)
+        if odds is None:
             return []
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            odds = self._predictor(later_inputs(len(free), run.progress, self._loss))
         frozen = torch.tensor([layer.name in set(run.frozen) for layer in free])
         young = torch.tensor([self._trained.get(layer.name, 0) < TRAINED for layer in free])
         whole = frozen.int().cummin(0).values.bool()  # all of the prefix is frozen by now
@@ -163,15 +208,14 @@ class LaterStage(Stage):
         return None
 
     def decision_applied(self, run: TrainingRun) -> None:
-        self._due = False
+        self._due, self._asked = False, True
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
-        self._released |= bool(thawed)
         for name in thawed:
             self._trained.pop(name, None)
 
     def end(self, run: TrainingRun) -> None:
-        if self._best is not None and not self._froze and run.is_first_process:
+        if self._best and not self._froze and run.is_first_process:
             run.say(
                 f"Nothing froze after the start: p(safe) was {self._best:.2f} at most, and has to be "
                 f"{self.threshold:.2f}."
@@ -186,5 +230,9 @@ class LaterStage(Stage):
             setattr(self, f"_{name}", state[name])
 
 
-_STATE = ("first", "losses", "batches", "rates", "steps", "means", "trained", "loss", "due", "told", "froze")
-_STATE += ("released",)
+def _held(run: TrainingRun) -> list[Layer]:
+    """Frozen layers that have never trained."""
+    return [layer for layer in run.frozen_layers if layer.name in run.untrained]
+
+
+_STATE = ("first", "losses", "batches", "rates", "steps", "means", "trained", "loss", "due", "told", "froze", "asked")

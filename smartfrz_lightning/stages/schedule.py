@@ -1,4 +1,4 @@
-"""Schedule: when a prefix that is frozen from the start is tried and unfrozen, by the length of the run."""
+"""Schedule: when a prefix that is frozen from the start is tried and asked about, by the length of the run."""
 
 import math
 from dataclasses import dataclass
@@ -14,8 +14,7 @@ class Schedule:
     Args:
         short: Steps up to which a run counts as short.
         long: Steps from which on it counts as long.
-        kept: Share of a long run for which a prefix stays frozen; in a short one it does to the end.
-        stays: Share of the layers, of a prefix that was frozen from the start, that stay frozen to the end.
+        kept: Share of a long run for which a prefix stays frozen at least; in a short one it does to the end.
         verified: p(safe) at which a prefix is frozen in a short run, if a trial follows.
         unverified: The same if none does, or the run is long.
         trial_share: Length of the trial, as a share of the run.
@@ -28,7 +27,6 @@ class Schedule:
     short: float = 400
     long: float = 1500
     kept: float = 0.4
-    stays: float = 0.0
     verified: float = 0.65
     unverified: float = 0.8
     trial_share: float = 0.1
@@ -48,7 +46,7 @@ class Schedule:
         return self.verified + (self.unverified - self.verified) * self.weight(steps)
 
     def frozen_until(self, steps: float) -> float:
-        """Steps after which a prefix that was frozen from the start trains again; ``inf`` in a short run."""
+        """Steps for which a prefix that was frozen from the start stays so at least; ``inf`` in a short run."""
         weight = self.weight(steps)
         return math.inf if not weight else int((1 - (1 - self.kept) * weight) * round(steps) + 1e-6)
 

@@ -36,16 +36,13 @@ class StartStage(Stage):
     most 2 points of accuracy below full training. Of those that are safe enough the one that saves most is frozen.
     Layers with the random weights that they were made with always train, unless ``save`` asks for them.
 
-    In a long run the prefix trains again after two fifths; how this depends on the length, see
-    ``smartfrz_lightning.stages.schedule``.
-
     Args:
         predictor: Safetensors file of a start predictor, or a module that gives the log-odds of
             ``start_inputs``; the shipped one by default.
         threshold: p(safe) from which a prefix is frozen; by default 0.65 in a short run in which a trial follows, and
             0.8 in others.
         save: Share of a step to save, in place of ``threshold``: of the prefixes that save as much, the safest one is
-            frozen, to the end of the run.
+            frozen.
         probe_steps: Steps of the probe; 2 % of the run by default, 30 at most. A run of fewer than 100 steps has none.
         verified: Whether a ``VerifyStage`` follows.
         schedule: How the rules depend on the length of the run.
@@ -61,8 +58,6 @@ class StartStage(Stage):
         ValueError: An argument is out of range, ``threshold`` and ``save`` are both given, or the predictor file cannot
             be read.
     """
-
-    thaws = True
 
     def __init__(
         self,
@@ -89,11 +84,9 @@ class StartStage(Stage):
         self._probe: Probe | None = None
         self._probing = False  # also across a resume
         self._taken = 0  # steps of the probe
-        self._decided = False
         self._due = False
         self.answer = Decision()
         self.safe: list[float] = []
-        self._released = False
 
     def busy(self, run: TrainingRun) -> bool:
         return self._probe is not None or self._due
@@ -101,7 +94,7 @@ class StartStage(Stage):
     def start(self, run: TrainingRun) -> None:
         if (run.steps and not self._probing) or self._probe is not None:
             return
-        self._decided = self._released = self._probing = False
+        self._probing = False
         if self.probe_steps is not None and self.probe_steps >= run.total_batches:
             raise ValueError(
                 f"probe_steps={self.probe_steps}: the run has only {run.total_batches:g} batches; take fewer"
@@ -166,28 +159,13 @@ class StartStage(Stage):
             self._due, self.answer = True, self._choose(run, self._probe)
 
     def check_due(self, run: TrainingRun) -> bool:
-        return self._due or bool(self._to_release(run))
+        return self._due
 
     def select(self, run: TrainingRun) -> Decision:
-        if not self._due:
-            names = self._to_release(run)
-            run.say(f"The prefix of {len(names)} layers was frozen for {run.steps} steps, and trains from here on.")
-            return Decision(thaw=names)
         return self.answer
 
     def decision_applied(self, run: TrainingRun) -> None:
-        if self._due:
-            self._probe, self._probing, self._due, self._decided = None, False, False, True
-        else:
-            self._released = True
-
-    def _to_release(self, run: TrainingRun) -> list[str]:
-        until = self.schedule.frozen_until(self.schedule.known(run.total_steps))
-        if not self._decided or self._released or self.save is not None or run.steps < until:
-            return []
-        free = [layer for layer in run.layers if not layer.always_trains]
-        deeper = free[int(self.schedule.stays * len(free) + 1e-6) :]
-        return [layer.name for layer in deeper if layer.name in run.untrained and layer.name in set(run.frozen)]
+        self._probe, self._probing, self._due = None, False, False
 
     def end(self, run: TrainingRun) -> None:
         if self._probe is not None and run.steps and run.layers:
@@ -253,11 +231,10 @@ class StartStage(Stage):
         return self.verified and self.save is None and not run.cannot_verify
 
     def method_state(self) -> dict[str, Any]:
-        return {"decided": self._decided, "released": self._released, "probing": self._probing}
+        return {"probing": self._probing}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        # A probe that was interrupted begins again.
-        self._decided, self._released, self._probing = state["decided"], state["released"], state["probing"]
+        self._probing = state["probing"]  # a probe that was interrupted begins again
 
 
 def choose_prefix(costs: Sequence[float], safe: Sequence[float], threshold: float, save: float | None = None) -> int:

@@ -4,12 +4,11 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 from models import Classifier, Vectors, mlp
-from staging import ANYWAY, LONG, OPTIMIZERS, Safe, notes, smart, trained
+from staging import ANYWAY, EPOCHS, FROZEN, LONG, OPTIMIZERS, Safe, Told, later, notes, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import Freezer, SmartFreezeCallback
-from smartfrz_lightning.predictor.later_inputs import INPUTS
 from smartfrz_lightning.stages import LaterStage, Schedule, Stage, StartStage
 
 
@@ -72,19 +71,6 @@ def test_it_waits_for_the_stages_before_it(make_trainer):
     assert [step for step, _ in asked] == list(range(48, 120, 6)) and freezer.frozen == ["net.0"]
 
 
-class Told(nn.Module):
-    """Log-odds of each prefix, once so much of the run is done; before that, none is safe."""
-
-    def __init__(self, *odds, progress=0.0):
-        super().__init__()
-        self.odds, self.progress, self.seen = torch.tensor(odds), progress, []
-
-    def forward(self, inputs):
-        self.seen.append(inputs)
-        progress = 1 - 10 ** float(inputs[0, INPUTS.index("left")])
-        return self.odds if progress > self.progress - 1e-4 else torch.full_like(self.odds, -9)
-
-
 def late(predictor, **how):
     return SmartFreezeCallback(start=False, verify=False, later=LaterStage(predictor, **how))
 
@@ -137,7 +123,7 @@ def test_it_sees_the_depth_what_is_left_and_the_loss(make_trainer):
 
 
 def test_what_trains_again_trains_for_a_fifth_of_the_run_before_it_freezes(make_trainer):
-    freezer = smart(Safe(), later=LaterStage(Told(9.0, 9.0, 9.0)), verdict=ANYWAY, schedule=LONG)
+    freezer = smart(Safe(), later=later(9.0, 9.0, 9.0, progress=0.45), verdict=ANYWAY, schedule=LONG)
     make_trainer(freezer, max_epochs=15, limit_val_batches=0).fit(Classifier(trained(mlp()), OPTIMIZERS["sgd"]))
     events = [(event.kind, event.layer, event.step) for event in freezer.timeline.events]
     assert events[2:] == [
@@ -146,6 +132,36 @@ def test_what_trains_again_trains_for_a_fifth_of_the_run_before_it_freezes(make_
         ("freeze", "net.0", 72),
         ("freeze", "net.4", 72),
     ]
+
+
+@pytest.mark.parametrize(
+    ("odds", "thawed"),
+    [((3.0, 2.0, 2.0), []), ((3.0, 1.0, 3.0), FROZEN[1:]), ((1.0, 3.0, 3.0), FROZEN), ((1.7, 1.7, 1.7), FROZEN)],
+)  # p(safe) has to be 0.85, log-odds 1.73
+def test_what_is_safe_of_a_prefix_stays_frozen_after_two_fifths(make_trainer, odds, thawed):
+    freezer, model = smart(later=later(*odds), verdict=ANYWAY, schedule=LONG), Classifier(trained(mlp()))
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(model)
+    assert [(event.layer, event.step) for event in freezer.timeline.events if event.kind == "thaw"] == [
+        (name, 48) for name in thawed
+    ]
+    assert f"{2 - len(thawed)} of the 2 layers that were frozen from the start stay so after 48 steps" in notes(freezer)
+    for layer in freezer.layers[:2]:
+        still = layer.name not in thawed
+        assert all(model.get_parameter(name).equal(before[name]) == still for name in layer.parameters)
+
+
+def test_deeper_layers_freeze_behind_what_stayed(make_trainer):
+    freezer = smart(Safe((0.4, 3.0), (1.1, -3.0)), later=later(3.0, 2.0, 2.0), verdict=ANYWAY, schedule=LONG)
+    make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
+    assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.0", 2), ("net.4", 54)]
+
+
+def test_a_prefix_that_is_to_stay_stays(make_trainer):
+    stage = LaterStage(Told(-9.0, -9.0, -9.0), release=False, schedule=LONG)
+    freezer = smart(later=stage, verdict=ANYWAY, schedule=LONG)
+    make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
+    assert freezer.frozen == FROZEN
 
 
 @pytest.mark.parametrize("loss", [-1.0, float("nan"), 0.0])

@@ -15,8 +15,10 @@ from staging import (
     NEVER,
     NOTHING,
     OPTIMIZERS,
+    UNSAFE,
     InOrder,
     Safe,
+    later,
     notes,
     quiet_mlp,
     same,
@@ -39,9 +41,9 @@ def test_a_part_of_the_prefix_stays(make_trainer):
 
 def test_what_stays_after_a_trial_is_unfrozen_by_the_schedule(make_trainer):
     predictor = Safe((0.4, 3.0), (0.7, 1.5), (1.1, -3.0))
-    freezer = smart(predictor, verdict={**A_PART, "likely": 0.9}, schedule=LONG)
+    freezer = smart(predictor, verdict={**A_PART, "likely": 0.9}, schedule=LONG, later=later(*UNSAFE))
     make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
-    assert "1 of 2 layers stay frozen" in notes(freezer) and "was frozen for 48 steps" in notes(freezer)
+    assert "1 of 2 layers stay frozen" in notes(freezer) and "0 of the 1 layers" in notes(freezer)
     assert freezer.frozen == [] and freezer.timeline.events[-1].step == 48
 
 
@@ -89,10 +91,10 @@ def test_in_a_long_run_the_prefix_trains_after_two_fifths(make_trainer):
         make_trainer(freezer, max_epochs=EPOCHS).fit(model)
         return model, freezer
 
-    model, freezer = fit(smart(verdict=ANYWAY, schedule=LONG))
+    model, freezer = fit(smart(verdict=ANYWAY, schedule=LONG, later=later(*UNSAFE)))
     other, _ = fit(ReleasedByHand(StartStage(Safe(), verified=False), verify=False, later=False))
     assert model.losses == other.losses and same(model, other) and freezer.frozen == []
-    assert "frozen for 48 steps" in notes(freezer)
+    assert "0 of the 2 layers that were frozen from the start stay so after 48 steps" in notes(freezer)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -124,8 +126,8 @@ def test_the_trial_waits_for_the_learning_rate(make_trainer, until, begin):
 
 
 def test_a_saving_is_kept_to_the_end_without_a_trial(make_trainer):
-    start = StartStage(Safe(), save=0.3, schedule=LONG)
-    freezer = SmartFreezeCallback(start, verify=False, later=False)
+    freezer = SmartFreezeCallback(save=0.3)
+    freezer.stages["later"].schedule = LONG
     make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
     assert freezer.frozen == FROZEN and "Trial" not in notes(freezer)
 
@@ -142,6 +144,8 @@ def test_data_without_a_loader_length_counts_as_a_long_run(make_trainer):
 
             return DataLoader(Endless(), 8)
 
-    freezer = smart(probe=3, schedule=LONG, verdict=ANYWAY)
+    freezer = smart(probe=3, schedule=LONG, verdict=ANYWAY, later=later(*UNSAFE))
     make_trainer(freezer, max_epochs=-1, max_time="00:00:00:04", limit_val_batches=0).fit(Stream(trained(mlp())))
-    assert "frozen for 44 steps" in notes(freezer)  # two fifths of the length that counts as long
+    assert "stay so after 44 steps: its p(safe) is not known" in notes(
+        freezer
+    )  # two fifths of the length that counts as long
