@@ -46,9 +46,10 @@ class Runs:
 
     def time(self, case: str, run: str, version: str = "0.3.0", variant: str = "") -> list[float]:
         """Seconds of training relative to full training beside it, of the seeds where no other work went on."""
-        full = {row["seed"]: row for row in self.of(case, "full", version, variant) if not row["shared"]}
-        own = [row for row in self.of(case, run, version, variant) if not row["shared"] and row["seed"] in full]
-        return [row["seconds"] / full[row["seed"]]["seconds"] for row in own]
+        full = {row["seed"]: row["seconds"] for row in self.of(case, "full", version, variant) if not row["shared"]}
+        own = [row for row in self.of(case, run, version, variant) if not row["shared"]]
+        pairs = [(row["seconds"], row.get("full_seconds") or full.get(row["seed"])) for row in own]
+        return [seconds / whole for seconds, whole in pairs if whole]
 
     def above(self, case: str, run: str) -> list[float]:
         """Points above full training that was shortened to the same FLOPs; empty where that was not run."""
@@ -104,6 +105,7 @@ def add(folder: str, case: str, version: str = "0.3.0", variant: str = "", share
                 "value": one["value"],
                 "flops": sum(timeline["spent"].values()) / whole,
                 "seconds": one["seconds"]["train"],
+                "full_seconds": None if full is one else full["seconds"]["train"],  # on the same machine
                 "steps": one["steps"],
                 "frozen_at_the_end": len(_frozen(timeline["events"])),
                 "notes": timeline["notes"],

@@ -34,7 +34,7 @@ def read_benchmark(args: Sequence[str] | None = None) -> Benchmark:
     """
     parser = ArgumentParser(
         prog="smartfrz benchmark",
-        description="Run methods x seeds of one experiment, side by side, into one table and pictures. Started again, "
+        description="Run methods x seeds of one experiment, side by side, into one table and picture. Started again, "
         "it goes on where it was stopped.",
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of the benchmark")

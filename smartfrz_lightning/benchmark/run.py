@@ -58,7 +58,7 @@ def run_once(
         on_epoch: Called after every epoch.
 
     Returns:
-        Everything that the table and the pictures are made of, as plain values.
+        Everything that the table and the picture are made of, as plain values.
 
     Raises:
         SettingsError: The config cannot be parsed, validation does not log the benchmark's metric, or the number of

@@ -1,4 +1,4 @@
-"""Run a whole benchmark: what is not done yet, in order, with progress; then the table and the pictures."""
+"""Run a whole benchmark: what is not done yet, in order, with progress; then the table and the picture."""
 
 import logging
 import traceback
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from smartfrz_lightning.benchmark.pictures import draw_pictures
+from smartfrz_lightning.benchmark.picture import accuracy_cost
 from smartfrz_lightning.benchmark.results import Result, append_result, find_result, read_results
 from smartfrz_lightning.benchmark.run import SettingsError, digest, log_file, processes, run_once
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
@@ -19,7 +19,7 @@ from smartfrz_lightning.benchmark.table import compare, to_markdown, to_rich
 
 
 def run_benchmark(benchmark: Benchmark) -> bool:
-    """Do every run that has no result yet, then write the table and the pictures into the output folder.
+    """Do every run that has no result yet, then write the table and the picture into the output folder.
 
     Args:
         benchmark: What to run.
@@ -111,9 +111,9 @@ def _show(benchmark: Benchmark, results: list[Result]) -> None:
         return
     shown = benchmark.metric, benchmark.baseline, benchmark.published
     (Path(benchmark.output) / "table.md").write_text(to_markdown(rows, *shown))
-    draw_pictures(benchmark, results, rows)
+    accuracy_cost(results, rows, benchmark).savefig(Path(benchmark.output) / "accuracy_cost.png", dpi=130)
     Console(width=max(140, Console().width)).print(to_rich(rows, *shown))
-    Console().print(f"results, table and pictures: {benchmark.output}")
+    Console().print(f"results, table and picture: {benchmark.output}")
 
 
 def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:

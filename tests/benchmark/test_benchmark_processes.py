@@ -31,7 +31,7 @@ def test_two_processes(tmp_path, launcher):
     assert done.stderr.count("failed: odd, seed 1: its config cannot be parsed") == 1, done.stderr[-3000:]
     assert done.stderr.count("one, seed 1: devices x num_nodes = 1, but 2 processes run this benchmark") == 1
     assert done.stderr.count("not run, as odd (seed 1) is missing: waits, seed 1") == 1
-    assert done.stdout.count("results, table and pictures:") == 1
+    assert done.stdout.count("results, table and picture:") == 1
     results = {result["run"]: result for result in read_results(tmp_path / "out" / "results.jsonl")}
     assert list(results) == ["full", "static", "shortened"]
     assert all(result["processes"] == 2 for result in results.values())

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from smartfrz_lightning.benchmark.frontier import Frontier, above_frontier
-from smartfrz_lightning.benchmark.pictures import _accuracy_cost
+from smartfrz_lightning.benchmark.picture import accuracy_cost
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.benchmark.table import compare, margin, to_markdown
 
@@ -68,7 +68,7 @@ def test_the_picture_begins_at_the_cheapest_run(cheapest):
     results = [r for r in runs() if r["run"] != "full_0.25"]
     results += [result("full_0.25", seed, 0.60, 100 * cheapest, 10) for seed in (1, 2)]
     benchmark = Benchmark([], {"full": Run(), "held": Run()}, [1, 2], frontier=[0.25, 0.5])
-    figure = _accuracy_cost(results, compare(results, ["full", "held", *SHORTER], "full", SHORTER), benchmark)
+    figure = accuracy_cost(results, compare(results, ["full", "held", *SHORTER], "full", SHORTER), benchmark)
     for axes in figure.axes:
         [line] = [line for line in axes.lines if line.get_label() == "training everything, shorter"]
         assert min(line.get_ydata()) == pytest.approx(60) and max(line.get_xdata()) == 1

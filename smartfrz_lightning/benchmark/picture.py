@@ -1,9 +1,7 @@
-"""The pictures of a benchmark, each drawn from what its runs recorded."""
+"""The picture of a benchmark: accuracy against cost."""
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib import colormaps
@@ -18,24 +16,7 @@ from smartfrz_lightning.benchmark.table import Row, margin
 _MARKS = "os^vDP*X<>hd8p"
 
 
-def draw_pictures(benchmark: Benchmark, results: Sequence[Result], rows: Sequence[Row]) -> list[Path]:
-    """Draw all pictures that the results allow into the output folder.
-
-    Returns:
-        The files: ``accuracy_cost.png`` and, where something froze, ``freezing.png``.
-    """
-    output, seed = Path(benchmark.output), benchmark.seeds[0]
-    runs = [r for m in benchmark.methods if (r := find_result(list(results), m, seed)) is not None]
-    froze = [run for run in runs if run["timeline"]["events"]]
-    pictures = {"accuracy_cost.png": _accuracy_cost(results, rows, benchmark)}
-    if froze:
-        pictures["freezing.png"] = _freezing(froze)
-    for name, figure in pictures.items():
-        figure.savefig(output / name, dpi=130)
-    return [output / name for name in pictures]
-
-
-def _accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Benchmark) -> Figure:
+def accuracy_cost(results: Sequence[Result], rows: Sequence[Row], benchmark: Benchmark) -> Figure:
     """Mean and standard deviation of the metric against FLOPs and against seconds, one mark a method.
 
     The band is the frontier, mean and 95 % interval over the seeds of what training everything for less time reaches:
@@ -82,30 +63,3 @@ def _draw_frontier(axes: Axes, results: Sequence[Result], benchmark: Benchmark, 
         below, above = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
         axes.fill_between(costs, below, above, color="grey", alpha=0.25, zorder=0, linewidth=0)
         axes.set_ylim(limits)  # of the runs: a band of few seeds is wide
-
-
-def _freezing(runs: Sequence[Result]) -> Figure:
-    """What froze when: one panel a method, layers in forward order against steps."""
-    columns = min(4, len(runs))
-    lines = -(-len(runs) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.6 * lines + 0.4), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes, run in zip(panels, runs, strict=False):
-        steps, events = run["timeline"]["steps"], _froze_last(run["timeline"]["events"])
-        for number, layer in enumerate(run["timeline"]["layers"]):
-            end = events.get(layer["name"], steps)
-            axes.barh(number, end, color="tab:orange", height=1)
-            axes.barh(number, steps - end, left=end, color="tab:blue", height=1)
-        axes.invert_yaxis()
-        axes.set_title(run["run"], fontsize=9)
-    for axes in panels[len(runs) :]:
-        axes.axis("off")
-    figure.supxlabel("optimizer step (orange: trains, blue: frozen)", fontsize=9)
-    figure.supylabel("layer, in forward order", fontsize=9)
-    return figure
-
-
-def _froze_last(events: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """When each layer froze that is frozen at the end."""
-    last = {event["layer"]: event for event in events}
-    return {name: event["step"] for name, event in last.items() if event.get("kind", "freeze") == "freeze"}
