@@ -23,8 +23,8 @@ class SmartFreezeCallback(FreezingCallback):
     worse, the model adopts them. ``later``: from two fifths of the run on, after each twentieth (in a run of many
     epochs, at the end of the epoch), the prefix freezes that can do without the rest. That is learned from recorded
     runs, in which prefixes were frozen at several moments, and goes by depth, what is left of the run and how far the
-    training loss has fallen. After two fifths of a long run the same question says how much stays frozen of a prefix that
-    was frozen at the start.
+    training loss has fallen. After two fifths of a long run the same question says how much of a prefix that was frozen
+    at the start stays so.
 
     - **When**: fine-tuning a pretrained network.
     - **When not**: a run far past its plateau is better shortened.
