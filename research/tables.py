@@ -10,11 +10,13 @@ from statistics import fmean
 from research.outcomes import trial_windows
 from research.outcomes.later import (
     CALIBRATION,
+    FROM_START,
     POLICY,
     SCORES,
     calibration,
     calibration_of_shipped,
     comparison,
+    from_the_start,
     policies,
     recordings,
 )
@@ -38,6 +40,13 @@ CASES = {
     "scratch_resnet20": "ResNet-20 from scratch, CIFAR-10, 1,872 steps",
 }
 """What the cases of ``configs/benchmark/`` are."""
+
+TWO_FIFTHS = {
+    "release_resnet20_sgd": "ResNet-20 (CIFAR-10), ten classes of CIFAR-100, SGD",
+    "release_resnet20_adamw": "the same network, other classes, AdamW",
+    "release_vgg8_sgd": "VGG (half of CIFAR-100), ten other classes, SGD",
+}
+"""Cases on which that was tried, 1,488 steps each; no held-out network is among them."""
 
 
 def default(runs: Runs) -> str:
@@ -156,6 +165,25 @@ def _inputs(data: list, over: list) -> list[list[str]]:
     return [*comparison(data, over), *json.loads(RUNS.with_name("later_attention.json").read_text())]
 
 
+def from_start(runs: Runs) -> str:
+    """What prefixes came to that were frozen from the first step to the last."""
+    files = [RUNS.with_name(name) for name in ("moments.jsonl", "moments_shifted.jsonl")]
+    return _markdown(FROM_START, from_the_start(files))
+
+
+def two_fifths(runs: Runs) -> str:
+    """What becomes of a prefix that was frozen from the start, after two fifths of the run."""
+    lines = []
+    for case, name in TWO_FIFTHS.items():
+        seeds = len(runs.points(case, "asked"))
+        cells = [
+            f"{spread(runs.points(case, run), 1, True)} at {spread(runs.flops(case, run))}"
+            for run in ("released", "kept", "asked")
+        ]
+        lines.append([name, str(seeds), *cells])
+    return _markdown(["", "seeds", "all of it trains again", "all of it stays", "the question says"], lines)
+
+
 def one_predictor(runs: Runs) -> str:
     """Whether one predictor answers at the start and later as well as two."""
     return _markdown(SHOWN, one_predictor_rows(RUNS.with_name("moments.jsonl")))
@@ -176,6 +204,8 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "trial_windows": trial,
     "later_inputs": _later(_inputs, ["inputs", *SCORES]),
     "later_policy": _later(policies, POLICY),
+    "from_start": from_start,
+    "two_fifths": two_fifths,
     "one_predictor": one_predictor,
     "later_calibration": _later(calibration, CALIBRATION),
     "later_shifted": _later(calibration_of_shipped, CALIBRATION, "moments_shifted.jsonl"),

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
+from smartfrz_lightning.history.tensor_file import write_tensors
+from smartfrz_lightning.predictor.weights import read_predictor
 
 
 class LogisticPredictor(nn.Module):
@@ -58,23 +59,8 @@ class LogisticPredictor(nn.Module):
             FileNotFoundError: There is no such file.
             ValueError: It is cut short, or of another format or version.
         """
-        path = cls.shipped if path is None else Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"predictor={str(path)!r}: no such file; leave it out for the shipped one")
-        try:
-            tensors, header = read_tensors(path)
-        except ValueError as error:
-            raise ValueError(f"predictor={error}") from error
-        if (header.pop("format", None), header.pop("version", None)) != (cls.kind, cls.version):
-            raise ValueError(
-                f"predictor={str(path)!r} is no {cls.kind} of version {cls.version}: those that judge windows of "
-                "weights belong to AttentionFreezeCallback"
-            )
-        header.pop("about", None)
-        try:
-            with torch.random.fork_rng(devices=[]):  # the user's model is yet to draw its weights
-                predictor = cls(**header)
-            predictor.load_state_dict(tensors)
-        except (TypeError, ValueError, KeyError, RuntimeError) as error:
-            raise ValueError(f"predictor={str(path)!r} does not fit its own description: {error}") from error
-        return predictor.eval().requires_grad_(False)
+
+        def make(header: dict[str, Any]) -> Self:
+            return cls(**{name: value for name, value in header.items() if name != "about"})
+
+        return read_predictor(cls.shipped if path is None else Path(path), cls.kind, cls.version, make)

@@ -1,12 +1,16 @@
 """Save and load predictors: one safetensors file, never unpickled."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
 from smartfrz_lightning.predictor.network import AttentionPredictor
+
+Module = TypeVar("Module", bound=nn.Module)
 
 FORMAT = "smartfrz-predictor"
 VERSION = 1
@@ -50,45 +54,59 @@ def save_predictor(predictor: AttentionPredictor, path: str | Path, **about: Any
     write_tensors(path, predictor.state_dict(), header)
 
 
-def load_predictor(path: str | Path | None = None, sample_size: int | None = None) -> AttentionPredictor:
+def load_predictor(path: str | Path | None = None) -> AttentionPredictor:
     """Read a predictor, ready for inference.
 
     Args:
         path: The file; the predictor that ships with the package by default.
-        sample_size: If given, the sample size that the predictor must have.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is cut short, of another format or version, or of another sample size.
+        ValueError: It is cut short, or of another format or version.
 
     Examples:
         >>> from smartfrz_lightning.predictor.weights import load_predictor
         >>> load_predictor().representation
         'displacement'
     """
-    path = SHIPPED if path is None else Path(path)
+
+    def make(header: dict[str, Any]) -> AttentionPredictor:
+        predictor = AttentionPredictor(**header["arguments"])
+        predictor.window = int(header["about"].get("window", predictor.window))
+        return predictor
+
+    return read_predictor(SHIPPED if path is None else Path(path), FORMAT, VERSION, make)
+
+
+def read_predictor(path: Path, kind: str, version: int, make: Callable[[dict[str, Any]], Module]) -> Module:
+    """Read a file of a predictor, ready for inference.
+
+    Args:
+        path: The file.
+        kind: Its format.
+        version: Of the format.
+        make: Makes the predictor from what stands in the file's metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is cut short, or of another kind or version.
+    """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"predictor={str(path)!r}: no such file; train one, or leave it out for the shipped one"
-        )
+        raise FileNotFoundError(f"predictor={str(path)!r}: no such file; leave it out for the shipped one")
     try:
         tensors, header = read_tensors(path)
     except ValueError as error:
         raise ValueError(f"predictor={error}") from error
-    if header.get("format") != FORMAT:
-        raise ValueError(f"predictor={str(path)!r} is not a predictor of this package: train one as the README tells")
-    if header.get("version") != VERSION:
-        raise ValueError(f"predictor={str(path)!r} has version {header.get('version')}, this package reads {VERSION}")
+    if (found := (header.pop("format", None), header.pop("version", None))) != (kind, version):
+        raise ValueError(
+            f"predictor={str(path)!r} is no {kind} of version {version}, but {found[0]} of version {found[1]}: "
+            "SmartFreezeCallback has one for its start stage and one for its later stage, and AttentionFreezeCallback "
+            "one of windows of weights"
+        )
     try:
         with torch.random.fork_rng(devices=[]):  # the user's model is yet to draw its weights
-            predictor = AttentionPredictor(**header["arguments"])
-        predictor.window = int(header.get("about", {}).get("window", predictor.window))
+            predictor = make(header)
         predictor.load_state_dict(tensors)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"predictor={str(path)!r} does not fit its own description: {error}") from error
-    if sample_size is not None and predictor.sample_size != sample_size:
-        raise ValueError(
-            f"predictor={str(path)!r} looks at {predictor.sample_size} sampled weights, but sample_size={sample_size}: "
-            f"use sample_size={predictor.sample_size} or train a predictor on such recordings"
-        )
     return predictor.eval().requires_grad_(False)

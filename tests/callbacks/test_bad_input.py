@@ -36,7 +36,7 @@ from smartfrz_lightning.stages import LaterStage, StartStage, VerifyStage
         (AttentionFreezeCallback, {"every_n_epochs": 0}, "every_n_epochs=0"),
         (AttentionFreezeCallback, {"every_n_epochs": 1, "every_n_train_steps": 10}, "give one of them"),
         (AttentionFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number between 0 and 1"),
-        (AttentionFreezeCallback, {"predictor": str(StartPredictor.shipped)}, "is not a predictor of this package"),
+        (AttentionFreezeCallback, {"predictor": str(StartPredictor.shipped)}, "is no smartfrz-predictor of version 1"),
         (LaterStage, {"threshold": 1}, "threshold=1: must be a number between 0 and 1"),
         (SmartFreezeCallback, {"threshold": 0.0}, "threshold=0.0"),
         (SmartFreezeCallback, {"threshold": 1}, "threshold=1"),
