@@ -2,9 +2,25 @@
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from models import Classifier, Vectors, mlp
-from staging import ANYWAY, EPOCHS, FROZEN, LONG, OPTIMIZERS, Safe, Told, later, notes, smart, trained
+from staging import (
+    ANYWAY,
+    EPOCHS,
+    FROZEN,
+    LONG,
+    OPTIMIZERS,
+    InOrder,
+    Safe,
+    Told,
+    later,
+    notes,
+    quiet_mlp,
+    same,
+    smart,
+    trained,
+)  # fmt: skip
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -149,6 +165,20 @@ def test_what_is_safe_of_a_prefix_stays_frozen_after_two_fifths(make_trainer, od
     for layer in freezer.layers[:2]:
         still = layer.name not in thawed
         assert all(model.get_parameter(name).equal(before[name]) == still for name in layer.parameters)
+
+
+@pytest.mark.parametrize("step", [40, 50, 80])
+def test_a_run_that_is_resumed_around_two_fifths_is_the_same(make_trainer, tmp_path, step):
+    def how():
+        stage = later(3.0, 1.0, 1.0)  # one of two layers stays
+        return InOrder(quiet_mlp(), OPTIMIZERS["adamw"]), smart(later=stage, verdict=ANYWAY, schedule=LONG)
+
+    (whole, freezer), (again, resumed) = how(), how()
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=10, save_top_k=-1)
+    make_trainer(freezer, every, max_epochs=EPOCHS, enable_checkpointing=True).fit(whole)
+    make_trainer(resumed, max_epochs=EPOCHS).fit(again, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    assert same(whole, again) and again.losses == whole.losses[step:]
+    assert resumed.timeline.events == freezer.timeline.events and resumed.frozen == FROZEN[:1]
 
 
 def test_deeper_layers_freeze_behind_what_stayed(make_trainer):
