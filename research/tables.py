@@ -167,8 +167,7 @@ def _inputs(data: list, over: list) -> list[list[str]]:
 
 def from_start(runs: Runs) -> str:
     """What prefixes came to that were frozen from the first step to the last."""
-    files = [RUNS.with_name(name) for name in ("moments.jsonl", "moments_shifted.jsonl")]
-    return _markdown(FROM_START, from_the_start(files))
+    return _markdown(FROM_START, from_the_start(RUNS.with_name("moments.jsonl")))
 
 
 def two_fifths(runs: Runs) -> str:
@@ -181,7 +180,7 @@ def two_fifths(runs: Runs) -> str:
             for run in ("released", "kept", "asked")
         ]
         lines.append([name, str(seeds), *cells])
-    return _markdown(["", "seeds", "all of it trains again", "all of it stays", "the question says"], lines)
+    return _markdown(["", "seeds", "all of it trains again", "all of it stays", "by p(safe)"], lines)
 
 
 def one_predictor(runs: Runs) -> str:

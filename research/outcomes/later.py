@@ -248,24 +248,24 @@ def by_range(data: Sequence[Example], said: np.ndarray) -> list[list[str]]:
     return rows
 
 
-def from_the_start(paths: Sequence[Path], shortest: int = 400) -> list[list[str]]:
+def from_the_start(path: Path, shortest: int = 400) -> list[list[str]]:
     """What prefixes came to that were frozen from the first step to the last, by the shipped p(safe) after two fifths.
 
     Args:
-        paths: Files of recorded runs.
+        path: File of recorded runs.
         shortest: Steps that a run has to have.
     """
     predictor, check, found = LaterPredictor.load(), round(EARLIEST * 20) - 1, []
-    for case in (json.loads(line) for path in paths for line in path.read_text().splitlines()):
+    for case in (json.loads(line) for line in path.read_text().splitlines()):
         layers, full = len(case["layers"]) - 1, case["runs"][0]["accuracy"]
         for run, losses in zip(case["runs"], case["losses"], strict=True):
-            if run["kind"] == "frozen" and not run["moment"] and run["depth"] <= DEEPEST * layers + 0.02 * layers:
+            if run["kind"] == "frozen" and not run["moment"] and run["depth"] <= DEEPEST * layers:
                 inputs = later_inputs(layers, EARLIEST, losses[check] / case["first_loss"])
                 with torch.no_grad():
                     safe = float(predictor(inputs)[: run["depth"]].min().sigmoid())
                 found += [(safe, run["accuracy"] - full)] if case["case"]["steps"] >= shortest else []
     rows = []
-    for low, high in pairwise((0.0, 0.6, 0.7, 0.8, 1.01)):
+    for low, high in pairwise((0.0, 0.6, 0.7, 0.85, 1.01)):
         points = np.array([gain for safe, gain in found if low <= safe < high])
         share = f"{(points >= -MARGIN).mean():.0%}"
         rows.append(

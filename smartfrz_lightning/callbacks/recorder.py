@@ -115,8 +115,9 @@ class HistoryRecorder(FreezingCallback):
         found = 0 if self._probe is None else self._probe.examples
         if found < self.probe_examples:
             raise MisconfigurationException(
-                f"probe_examples={self.probe_examples}: the sanity check ran {found} validation examples. Give the "
-                f"Trainer more num_sanity_val_steps (now {trainer.num_sanity_val_steps}), or fewer probe_examples"
+                f"probe_examples={self.probe_examples}: the model, called as a module, got {found} examples in the "
+                f"sanity check. Give the Trainer a validation loader and more num_sanity_val_steps (now "
+                f"{trainer.num_sanity_val_steps}), or fewer probe_examples"
             )
         super().on_train_start(trainer, pl_module)
 

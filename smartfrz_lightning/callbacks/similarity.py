@@ -13,9 +13,9 @@ class SimilarityFreezeCallback(FreezingCallback):
     """Similarity-guided freezing (SmartFRZ paper, section 3.4 and Table 1): what the predictor is trained to foresee.
 
     Several times an epoch the CKA of each layer's output to that of a finished reference is measured on the inputs of
-    the first training batch. A layer freezes at the end of an epoch in which the range (largest minus smallest) of its
-    CKA stayed below ``epsilon``. Needs a finished run of the same model, so it is an upper bound to compare with, not
-    a way to save anything.
+    the first training batch, by the unbiased estimate. A layer freezes at the end of an epoch in which the range
+    (largest minus smallest) of its CKA stayed below ``epsilon``. Needs a finished run of the same model, so it is an
+    upper bound to compare with, not a way to save anything.
 
     - **When**: to see what similarity-guided freezing could reach at best.
     - **When not**: to save anything: it needs the finished model.
@@ -52,7 +52,7 @@ class SimilarityFreezeCallback(FreezingCallback):
     ) -> None:
         super().__init__(**kwargs)
         if not 0 < epsilon < 1:
-            raise ValueError(f"epsilon={epsilon}: must lie between 0 and 1; CKA itself does")
+            raise ValueError(f"epsilon={epsilon}: must lie between 0 and 1")
         if measurements_per_epoch < 2:
             raise ValueError(f"measurements_per_epoch={measurements_per_epoch}: a range needs at least 2 measurements")
         self.reference = reference
@@ -91,7 +91,7 @@ class SimilarityFreezeCallback(FreezingCallback):
         return connected(run.layers, run.frozen, ready) if self.front_only else ready
 
     def method_state(self) -> dict[str, Any]:
-        return {"cka": dict(self._cka), "probe": self._probe.state_dict()} if self._probe else {}
+        return {"cka": dict(self._cka), "probe": self._probe.state_dict()} if self._probe and self._cka else {}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         if state:

@@ -23,8 +23,8 @@ class SmartFreezeCallback(FreezingCallback):
     worse, the model adopts them. ``later``: from two fifths of the run on, after each twentieth (in a run of many
     epochs, at the end of the epoch), the prefix freezes that can do without the rest. That is learned from recorded
     runs, in which prefixes were frozen at several moments, and goes by depth, what is left of the run and how far the
-    training loss has fallen. After two fifths of a long run the same question says how much of a prefix that was frozen
-    at the start stays so.
+    training loss has fallen. After two fifths of a long run it also decides how much of a prefix that was frozen at the
+    start stays frozen.
 
     - **When**: fine-tuning a pretrained network.
     - **When not**: a run far past its plateau is better shortened.
@@ -84,7 +84,9 @@ class SmartFreezeCallback(FreezingCallback):
         if start is True:
             start = StartStage(threshold=threshold, save=save, verified=bool(verify))
         verify = VerifyStage(likely=0.8 if threshold is None else threshold) if verify is True else verify
-        later = LaterStage(threshold=threshold or 0.85, release=save is None) if later is True else later
+        if later is True:
+            saves = isinstance(start, StartStage) and start.save is not None  # to the end of the run
+            later = LaterStage(threshold=threshold or 0.85, release=not saves)
         self.stages: dict[str, Stage] = {
             name: stage
             for name, stage in (("start", start), ("verify", verify), ("later", later))

@@ -6,7 +6,7 @@ from torch import nn
 
 from smartfrz_lightning.report.timeline import Timeline
 
-VERSION = 5
+VERSION = 6
 
 
 def check_version(state: dict[str, Any], method: str) -> None:

@@ -27,7 +27,7 @@ class Recording:
         progress: ``[C]`` share of the run done, 0 to 1; NaN for a run without end.
         lr: ``[C]`` learning rate of the first parameter group.
         train_loss: ``[C]`` mean training loss since the check before, as it was differentiated.
-        cka: ``[C, L]`` CKA of each layer's output to that of the reference on the probe batch.
+        cka: ``[C, L]`` CKA of each layer's output to that of the reference on the probe.
         network: Name of the architecture; the split for held-out networks goes by it.
         layers: Names of the layers.
         sizes: Number of parameters of each layer.

@@ -13,7 +13,7 @@ from smartfrz_lightning.report.timeline import Timeline
 _PINNED = {
     "output": "output: leads to the loss, always trains",
     "excluded": "excluded: always trains",
-    "unused": "unused: not seen in the forward pass",
+    "unused": "unused: not in the first training batch, always trains",
     "thawed": "thawed: your code set requires_grad on it after it had frozen, left alone since",
 }
 

@@ -38,9 +38,10 @@ class LaterStage(Stage):
     in a run of 20 epochs and more, at the end of the epoch. Nothing freezes in the first two fifths of the run, while
     learning rates rise, or before a layer has trained for a fifth of the run.
 
-    Of a prefix that is frozen from the start, the same question says after two fifths of a long run how much stays
-    frozen; the rest trains again. In a short run all of it stays to the end, and nothing else freezes; how this depends
-    on the length, see ``smartfrz_lightning.stages.schedule``.
+    After two fifths of a long run it also decides, by the same p(safe), how much of a prefix that is frozen from the
+    start stays frozen, of at most two thirds of the layers; the rest trains again. Where the training loss is not known
+    all of it does. In a short run all of it stays to the end, and nothing else freezes; how this depends on the length,
+    see ``smartfrz_lightning.stages.schedule``.
 
     The predictor has learned from recorded runs what freezing costs. An attention over the window of snapshots, as in
     the paper, was no better on networks that it had not seen (``predictor_weights/later.md``).
@@ -48,7 +49,7 @@ class LaterStage(Stage):
     Args:
         predictor: Safetensors file of a later predictor, or a module that gives the log-odds of
             ``later_inputs``; the shipped one by default.
-        threshold: p(safe) from which a prefix freezes, between 0 and 1.
+        threshold: p(safe) from which a prefix freezes, or stays frozen, between 0 and 1.
         release: Whether a prefix that is frozen from the start may train again.
         schedule: When that is asked, by the length of the run.
 
@@ -56,8 +57,6 @@ class LaterStage(Stage):
         FileNotFoundError: There is no such predictor file.
         ValueError: An argument is out of range, or the predictor file cannot be read.
     """
-
-    thaws = True
 
     def __init__(
         self,
@@ -83,6 +82,8 @@ class LaterStage(Stage):
         self._best: float | None = None  # largest p(safe) of a prefix that has not been frozen
 
     def start(self, run: TrainingRun) -> None:
+        if not run.steps:  # also of a further fit of the same model
+            self.reset()
         if run.total_batches == math.inf and not run.steps:
             run.say("Nothing freezes later in the run: its length is not known. Give max_epochs or max_steps.")
 
@@ -162,12 +163,15 @@ class LaterStage(Stage):
         depth = min(sum(share >= self.threshold for share in safe), int(DEEPEST * len(free) + 1e-6))
         names = {layer.name for layer in free[:depth]}
         thawed = [layer.name for layer in prefix if layer.name not in names]
-        why = "its p(safe) is not known"
+        why = "p(safe) is not known"
         if safe:
-            why = f"p(safe) of all {safe[len(prefix) - 1]:.2f}, training loss at {self._loss:.2g} of the first batch's"
+            why = (
+                f"p(safe) of the whole prefix is {safe[len(prefix) - 1]:.2f} and has to be {self.threshold:.2f}, with "
+                f"the training loss at {self._loss:.2g} of the first batch's; at most two thirds of all layers may"
+            )
         run.say(
-            f"{len(prefix) - len(thawed)} of the {len(prefix)} layers that were frozen from the start stay so after "
-            f"{run.steps} steps: {why}."
+            f"{len(prefix) - len(thawed)} of the {len(prefix)} layers that were frozen from the start stay frozen "
+            f"after {run.steps} steps: {why}."
         )
         return Decision(thaw=thawed)
 

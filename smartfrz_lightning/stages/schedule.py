@@ -8,6 +8,9 @@ from dataclasses import dataclass
 class Schedule:
     """What is best in runs of a few hundred steps differs from what is best in those of thousands.
 
+    ``StartStage`` takes its thresholds from here, ``VerifyStage`` what concerns the trial, ``LaterStage`` for how long
+    a prefix stays frozen at least; give all three the same.
+
     Every rule goes from one to the other with the logarithm of the length, so that no length is a border. Lengths count
     optimizer steps; a run of unknown length counts as a long one.
 
@@ -62,7 +65,7 @@ class Schedule:
         return (1 - self.weight(steps)) * self.trial_begin * steps
 
     def worth_trying(self, steps: float, done: float, saves: float) -> bool:
-        """Whether a prefix that stays frozen saves more than a trial costs that begins now.
+        """Whether a prefix saves more than a trial costs that begins now, in the time for which it stays at least.
 
         Args:
             steps: Of the run.

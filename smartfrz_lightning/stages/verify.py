@@ -33,8 +33,6 @@ class VerifyStage(Stage):
         schedule: When the trial begins, and how long it takes.
     """
 
-    thaws = True
-
     def __init__(
         self, likely: float = 0.8, firm: float = 1.5, some: float = 0.5, schedule: Schedule | None = None
     ) -> None:

@@ -8,14 +8,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from models import Classifier, mlp
+from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
 from torch import nn
+from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
     AttentionFreezeCallback,
     AutoFreezeCallback,
     HistoryRecorder,
+    SimilarityFreezeCallback,
     SmartFreezeCallback,
     StaticFreezeCallback,
 )
@@ -171,6 +173,16 @@ def test_reference_of_another_architecture(make_trainer, tmp_path):
         make_trainer(HistoryRecorder(str(path))).fit(NeverSteps(mlp()))
     with pytest.raises(FileNotFoundError, match="no such file"):
         make_trainer(HistoryRecorder(str(tmp_path / "none.ckpt"))).fit(NeverSteps(mlp()))
+
+
+def test_batches_that_are_too_small_for_cka(make_trainer, tmp_path):
+    class Small(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Vectors(), 3)
+
+    torch.save({"state_dict": Small(mlp()).state_dict()}, tmp_path / "end.ckpt")
+    with pytest.raises(ValueError, match="the batch has 3 examples, and CKA needs at least 4"):
+        make_trainer(SimilarityFreezeCallback(str(tmp_path / "end.ckpt"))).fit(Small(mlp()))
 
 
 def test_experiments(tmp_path):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
 from smartfrz_lightning import AttentionFreezeCallback, SmartFreezeCallback
-from smartfrz_lightning.stages import StartStage
+from smartfrz_lightning.stages import LaterStage, StartStage
 
 
 def plain_net():
@@ -94,7 +94,10 @@ def freezing(settings):
     if "trial" in settings:  # p(safe) 0.95 of the first layer and 0.71 of both
         schedule = LONG if settings.get("long") else SHORT
         odds = Safe((0.6, 3.0), (1.1, 1.5 if settings.get("long") else 0.9))
-        return smart(odds, verdict=VERDICTS[settings["trial"]], schedule=schedule, probe=settings.get("probe"))
+        # After two fifths of a long run the first layer stays frozen, the second one trains again.
+        stage = LaterStage(Safe((0.6, 3.0), (1.1, 1.0)), schedule=LONG) if settings.get("long") else False
+        how = {"verdict": VERDICTS[settings["trial"]], "schedule": schedule, "probe": settings.get("probe")}
+        return smart(odds, later=stage, **how)
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
     return ScriptedFreeze(freeze, thaw)
 

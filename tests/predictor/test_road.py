@@ -81,7 +81,7 @@ def test_an_interrupted_run_leaves_no_file(make_trainer, recorded):
 def test_a_sanity_check_with_too_few_examples_is_an_error(make_trainer, recorded):
     recorder = HistoryRecorder(str(recorded[2] / "reference.ckpt"), probe_examples=61)
     for steps, found in ((0, 0), (1, 32)):
-        with pytest.raises(MisconfigurationException, match=f"ran {found} validation examples.*now {steps}"):
+        with pytest.raises(MisconfigurationException, match=f"got {found} examples in the sanity check.*now {steps}"):
             make_trainer(recorder, num_sanity_val_steps=steps).fit(Classifier(mlp()))
 
 

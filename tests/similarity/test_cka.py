@@ -3,22 +3,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smartfrz_lightning.similarity.cka import gram_cka, linear_cka, unbiased_gram
+from smartfrz_lightning.similarity.cka import gram_cka, unbiased_gram
 
 
-def by_formula(x, y):
-    """Eq. 5, feature by feature."""
+def biased(x, y):
+    """Paper, Eq. 5, feature by feature."""
     x, y = (t.flatten(1).double() for t in (x, y))
     x, y = x - x.mean(0), y - y.mean(0)
     return (y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 1000), n=st.integers(3, 20), shape=st.sampled_from([(4,), (3, 2, 2), (50,)]))
-def test_equals_the_formula(seed, n, shape):
-    torch.manual_seed(seed)
-    x, y = torch.randn(n, *shape), torch.randn(n, 7)
-    assert torch.isclose(linear_cka(x, y), by_formula(x, y), rtol=1e-8)
+def unbiased(x, y):
+    return gram_cka(unbiased_gram(x), unbiased_gram(y))
+
+
+def test_of_many_examples_it_is_what_the_formula_gives():
+    torch.manual_seed(0)
+    x = torch.randn(2000, 3, 2)
+    y = torch.cat([x.flatten(1), torch.randn(2000, 4)], 1)
+    assert torch.isclose(unbiased(x, y), biased(x, y), atol=0.01) and 0.5 < biased(x, y) < 0.9
 
 
 def hsic_by_formula(x, y):
@@ -44,22 +47,18 @@ def test_unbiased_cka_of_unrelated_features_is_zero_on_average():
     pairs = [[torch.randn(16, 200) for _ in range(2)] for _ in range(40)]
     x, y = (torch.cat([unbiased_gram(pair[side]).flatten() for pair in pairs]) for side in (0, 1))
     assert abs(gram_cka(x, y)) < 0.05 and gram_cka(x, x) == pytest.approx(1)
-    assert torch.stack([linear_cka(*pair) for pair in pairs]).mean() > 0.8
+    assert torch.stack([biased(*pair) for pair in pairs]).mean() > 0.8
 
 
 def test_rotation_and_scale_do_not_matter_but_content_does():
     torch.manual_seed(0)
     x = torch.randn(30, 8)
     rotation = torch.linalg.qr(torch.randn(8, 8)).Q
-    assert torch.isclose(linear_cka(x, 3 * x @ rotation + 1), torch.tensor(1.0).double(), atol=1e-6)
-    assert linear_cka(x, torch.randn(30, 8)) < 0.6
-    assert linear_cka(x, torch.ones(30, 8)) == 0
+    assert torch.isclose(unbiased(x, 3 * x @ rotation + 1), torch.tensor(1.0).double(), atol=1e-6)
+    assert unbiased(x, torch.randn(30, 8)).abs() < 0.3
+    assert unbiased(x, torch.ones(30, 8)) == 0
 
 
-def test_too_few_or_different_examples():
-    with pytest.raises(ValueError, match="same examples"):
-        linear_cka(torch.rand(3, 2), torch.rand(4, 2))
-    with pytest.raises(ValueError, match="at least 2"):
-        linear_cka(torch.rand(1, 2), torch.rand(1, 2))
+def test_too_few_examples():
     with pytest.raises(ValueError, match="at least 4"):
         unbiased_gram(torch.rand(3, 2))

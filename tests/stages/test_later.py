@@ -161,7 +161,9 @@ def test_what_is_safe_of_a_prefix_stays_frozen_after_two_fifths(make_trainer, od
     assert [(event.layer, event.step) for event in freezer.timeline.events if event.kind == "thaw"] == [
         (name, 48) for name in thawed
     ]
-    assert f"{2 - len(thawed)} of the 2 layers that were frozen from the start stay so after 48 steps" in notes(freezer)
+    assert f"{2 - len(thawed)} of the 2 layers that were frozen from the start stay frozen after 48 steps" in notes(
+        freezer
+    )
     for layer in freezer.layers[:2]:
         still = layer.name not in thawed
         assert all(model.get_parameter(name).equal(before[name]) == still for name in layer.parameters)
@@ -187,11 +189,27 @@ def test_deeper_layers_freeze_behind_what_stayed(make_trainer):
     assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.0", 2), ("net.4", 54)]
 
 
-def test_a_prefix_that_is_to_stay_stays(make_trainer):
-    stage = LaterStage(Told(-9.0, -9.0, -9.0), release=False, schedule=LONG)
+@pytest.mark.parametrize(
+    "stage", [LaterStage(Told(-9.0, -9.0, -9.0), release=False, schedule=LONG), False], ids=["not released", "no stage"]
+)
+def test_a_prefix_that_is_to_stay_stays(make_trainer, stage):
     freezer = smart(later=stage, verdict=ANYWAY, schedule=LONG)
     make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
     assert freezer.frozen == FROZEN
+
+
+def test_a_further_fit_of_the_same_model_asks_again(make_trainer):
+    freezer, model = smart(later=later(-9.0, -9.0, -9.0), verdict=ANYWAY, schedule=LONG), Classifier(trained(mlp()))
+    for number in (1, 2):
+        make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(model)
+        thawed = [event.step for event in freezer.timeline.events if event.kind == "thaw"]
+        assert thawed[-2:] == [48 + 120 * (number - 1)] * 2 and freezer.frozen == []
+
+
+def test_a_prefix_deeper_than_two_thirds_is_cut(make_trainer):
+    freezer = smart(Safe((1.1, 3.0)), later=later(9.0, 9.0, 9.0), verdict=ANYWAY, schedule=LONG)
+    make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
+    assert freezer.frozen == FROZEN and "2 of the 3 layers" in notes(freezer)
 
 
 @pytest.mark.parametrize("loss", [-1.0, float("nan"), 0.0])

@@ -94,7 +94,7 @@ def test_in_a_long_run_the_prefix_trains_after_two_fifths(make_trainer):
     model, freezer = fit(smart(verdict=ANYWAY, schedule=LONG, later=later(*UNSAFE)))
     other, _ = fit(ReleasedByHand(StartStage(Safe(), verified=False), verify=False, later=False))
     assert model.losses == other.losses and same(model, other) and freezer.frozen == []
-    assert "0 of the 2 layers that were frozen from the start stay so after 48 steps" in notes(freezer)
+    assert "0 of the 2 layers that were frozen from the start stay frozen after 48 steps" in notes(freezer)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -125,8 +125,9 @@ def test_the_trial_waits_for_the_learning_rate(make_trainer, until, begin):
     assert f"Trial, steps {begin} to {begin + 12}" in notes(freezer)
 
 
-def test_a_saving_is_kept_to_the_end_without_a_trial(make_trainer):
-    freezer = SmartFreezeCallback(save=0.3)
+@pytest.mark.parametrize("how", [{"save": 0.3}, {"start": StartStage(Safe(), save=0.3), "verify": False}])
+def test_a_saving_is_kept_to_the_end_without_a_trial(make_trainer, how):
+    freezer = SmartFreezeCallback(**how)
     freezer.stages["later"].schedule = LONG
     make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
     assert freezer.frozen == FROZEN and "Trial" not in notes(freezer)
@@ -146,6 +147,6 @@ def test_data_without_a_loader_length_counts_as_a_long_run(make_trainer):
 
     freezer = smart(probe=3, schedule=LONG, verdict=ANYWAY, later=later(*UNSAFE))
     make_trainer(freezer, max_epochs=-1, max_time="00:00:00:04", limit_val_batches=0).fit(Stream(trained(mlp())))
-    assert "stay so after 44 steps: its p(safe) is not known" in notes(
+    assert "stay frozen after 44 steps: p(safe) is not known" in notes(
         freezer
     )  # two fifths of the length that counts as long
