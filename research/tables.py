@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
 
-from research.outcomes import trial_windows
+from research.outcomes import from_the_start, trial_windows
 from research.outcomes.later import (
     CALIBRATION,
-    FROM_START,
     POLICY,
     SCORES,
     calibration,
     calibration_of_shipped,
     comparison,
-    from_the_start,
     policies,
     recordings,
 )
@@ -167,7 +165,7 @@ def _inputs(data: list, over: list) -> list[list[str]]:
 
 def from_start(runs: Runs) -> str:
     """What prefixes came to that were frozen from the first step to the last."""
-    return _markdown(FROM_START, from_the_start(RUNS.with_name("moments.jsonl")))
+    return _markdown(from_the_start.SHOWN, from_the_start.from_the_start(RUNS.with_name("moments.jsonl")))
 
 
 def two_fifths(runs: Runs) -> str:

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+LEAST_EXAMPLES = 4
+"""Of how many examples the unbiased estimate can be computed."""
+
 
 def unbiased_gram(features: Tensor) -> Tensor:
     r"""Gram matrix of the examples whose inner products are unbiased estimates of HSIC.
@@ -27,8 +30,8 @@ def unbiased_gram(features: Tensor) -> Tensor:
     """
     flat = features.detach().reshape(len(features), -1).double()
     n = len(flat)
-    if n < 4:
-        raise ValueError(f"features of {n} examples: unbiased CKA compares examples and needs at least 4")
+    if n < LEAST_EXAMPLES:
+        raise ValueError(f"features of {n} examples: unbiased CKA needs at least {LEAST_EXAMPLES}")
     flat = flat - flat.mean(0)  # changes nothing but what is lost to rounding
     gram = (flat @ flat.T).fill_diagonal_(0)
     rows = gram.sum(1) / (n - 2)

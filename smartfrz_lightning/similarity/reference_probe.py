@@ -8,10 +8,8 @@ from torch import Tensor, nn
 
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import tensors_in, tree_map_only
-from smartfrz_lightning.similarity.cka import gram_cka
+from smartfrz_lightning.similarity.cka import LEAST_EXAMPLES, gram_cka
 from smartfrz_lightning.similarity.features import layer_grams
-
-_LEAST = 4  # examples, of which the unbiased estimate can be computed
 
 
 class ReferenceProbe:
@@ -26,7 +24,6 @@ class ReferenceProbe:
 
     Attributes:
         examples: How many there are.
-        too_few: Examples of a batch that had not enough; 0 if there was none.
 
     Raises:
         ValueError: On ``meet_reference``: no module was called that holds all trainable parameters.
@@ -34,7 +31,8 @@ class ReferenceProbe:
 
     def __init__(self, model: nn.Module, examples: int = 1) -> None:
         self.model, self._wanted = model, examples
-        self.examples = self.too_few = 0
+        self.examples = 0
+        self._too_few = 0  # examples of a batch that had not enough
         self._calls: list[tuple[nn.Module, tuple, dict]] = []
         self._reference: dict[str, Tensor] = {}
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -47,8 +45,8 @@ class ReferenceProbe:
     def _take(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         count = _examples(args, kwargs)
         inside = bool(self._calls) and module is not self._calls[0][0]
-        if count < _LEAST:
-            self.too_few = count
+        if count < LEAST_EXAMPLES:
+            self._too_few = count
         elif self.examples < self._wanted and not inside:
             with torch.inference_mode(False):  # what a network may write into
                 args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
@@ -68,9 +66,9 @@ class ReferenceProbe:
     def meet_reference(self, state: dict[str, Tensor], layers: Sequence[Layer]) -> None:
         """Run the reference on the probe once; the model's own weights are put back."""
         self.remove_hooks()
-        if self.too_few and not self._calls:
+        if self._too_few and not self._calls:
             raise ValueError(
-                f"the batch has {self.too_few} examples, and CKA needs at least {_LEAST}: take larger ones"
+                f"the batch has {self._too_few} examples, and CKA needs at least {LEAST_EXAMPLES}: take larger ones"
             )
         if not self._calls:
             raise ValueError(

@@ -120,7 +120,7 @@ class LaterStage(Stage):
 
     def check_due(self, run: TrainingRun) -> bool:
         if run.total_batches == math.inf:
-            return self._held_long_enough(run)
+            return self._may_release(run) and bool(self._undecided(run))
         return run.total_batches < CHECKS * run.batches_per_epoch and self._ready(run)
 
     def epoch_check_due(self, run: TrainingRun, epoch: int) -> bool:
@@ -129,19 +129,22 @@ class LaterStage(Stage):
     def _ready(self, run: TrainingRun) -> bool:
         if not self._due:
             return False
-        if not self._asked and _held(run):  # to freeze more, with that frozen, is not what was learned
-            return self._held_long_enough(run)
+        if self._undecided(run):  # to freeze more, with that frozen, is not what was learned
+            return self._may_release(run)
         rising = run.rates_rise or len(self._means) < 2 or self._means[1] > self._means[0] * (1 + 1e-6)
         return run.progress is not None and EARLIEST - 1e-6 <= run.progress < 1 and not rising
 
-    def _held_long_enough(self, run: TrainingRun) -> bool:
-        until = self.schedule.frozen_until(self.schedule.known(run.total_steps))
-        return self.release and not self._asked and run.steps >= until and bool(_held(run))
+    def _undecided(self, run: TrainingRun) -> list[Layer]:
+        """Frozen layers that have never trained, until it is decided how many of them stay so."""
+        return [] if self._asked else [layer for layer in run.frozen_layers if layer.name in run.untrained]
+
+    def _may_release(self, run: TrainingRun) -> bool:
+        return self.release and run.steps >= self.schedule.frozen_until(self.schedule.known(run.total_steps))
 
     def select(self, run: TrainingRun) -> Decision:
         free = [layer for layer in run.layers if not layer.always_trains]
-        if not self._asked and _held(run):
-            return self._released(run, free)
+        if prefix := self._undecided(run):
+            return self._released(run, prefix, free)
         safe = self._safe(run, free)
         depth = max((number for number, share in enumerate(safe, 1) if share >= self.threshold), default=0)
         active = {layer.name for layer in run.active}
@@ -156,9 +159,9 @@ class LaterStage(Stage):
         self._best = max([self._best or 0.0, *(share for share in safe if share < 1)])
         return Decision(chosen)
 
-    def _released(self, run: TrainingRun, free: list[Layer]) -> Decision:
+    def _released(self, run: TrainingRun, prefix: list[Layer], free: list[Layer]) -> Decision:
         """What trains again of a prefix that is frozen from the start."""
-        prefix, odds = _held(run), self._odds(run, free)
+        odds = self._odds(run, free)
         safe = [] if odds is None else odds.cummin(0).values.sigmoid().tolist()
         depth = min(sum(share >= self.threshold for share in safe), int(DEEPEST * len(free) + 1e-6))
         names = {layer.name for layer in free[:depth]}
@@ -167,7 +170,7 @@ class LaterStage(Stage):
         if safe:
             why = (
                 f"p(safe) of the whole prefix is {safe[len(prefix) - 1]:.2f} and has to be {self.threshold:.2f}, with "
-                f"the training loss at {self._loss:.2g} of the first batch's; at most two thirds of all layers may"
+                f"the training loss at {self._loss:.2g} of the first batch's; at most two thirds of all layers may stay"
             )
         run.say(
             f"{len(prefix) - len(thawed)} of the {len(prefix)} layers that were frozen from the start stay frozen "
@@ -232,11 +235,6 @@ class LaterStage(Stage):
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         for name in _STATE:
             setattr(self, f"_{name}", state[name])
-
-
-def _held(run: TrainingRun) -> list[Layer]:
-    """Frozen layers that have never trained."""
-    return [layer for layer in run.frozen_layers if layer.name in run.untrained]
 
 
 _STATE = ("first", "losses", "batches", "rates", "steps", "means", "trained", "loss", "due", "told", "froze", "asked")

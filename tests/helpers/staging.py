@@ -51,16 +51,16 @@ def trained(net):
 
 
 class Told(nn.Module):
-    """Log-odds of each prefix, once so much of the run is done; before that, none is safe."""
+    """Log-odds of each prefix, from one share of the run to another; before and after that, none is safe."""
 
-    def __init__(self, *odds, progress=0.0):
+    def __init__(self, *odds, progress=0.0, until=1.0):
         super().__init__()
-        self.odds, self.progress, self.seen = torch.tensor(odds), progress, []
+        self.odds, self.progress, self.until, self.seen = torch.tensor(odds), progress, until, []
 
     def forward(self, inputs):
         self.seen.append(inputs)
         progress = 1 - 10 ** float(inputs[0, INPUTS.index("left")])
-        return self.odds if progress > self.progress - 1e-4 else torch.full_like(self.odds, -9)
+        return self.odds if self.progress - 1e-4 < progress < self.until else torch.full_like(self.odds, -9)
 
 
 def later(*odds, **how):

@@ -147,6 +147,5 @@ def test_data_without_a_loader_length_counts_as_a_long_run(make_trainer):
 
     freezer = smart(probe=3, schedule=LONG, verdict=ANYWAY, later=later(*UNSAFE))
     make_trainer(freezer, max_epochs=-1, max_time="00:00:00:04", limit_val_batches=0).fit(Stream(trained(mlp())))
-    assert "stay frozen after 44 steps: p(safe) is not known" in notes(
-        freezer
-    )  # two fifths of the length that counts as long
+    # Two fifths of the length that counts as long.
+    assert "stay frozen after 44 steps: p(safe) is not known" in notes(freezer)

@@ -1,0 +1,96 @@
+"""What the later stage decides, after two fifths of a long run, of a prefix that was frozen from the start."""
+
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from models import Classifier, mlp
+from staging import (
+    ANYWAY,
+    EPOCHS,
+    FROZEN,
+    LONG,
+    OPTIMIZERS,
+    InOrder,
+    Safe,
+    Told,
+    later,
+    notes,
+    quiet_mlp,
+    same,
+    smart,
+    trained,
+)
+
+from smartfrz_lightning.stages import LaterStage
+
+
+def test_what_trains_again_trains_for_a_fifth_of_the_run_before_it_freezes(make_trainer):
+    freezer = smart(Safe(), later=later(9.0, 9.0, 9.0, progress=0.45), verdict=ANYWAY, schedule=LONG)
+    make_trainer(freezer, max_epochs=15, limit_val_batches=0).fit(Classifier(trained(mlp()), OPTIMIZERS["sgd"]))
+    events = [(event.kind, event.layer, event.step) for event in freezer.timeline.events]
+    assert events[2:] == [
+        ("thaw", "net.0", 48),
+        ("thaw", "net.4", 48),
+        ("freeze", "net.0", 72),
+        ("freeze", "net.4", 72),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("odds", "thawed"),
+    [((3.0, 2.0, 2.0), []), ((3.0, 1.0, 3.0), FROZEN[1:]), ((1.0, 3.0, 3.0), FROZEN), ((1.7, 1.7, 1.7), FROZEN)],
+)  # p(safe) has to be 0.85, log-odds 1.73
+def test_what_is_safe_of_a_prefix_stays_frozen_after_two_fifths(make_trainer, odds, thawed):
+    freezer, model = smart(later=later(*odds), verdict=ANYWAY, schedule=LONG), Classifier(trained(mlp()))
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(model)
+    assert [(event.layer, event.step) for event in freezer.timeline.events if event.kind == "thaw"] == [
+        (name, 48) for name in thawed
+    ]
+    stay = f"{2 - len(thawed)} of the 2 layers that were frozen from the start stay frozen after 48 steps"
+    assert stay in notes(freezer)
+    for layer in freezer.layers[:2]:
+        still = layer.name not in thawed
+        assert all(model.get_parameter(name).equal(before[name]) == still for name in layer.parameters)
+
+
+@pytest.mark.parametrize("step", [40, 50, 80])
+def test_a_run_that_is_resumed_around_two_fifths_is_the_same(make_trainer, tmp_path, step):
+    def how():
+        stage = later(3.0, 1.0, 1.0, until=0.45)  # one of two layers stays, and nothing is asked of it again
+        return InOrder(quiet_mlp(), OPTIMIZERS["adamw"]), smart(later=stage, verdict=ANYWAY, schedule=LONG)
+
+    (whole, freezer), (again, resumed) = how(), how()
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=10, save_top_k=-1)
+    make_trainer(freezer, every, max_epochs=EPOCHS, enable_checkpointing=True).fit(whole)
+    make_trainer(resumed, max_epochs=EPOCHS).fit(again, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    assert same(whole, again) and again.losses == whole.losses[step:]
+    assert resumed.timeline.events == freezer.timeline.events and resumed.frozen == FROZEN[:1]
+
+
+def test_deeper_layers_freeze_behind_what_stayed(make_trainer):
+    freezer = smart(Safe((0.4, 3.0), (1.1, -3.0)), later=later(3.0, 2.0, 2.0), verdict=ANYWAY, schedule=LONG)
+    make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
+    assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.0", 2), ("net.4", 54)]
+
+
+@pytest.mark.parametrize(
+    "stage", [LaterStage(Told(-9.0, -9.0, -9.0), release=False, schedule=LONG), False], ids=["not released", "no stage"]
+)
+def test_a_prefix_that_is_to_stay_stays(make_trainer, stage):
+    freezer = smart(later=stage, verdict=ANYWAY, schedule=LONG)
+    make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
+    assert freezer.frozen == FROZEN
+
+
+def test_a_further_fit_of_the_same_model_asks_again(make_trainer):
+    freezer, model = smart(later=later(-9.0, -9.0, -9.0), verdict=ANYWAY, schedule=LONG), Classifier(trained(mlp()))
+    for number in (1, 2):
+        make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(model)
+        thawed = [event.step for event in freezer.timeline.events if event.kind == "thaw"]
+        assert thawed[-2:] == [48 + 120 * (number - 1)] * 2 and freezer.frozen == []
+
+
+def test_a_prefix_deeper_than_two_thirds_is_cut(make_trainer):
+    freezer = smart(Safe((1.1, 3.0)), later=later(9.0, 9.0, 9.0), verdict=ANYWAY, schedule=LONG)
+    make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
+    assert freezer.frozen == FROZEN and "2 of the 3 layers" in notes(freezer)
