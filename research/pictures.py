@@ -56,17 +56,9 @@ def verify(path: Path, rows: Path = Path("research/results/second_look.jsonl")) 
             if (row["case"]["shift"] != "none") == shifted and front["gain"] is not None and front["error"]
         ]
         axis.scatter(*zip(*told, strict=True), s=12, alpha=0.6, color=color, label=name)
-    for border, label in ((-1.5, "all of it\nstays"), (-0.5, "")):
-        axis.axvline(border, color="0.6", lw=1, ls="--")
-        axis.annotate(
-            label,
-            (border, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-6, -24),
-            fontsize=8,
-            ha="right",
-            textcoords="offset points",
-        )
+    axis.axvline(-0.5, color="0.6", lw=1, ls="--")
+    how = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+    axis.annotate("the prefix\nstays", (-0.5, 1), xytext=(-6, -24), **how)
     axis.axhline(0, color="0.6", lw=1)
     axis.set(
         xlabel="trial: loss with the prefix frozen, minus without, in standard errors", ylabel="points if it stays"

@@ -191,6 +191,12 @@ def trial(runs: Runs) -> str:
     return _markdown(trial_windows.SHOWN, trial_windows.comparison(RUNS.with_name("trial_windows.jsonl")))
 
 
+def trial_bounds(runs: Runs) -> str:
+    """What several bounds of the trial would have come to."""
+    heads = ["standard errors", *trial_windows.FOUND]
+    return _markdown(heads, trial_windows.bounds(RUNS.with_name("trial_windows.jsonl")))
+
+
 TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "rivals": rivals,
@@ -199,6 +205,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "cache": cache,
     "cache_in_benchmarks": cache_in_benchmarks,
     "trial_windows": trial,
+    "trial_bounds": trial_bounds,
     "later_inputs": _later(_inputs, ["inputs", *SCORES]),
     "later_policy": _later(policies, POLICY),
     "from_start": from_start,

@@ -25,10 +25,12 @@ from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import INPUTS, SHIFT_FLOOR
 from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.start import choose_prefix
-from smartfrz_lightning.stages.verify import how_many_stay
+from smartfrz_lightning.stages.verify import prefix_stays
 
 CASES = Path(__file__).parents[1] / "results" / "second_look.jsonl"
-SHOWN = ("trial of", "begins at", "compared in", "points", "FLOPs", "lose more than 2", "worst")
+FOUND = ("points", "FLOPs", "lose more than 2", "worst")
+SHOWN = ("trial of", "begins at", "compared in", *FOUND)
+BOUNDS = (0, 0.25, 0.5, 1, 1.5)
 
 WINDOWS = {
     "ships": (0.1, 0.1, 0.5),
@@ -82,7 +84,7 @@ def _steps(steps: int, share: float) -> int:
 
 
 def outcome(
-    predictor: StartPredictor, case: Mapping[str, Any], losses: Mapping[str, Any], window: str
+    predictor: StartPredictor, case: Mapping[str, Any], losses: Mapping[str, Any], window: str, bound: float = 0.5
 ) -> tuple[float, float]:
     """Points and FLOPs that a case comes to, with its deepest prefix that the start stage would freeze."""
     begin, length, ignored = WINDOWS[window]
@@ -102,11 +104,9 @@ def outcome(
     seen = slice(int(ignored * takes), None)
     difference, own = (frozen - full)[seen], frozen[seen]
     error = max(float(difference.std() / len(own) ** 0.5), 0.01 * float(own.mean()))
-    stay = how_many_stay(p[:chosen], float(difference.mean()), error)
-    if stay:
-        kept = fronts[depths[stay - 1]]
-        return kept["accuracy"] - case["full"], kept["cost"] + takes / steps
     before, cost = first + takes, fronts[depth]["cost"]
+    if prefix_stays(float(difference.mean()), error, bound):
+        return fronts[depth]["accuracy"] - case["full"], cost + takes / steps
     released = fronts[depth]["released"] if begin else None
     points = 0.0 if released is None else released - case["full"]
     return points, (first * cost + takes * (1 + cost) + steps - before) / steps
@@ -114,24 +114,27 @@ def outcome(
 
 def comparison(file: Path) -> list[list[str]]:
     """A line a window, over all cases."""
+    lines = []
+    for window, (begin, length, ignored) in WINDOWS.items():
+        name = f"{length:.0%} of the run" + (", which ships" if window == "ships" else "")
+        lines.append([name, f"{begin:.0%}", f"its last {1 - ignored:.0%}" if ignored else "all of it"])
+        lines[-1] += _over_all(file, window)
+    return lines
+
+
+def bounds(file: Path) -> list[list[str]]:
+    """A line for each number of standard errors by which the loss has to be higher, over all cases."""
+    return [[f"{bound:g}", *_over_all(file, "ships", bound)] for bound in BOUNDS]
+
+
+def _over_all(file: Path, window: str, bound: float = 0.5) -> list[str]:
     cases = [json.loads(line) for line in CASES.read_text().splitlines()]
     losses = [json.loads(line) for line in file.read_text().splitlines()]
-    lines, predictor = [], StartPredictor.load()
-    for window, (begin, length, ignored) in WINDOWS.items():
-        found = [outcome(predictor, case, row, window) for case, row in zip(cases, losses, strict=True)]
-        points = [one for one, _ in found]
-        lines.append(
-            [
-                f"{length:.0%} of the run" + (", which ships" if window == "ships" else ""),
-                f"{begin:.0%}",
-                f"its last {1 - ignored:.0%}" if ignored else "all of it",
-                f"{fmean(points):+.1f}",
-                f"{fmean(cost for _, cost in found):.2f}",
-                str(sum(one < -2 for one in points)),
-                f"{min(points):+.1f}",
-            ]
-        )
-    return lines
+    predictor = StartPredictor.load()
+    found = [outcome(predictor, case, row, window, bound) for case, row in zip(cases, losses, strict=True)]
+    points = [one for one, _ in found]
+    lose, cost = sum(one < -2 for one in points), fmean(cost for _, cost in found)
+    return [f"{fmean(points):+.1f}", f"{cost:.2f}", str(lose), f"{min(points):+.1f}"]
 
 
 if __name__ == "__main__":

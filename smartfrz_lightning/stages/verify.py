@@ -22,21 +22,17 @@ class VerifyStage(Stage):
     """Try whether a prefix that is frozen from the start holds the network back (this project).
 
     For a tenth of the run (50 steps at most, 100 in a long run) shadow weights, in which the prefix trains too, take
-    the same steps in the same batches. If their loss is clearly higher, the prefix stays frozen; if somewhat higher, as
-    much of it as was safe without a trial; otherwise the model adopts the shadow weights, and everything trains.
-    Where there can be no trial, the part that was safe without one stays frozen.
+    the same steps in the same batches. If their loss is higher, the prefix stays frozen; otherwise the model adopts the
+    shadow weights, and everything trains. Where there can be no trial, the part that is safe without one stays frozen.
 
     Args:
-        likely: p(safe) of the part that stays without a clear result.
-        firm: Standard errors by which the shadow's loss has to be higher for all of the prefix to stay.
-        some: The same for a part of it.
+        likely: p(safe) of the part that stays where there can be no trial.
+        bound: Standard errors by which the shadow's loss has to be higher for the prefix to stay.
         schedule: When the trial begins, and how long it takes.
     """
 
-    def __init__(
-        self, likely: float = 0.8, firm: float = 1.5, some: float = 0.5, schedule: Schedule | None = None
-    ) -> None:
-        self.likely, self.firm, self.some = likely, firm, some
+    def __init__(self, likely: float = 0.8, bound: float = 0.5, schedule: Schedule | None = None) -> None:
+        self.likely, self.bound = likely, bound
         self.schedule = schedule or Schedule()
 
     def reset(self) -> None:
@@ -161,13 +157,12 @@ class VerifyStage(Stage):
 
     def _decide(self, run: TrainingRun, trial: "_Trial") -> None:
         gain, error = run.agree(trial.step_taker.reduce(torch.tensor([trial.gain, trial.error])).tolist())
-        prefix = _prefix(run)
-        stays = how_many_stay(_confidence(run, prefix), gain, error, self.likely, self.firm, self.some)
-        self._over, self._stays, self._adopts = True, stays, not stays
-        so = "the prefix stays frozen" if stays == len(prefix) else f"{stays} of {len(prefix)} layers stay frozen"
+        stays = prefix_stays(gain, error, self.bound)
+        self._over, self._stays, self._adopts = True, len(_prefix(run)) if stays else 0, not stays
         run.say(
             f"Trial, steps {trial.begun} to {run.steps}: with everything training the loss was {abs(gain):.2g} ± "
-            f"{error:.2g} {'lower' if gain > 0 else 'higher'}; {so if stays else 'everything trains'}."
+            f"{error:.2g} {'lower' if gain > 0 else 'higher'}; "
+            f"{'the prefix stays frozen' if stays else 'everything trains'}."
         )
 
     def _end_trial(self) -> None:
@@ -236,26 +231,15 @@ class _Trial:
         return max(float(differences.std() / len(differences) ** 0.5), _TELLING * abs(float(losses.mean())))
 
 
-def how_many_stay(
-    safe: Sequence[float], gain: float, error: float, likely: float = 0.8, firm: float = 1.5, some: float = 0.5
-) -> int:
-    """How many layers of a prefix stay frozen after a trial.
+def prefix_stays(gain: float, error: float, bound: float = 0.5) -> bool:
+    """Whether a prefix stays frozen after a trial.
 
     Args:
-        safe: p(safe) of freezing the first layer, the first two, and so on.
-        gain: How much lower the loss was with everything training.
+        gain: How much lower the loss was with everything training; ``-inf`` if only that broke down.
         error: The standard error of that.
-        likely: The least p(safe) of the part that stays without a clear result.
-        firm: Standard errors that are clearly.
-        some: Standard errors that are somewhat.
+        bound: Standard errors by which it has to be higher.
     """
-    if math.isnan(gain):  # both broke down
-        return likely_part(safe, likely)
-    if math.isinf(gain):  # one did, and there is no error
-        return len(safe) if gain < 0 else 0
-    if gain + firm * error <= 0:
-        return len(safe)
-    return likely_part(safe, likely) if gain + some * error <= 0 else 0
+    return gain == -math.inf or gain + bound * error <= 0
 
 
 def likely_part(safe: Sequence[float], likely: float = 0.8) -> int:

@@ -27,7 +27,6 @@ CASES = {
     "probe": {"start": {"probe_steps": 4, "save": 0.1}},
     "trial": {"trial": "own", "trainer": {"max_epochs": 30}},  # 120 steps, of which 12 to 24
     "trial, adopted": {"trial": "adopted", "trainer": {"max_epochs": 30}},
-    "trial, a part stays": {"trial": "part", "trainer": {"max_epochs": 30}},
     "trial right after the probe, a part stays after two fifths": {
         "trial": "stays",
         "long": True,

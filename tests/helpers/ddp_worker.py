@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from models import Classifier, Vectors
 from scripted import ScriptedFreeze
-from staging import A_PART, ANYWAY, LONG, NEVER, SHORT, Safe, notes, smart, trained
+from staging import ANYWAY, LONG, NEVER, SHORT, Safe, notes, smart, trained
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import DataLoader, DistributedSampler
@@ -82,7 +82,7 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-VERDICTS = {"stays": ANYWAY, "adopted": NEVER, "part": A_PART, "own": {}}
+VERDICTS = {"stays": ANYWAY, "adopted": NEVER, "own": {}}
 
 
 def freezing(settings):
@@ -91,9 +91,9 @@ def freezing(settings):
         return AttentionFreezeCallback(**settings["attention"])
     if "start" in settings:
         return SmartFreezeCallback(StartStage(**settings["start"]), verify=False, later=False)
-    if "trial" in settings:  # p(safe) 0.95 of the first layer and 0.71 of both
+    if "trial" in settings:
         schedule = LONG if settings.get("long") else SHORT
-        odds = Safe((0.6, 3.0), (1.1, 1.5 if settings.get("long") else 0.9))
+        odds = Safe((0.6, 3.0), (1.1, 1.5))
         # After two fifths of a long run the first layer stays frozen, the second one trains again.
         stage = LaterStage(Safe((0.6, 3.0), (1.1, 1.0)), schedule=LONG) if settings.get("long") else False
         how = {"verdict": VERDICTS[settings["trial"]], "schedule": schedule, "probe": settings.get("probe")}

@@ -19,9 +19,8 @@ OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.1),
     "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1),
 }
-ANYWAY = {"firm": -1e9}  # the prefix stays whatever the losses say
-NEVER = {"firm": 1e9, "some": 1e9}  # everything trains
-A_PART = {"firm": 1e9, "some": -1e9}  # what was likely enough stays
+ANYWAY = {"bound": -1e9}  # the prefix stays whatever the losses say
+NEVER = {"bound": 1e9}  # everything trains
 
 
 class Safe(nn.Module):

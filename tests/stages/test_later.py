@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 from models import Classifier, Vectors, mlp
-from staging import OPTIMIZERS, Safe, Told, notes, smart, trained
+from staging import NEVER, OPTIMIZERS, Safe, Told, notes, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -63,7 +63,7 @@ def test_never_while_learning_rates_rise(make_trainer):
 
 def test_it_waits_for_the_stages_before_it(make_trainer):
     stage = Asked()
-    freezer = smart(Safe(), later=stage, verdict={"firm": 1e9, "some": 1e9})
+    freezer = smart(Safe(), later=stage, verdict=NEVER)
     asked = []
     stage_reset, stage.reset = stage.reset, lambda: (asked.extend(getattr(stage, "asked", [])), stage_reset())
     make_trainer(freezer, max_epochs=15, limit_val_batches=0).fit(Classifier(trained(mlp()), OPTIMIZERS["sgd"]))

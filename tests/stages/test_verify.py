@@ -6,11 +6,9 @@ import pytest
 import torch
 from models import Classifier, mlp
 from staging import (
-    A_PART,
     ANYWAY,
     EPOCHS,
     FROZEN,
-    HALF_SURE,
     LONG,
     NEVER,
     NOTHING,
@@ -30,21 +28,7 @@ from torch.utils.data import DataLoader
 
 from smartfrz_lightning import SmartFreezeCallback
 from smartfrz_lightning.stages import StartStage
-from smartfrz_lightning.stages.verify import how_many_stay, likely_part
-
-
-def test_a_part_of_the_prefix_stays(make_trainer):
-    freezer = smart(HALF_SURE, verdict=A_PART)
-    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
-    assert freezer.frozen == FROZEN[:1] and "1 of 2 layers stay frozen" in notes(freezer)
-
-
-def test_what_stays_after_a_trial_is_unfrozen_by_the_schedule(make_trainer):
-    predictor = Safe((0.4, 3.0), (0.7, 1.5), (1.1, -3.0))
-    freezer = smart(predictor, verdict={**A_PART, "likely": 0.9}, schedule=LONG, later=later(*UNSAFE))
-    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
-    assert "1 of 2 layers stay frozen" in notes(freezer) and "0 of the 1 layers" in notes(freezer)
-    assert freezer.frozen == [] and freezer.timeline.events[-1].step == 48
+from smartfrz_lightning.stages.verify import likely_part, prefix_stays
 
 
 def test_a_prefix_that_holds_the_network_back_is_unfrozen(make_trainer):
@@ -70,10 +54,13 @@ def test_a_prefix_that_is_better_left_alone_stays(make_trainer):
     assert freezer.frozen and "higher" in notes(freezer)
 
 
-def test_how_many_layers_stay():
-    safe, inf, nan = [0.9, 0.85, 0.6], math.inf, math.nan
-    assert [how_many_stay(safe, gain, error=0.01) for gain in (-0.02, -0.01, 0.0, 0.02)] == [3, 2, 0, 0]
-    assert [how_many_stay(safe, gain, error=0.1) for gain in (-inf, inf, nan)] == [3, 0, 2]
+def test_a_prefix_stays_if_the_loss_is_higher_by_half_a_standard_error():
+    assert [prefix_stays(gain, error=0.01) for gain in (-0.02, -0.006, -0.004, 0.0, 0.02)] == [True, True, *3 * [False]]
+    assert [prefix_stays(gain, error=math.nan) for gain in (-math.inf, math.inf, math.nan)] == [True, False, False]
+    assert not prefix_stays(-1.0, error=math.inf)
+
+
+def test_the_likely_part_of_a_prefix_ends_with_the_last_layer_that_is_safe_enough():
     assert likely_part([0.9, 0.7, 0.85, 0.6]) == 3 and likely_part([0.6]) == 0
 
 
