@@ -197,6 +197,16 @@ def trial_bounds(runs: Runs) -> str:
     return _markdown(heads, trial_windows.bounds(RUNS.with_name("trial_windows.jsonl")))
 
 
+def one_bound(runs: Runs) -> str:
+    """Runs in which a trial of two bounds decided otherwise than that of one."""
+    lines = []
+    for old in (row for row in runs.rows if row["variant"] == "two bounds of the trial"):
+        now = next(row for row in runs.of(old["case"], old["run"]) if row["seed"] == old["seed"])
+        cells = [f"{100 * row['value']:.1f} % at {row['flops']:.2f}" for row in (old, now)]
+        lines.append([f"`{old['case']}`", f"`{old['run']}`", str(old["seed"]), *cells])
+    return _markdown(["case", "method", "seed", "two bounds", "one"], lines)
+
+
 TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "rivals": rivals,
@@ -206,6 +216,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "cache_in_benchmarks": cache_in_benchmarks,
     "trial_windows": trial,
     "trial_bounds": trial_bounds,
+    "one_bound": one_bound,
     "later_inputs": _later(_inputs, ["inputs", *SCORES]),
     "later_policy": _later(policies, POLICY),
     "from_start": from_start,
