@@ -4,6 +4,7 @@ python -m research.pictures docs/images
 """
 
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -91,12 +92,18 @@ def rivals(path: Path) -> None:
         case
         for case in CASES
         if case != "efficientnet_short"  # shown with recipes from a grid
-        and any(m.startswith("full_") and len(runs.time(case, m)) > 1 for m in shown_methods(runs, case))
+        and any(
+            method.startswith("full_") and len(runs.points(case, method)) > 1 for method in shown_methods(runs, case)
+        )
     ]
-    figure, axes = plt.subplots(1, len(cases), figsize=(3.6 * len(cases), 3.6), squeeze=False, layout="constrained")
-    for axis, case in zip(axes.flat, cases, strict=True):
+    rows = math.ceil(len(cases) / 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(11, 3.6 * rows), squeeze=False, layout="constrained")
+    for axis, case in zip(axes.flat, cases, strict=False):
         draw(axis, runs, case)
-    axes[0][0].set_ylabel("points against full training")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("points against full training")
+    for axis in axes.flat[len(cases) :]:
+        axis.set_axis_off()
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
@@ -104,15 +111,18 @@ def rivals(path: Path) -> None:
 
 
 def draw(axis: plt.Axes, runs: Runs, case: str) -> None:
-    """One case: each method's mean, its standard deviation as bars, shortened full training as a line."""
+    """One case: each method's mean, its standard deviation as bars, shortened full training as a line.
+
+    Against the FLOPs where some method's time is not known.
+    """
     shortened = [(1.0, 0.0)]
     axis.axhline(0, color="0.8", lw=1)
-    for method in shown_methods(runs, case):
-        points, time = runs.points(case, method), runs.time(case, method)
-        if not time or not (method in NAMES or method.startswith("full_")):
-            continue
-        at, gain = statistics.fmean(time), statistics.fmean(points)
-        errors = {"yerr": statistics.stdev(points), "xerr": statistics.stdev(time)} if len(time) > 1 else {}
+    shown = [method for method in shown_methods(runs, case) if method in NAMES or method.startswith("full_")]
+    timed = all(runs.time(case, method) for method in shown)
+    for method in shown:
+        points, cost = runs.points(case, method), (runs.time if timed else runs.flops)(case, method)
+        at, gain = statistics.fmean(cost), statistics.fmean(points)
+        errors = {"yerr": statistics.stdev(points), "xerr": statistics.stdev(cost)} if len(cost) > 1 else {}
         if method.startswith("full_"):
             shortened.append((at, gain))
             axis.errorbar(at, gain, **errors, fmt="o", color="0.6", ms=4, lw=1)
@@ -122,7 +132,7 @@ def draw(axis: plt.Axes, runs: Runs, case: str) -> None:
             axis.errorbar(at, gain, **errors, fmt=shape, color=COLORS[method], ms=size, lw=1, label=NAMES[method])
     axis.plot(*zip(*sorted(shortened), strict=True), color="0.6", lw=1.5, label="everything trains, for fewer steps")
     axis.plot(1, 0, "o", color="black", ms=6, label="full training")
-    axis.set(xlabel="time / full training")
+    axis.set(xlabel=f"{'time' if timed else 'FLOPs'} / full training")
     axis.set_title(_title(case).replace(", ", ",\n", 1), fontsize=8)
     axis.margins(0.1)
 
