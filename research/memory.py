@@ -2,8 +2,8 @@
 
     python -m research.memory
 
-Counted are floating-point tensors that live between two steps (weights, gradients, optimizer states, the second set of a
-trial), and, on top of these, the most that autograd holds for backward passes at any time of a step. On a GPU the
+Counted are floating-point tensors that live between two steps (weights, gradients, optimizer states, the second set of
+a trial), and, on top of these, the most that autograd holds for backward passes at any time of a step. On a GPU the
 allocator and workspaces of libraries come on top. Needs the extra ``imagenet``.
 """
 
@@ -21,7 +21,6 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 
 from smartfrz_lightning import FreezingCallback, SmartFreezeCallback, StaticFreezeCallback
-
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 SHOWN = ("", "MB", "relative")
@@ -100,7 +99,7 @@ def measure(freezer: FreezingCallback | None) -> tuple[list[int], str]:
 
 
 def main() -> None:
-    """Write the most bytes of each part of a run; of the first step, in which layers are found, only where it counts."""
+    """Write the most bytes of each part of a run; frozen by hand, without the first step, in which layers are found."""
     full = max(measure(None)[0])
     parts = {"full training": full, "half frozen by hand": max(measure(StaticFreezeCallback(0.5, report=False))[0][1:])}
     steps, notes = measure(SmartFreezeCallback(report=False))
