@@ -232,14 +232,14 @@ class _Trial:
 
 
 def prefix_stays(gain: float, error: float, bound: float = 0.5) -> bool:
-    """Whether a prefix stays frozen after a trial.
+    """Whether a prefix stays frozen after a trial, as it does where the losses of both broke down.
 
     Args:
-        gain: How much lower the loss was with everything training; ``-inf`` if only that broke down.
-        error: The standard error of that.
+        gain: How much lower the loss was with everything training; infinite if only one of them broke down.
+        error: The standard error of that; NaN if one of them did.
         bound: Standard errors by which it has to be higher.
     """
-    return gain == -math.inf or gain + bound * error <= 0
+    return gain != math.inf and not gain + bound * error > 0
 
 
 def likely_part(safe: Sequence[float], likely: float = 0.8) -> int:
