@@ -40,6 +40,8 @@ CASES = {
 }
 """What the cases of ``configs/benchmark/`` are."""
 
+BEFORE = "0.2.0: points, FLOPs"
+
 TWO_FIFTHS = {
     "release_resnet20_sgd": "ResNet-20 (CIFAR-10), ten classes of CIFAR-100, SGD",
     "release_resnet20_adamw": "the same network, other classes, AdamW",
@@ -49,24 +51,29 @@ TWO_FIFTHS = {
 """Cases on which that was tried, 1,488 steps each but the last; no held-out network is among them."""
 
 
-def default(runs: Runs) -> str:
-    """The default of this version beside full training and the default of 0.2.0."""
-    lines = [
-        "| case | seeds | full | points | FLOPs | time | against full training | 0.2.0: points, FLOPs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def default(runs: Runs, last: str = "against shortened training") -> str:
+    """The default beside full training, and shortened training or the default of 0.2.0.
+
+    Args:
+        runs: The published runs.
+        last: Head of the last column.
+    """
+    heads = ["case", "seeds", "full", "points", "FLOPs", "time", "against full training", last]
+    lines = []
     for case, name in CASES.items():
-        points = runs.points(case, "smart")
+        points, above = runs.points(case, "smart"), runs.above(case, "smart")
         if not points:
             continue
         full = [100 * row["value"] for row in runs.full(case).values()]
-        before = runs.points(case, "smart", "0.2.0")
-        old = f"{spread(before, 1, True)} at {spread(runs.flops(case, 'smart', '0.2.0'))}" if before else "–"
+        beside = spread(above, 1, True)
+        if last == BEFORE:
+            before = runs.points(case, "smart", "0.2.0")
+            beside = f"{spread(before, 1, True)} at {spread(runs.flops(case, 'smart', '0.2.0'))}" if before else "–"
+        costs = [spread(runs.flops(case, "smart")), spread(runs.time(case, "smart"))]
         lines.append(
-            f"| {name} | {len(points)} | {spread(full, 1)} | {spread(points, 1, True)} | "
-            f"{spread(runs.flops(case, 'smart'))} | {spread(runs.time(case, 'smart'))} | {verdict(points)} | {old} |"
+            [name, str(len(points)), spread(full, 1), spread(points, 1, True), *costs, verdict(points), beside]
         )
-    return "\n".join(lines) + "\n"
+    return _markdown(heads, lines)
 
 
 def cache(runs: Runs) -> str:
@@ -212,6 +219,7 @@ def one_bound(runs: Runs) -> str:
 
 TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
+    "before": partial(default, last=BEFORE),
     "rivals": rivals,
     "grid_efficientnet": partial(grid, case="rates_efficientnet_tuned"),
     "grid_resnet32": partial(grid, case="rates_resnet32_tuned"),
