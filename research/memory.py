@@ -43,30 +43,20 @@ class MemoryWatch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._end_step()
-        self._kept, self._holders = alive(), {}
-        self._now = self._most = 0
-        watch = self
+        self._kept, self._saved, self._most = alive(), {}, 0
+        self._hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor))
 
-        class Held:
-            """A tensor that autograd holds."""
+    def _save(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._kept:
+            self._saved[storage.data_ptr()] = storage.nbytes()
+            self._most = max(self._most, sum(self._saved.values()))
+        return tensor
 
-            def __init__(self, tensor: Tensor) -> None:
-                self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
-                if self.key in watch._kept:
-                    return
-                watch._holders[self.key] = watch._holders.get(self.key, 0) + 1
-                if watch._holders[self.key] == 1:
-                    watch._now += tensor.untyped_storage().nbytes()
-                    watch._most = max(watch._most, watch._now)
-
-            def __del__(self) -> None:
-                if self.key in watch._holders:
-                    watch._holders[self.key] -= 1
-                    if not watch._holders[self.key]:
-                        del watch._holders[self.key]
-                        watch._now -= self.tensor.untyped_storage().nbytes()
-
-        self._hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor))
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._saved = {}  # a trial's pass comes after it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_step()

@@ -40,8 +40,6 @@ CASES = {
 }
 """What the cases of ``configs/benchmark/`` are."""
 
-BEFORE = "0.2.0: points, FLOPs"
-
 TWO_FIFTHS = {
     "release_resnet20_sgd": "ResNet-20 (CIFAR-10), ten classes of CIFAR-100, SGD",
     "release_resnet20_adamw": "the same network, other classes, AdamW",
@@ -51,29 +49,32 @@ TWO_FIFTHS = {
 """Cases on which that was tried, 1,488 steps each but the last; no held-out network is among them."""
 
 
-def default(runs: Runs, last: str = "against shortened training") -> str:
-    """The default beside full training, and shortened training or the default of 0.2.0.
+def default(runs: Runs) -> str:
+    """The default beside full training, and full training that was shortened to the same FLOPs."""
+    return _default(runs, "against shortened training", lambda case: spread(runs.above(case, "smart"), 1, True))
 
-    Args:
-        runs: The published runs.
-        last: Head of the last column.
-    """
-    heads = ["case", "seeds", "full", "points", "FLOPs", "time", "against full training", last]
+
+def before(runs: Runs) -> str:
+    """The default beside full training, and the default of 0.2.0."""
+
+    def earlier(case: str) -> str:
+        points = runs.points(case, "smart", "0.2.0")
+        return f"{spread(points, 1, True)} at {spread(runs.flops(case, 'smart', '0.2.0'))}" if points else "–"
+
+    return _default(runs, "0.2.0: points, FLOPs", earlier)
+
+
+def _default(runs: Runs, last: str, cell: Callable[[str], str]) -> str:
     lines = []
     for case, name in CASES.items():
-        points, above = runs.points(case, "smart"), runs.above(case, "smart")
+        points = runs.points(case, "smart")
         if not points:
             continue
         full = [100 * row["value"] for row in runs.full(case).values()]
-        beside = spread(above, 1, True)
-        if last == BEFORE:
-            before = runs.points(case, "smart", "0.2.0")
-            beside = f"{spread(before, 1, True)} at {spread(runs.flops(case, 'smart', '0.2.0'))}" if before else "–"
         costs = [spread(runs.flops(case, "smart")), spread(runs.time(case, "smart"))]
-        lines.append(
-            [name, str(len(points)), spread(full, 1), spread(points, 1, True), *costs, verdict(points), beside]
-        )
-    return _markdown(heads, lines)
+        cells = [spread(full, 1), spread(points, 1, True), *costs, verdict(points), cell(case)]
+        lines.append([name, str(len(points)), *cells])
+    return _markdown(["case", "seeds", "full", "points", "FLOPs", "time", "against full training", last], lines)
 
 
 def cache(runs: Runs) -> str:
@@ -219,7 +220,7 @@ def one_bound(runs: Runs) -> str:
 
 TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
-    "before": partial(default, last=BEFORE),
+    "before": before,
     "rivals": rivals,
     "grid_efficientnet": partial(grid, case="rates_efficientnet_tuned"),
     "grid_resnet32": partial(grid, case="rates_resnet32_tuned"),

@@ -67,9 +67,6 @@ def later(*odds, **how):
     return LaterStage(Told(*odds, **how), schedule=LONG)
 
 
-UNSAFE = (-9.0, -9.0, -9.0)
-
-
 def smart(predictor=None, verify=True, schedule=SHORT, later=False, verdict=None, probe=None, **how):
     """The default with a predictor that is told, and a trial that ends as it is told."""
     start = StartStage(predictor or Safe(), probe_steps=probe, verified=bool(verify), schedule=schedule)

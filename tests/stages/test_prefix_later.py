@@ -1,6 +1,7 @@
 """What the later stage decides, after two fifths of a long run, of a prefix that was frozen from the start."""
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from models import Classifier, mlp
 from staging import (
@@ -19,8 +20,10 @@ from staging import (
     smart,
     trained,
 )
+from torch.utils.data import DataLoader
 
-from smartfrz_lightning.stages import LaterStage
+from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning.stages import LaterStage, StartStage
 
 
 def test_what_trains_again_trains_for_a_fifth_of_the_run_before_it_freezes(make_trainer):
@@ -94,3 +97,41 @@ def test_a_prefix_deeper_than_two_thirds_is_cut(make_trainer):
     freezer = smart(Safe((1.1, 3.0)), later=later(9.0, 9.0, 9.0), verdict=ANYWAY, schedule=LONG)
     make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
     assert freezer.frozen == FROZEN and "2 of the 3 layers" in notes(freezer)
+
+
+class ReleasedByHand(SmartFreezeCallback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.timeline.steps == 48:
+            self._engine.change(thaw_now=FROZEN)
+
+
+def test_in_a_long_run_the_prefix_trains_after_two_fifths(make_trainer):
+    def fit(freezer):
+        torch.manual_seed(3)
+        model = InOrder(quiet_mlp(), OPTIMIZERS["adamw"])
+        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+        return model, freezer
+
+    model, freezer = fit(smart(verdict=ANYWAY, schedule=LONG, later=later(-9.0, -9.0, -9.0)))
+    other, _ = fit(ReleasedByHand(StartStage(Safe(), verified=False), verify=False, later=False))
+    assert model.losses == other.losses and same(model, other) and freezer.frozen == []
+    assert "0 of the 2 layers that were frozen from the start stay frozen after 48 steps" in notes(freezer)
+
+
+def test_data_without_a_loader_length_counts_as_a_long_run(make_trainer):
+    class Stream(Classifier):
+        def train_dataloader(self):
+            from torch.utils.data import IterableDataset
+
+            class Endless(IterableDataset):
+                def __iter__(self):
+                    while True:
+                        yield from [(torch.randn(12), torch.tensor(1))]
+
+            return DataLoader(Endless(), 8)
+
+    freezer = smart(probe=3, schedule=LONG, verdict=ANYWAY, later=later(-9.0, -9.0, -9.0))
+    make_trainer(freezer, max_epochs=-1, max_time="00:00:00:04", limit_val_batches=0).fit(Stream(trained(mlp())))
+    # Two fifths of the length that counts as long.
+    assert "stay frozen after 44 steps: p(safe) is not known" in notes(freezer)

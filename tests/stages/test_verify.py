@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from models import Classifier, mlp
 from staging import (
     ANYWAY,
     EPOCHS,
@@ -13,18 +12,15 @@ from staging import (
     NEVER,
     NOTHING,
     OPTIMIZERS,
-    UNSAFE,
     InOrder,
     Safe,
-    later,
     notes,
     quiet_mlp,
     same,
     smart,
     trained,
-)  # fmt: skip
+)
 from torch import nn
-from torch.utils.data import DataLoader
 
 from smartfrz_lightning import SmartFreezeCallback
 from smartfrz_lightning.stages import StartStage
@@ -64,26 +60,6 @@ def test_the_likely_part_of_a_prefix_ends_with_the_last_layer_that_is_safe_enoug
     assert likely_part([0.9, 0.7, 0.85, 0.6]) == 3 and likely_part([0.6]) == 0
 
 
-class ReleasedByHand(SmartFreezeCallback):
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.timeline.steps == 48:
-            self._engine.change(thaw_now=FROZEN)
-
-
-def test_in_a_long_run_the_prefix_trains_after_two_fifths(make_trainer):
-    def fit(freezer):
-        torch.manual_seed(3)
-        model = InOrder(quiet_mlp(), OPTIMIZERS["adamw"])
-        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
-        return model, freezer
-
-    model, freezer = fit(smart(verdict=ANYWAY, schedule=LONG, later=later(*UNSAFE)))
-    other, _ = fit(ReleasedByHand(StartStage(Safe(), verified=False), verify=False, later=False))
-    assert model.losses == other.losses and same(model, other) and freezer.frozen == []
-    assert "0 of the 2 layers that were frozen from the start stay frozen after 48 steps" in notes(freezer)
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_what_is_released_in_a_long_run_has_missed_nothing_but_the_probe(make_trainer, accumulate):
     def fit(freezer):
@@ -118,21 +94,3 @@ def test_a_saving_is_kept_to_the_end_without_a_trial(make_trainer, how):
     freezer.stages["later"].schedule = LONG
     make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
     assert freezer.frozen == FROZEN and "Trial" not in notes(freezer)
-
-
-def test_data_without_a_loader_length_counts_as_a_long_run(make_trainer):
-    class Stream(Classifier):
-        def train_dataloader(self):
-            from torch.utils.data import IterableDataset
-
-            class Endless(IterableDataset):
-                def __iter__(self):
-                    while True:
-                        yield from [(torch.randn(12), torch.tensor(1))]
-
-            return DataLoader(Endless(), 8)
-
-    freezer = smart(probe=3, schedule=LONG, verdict=ANYWAY, later=later(*UNSAFE))
-    make_trainer(freezer, max_epochs=-1, max_time="00:00:00:04", limit_val_batches=0).fit(Stream(trained(mlp())))
-    # Two fifths of the length that counts as long.
-    assert "stay frozen after 44 steps: p(safe) is not known" in notes(freezer)
