@@ -1,12 +1,11 @@
 """IntervalFreezeCallback: one layer after another, timed to save a given share of the FLOPs."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.cost import StepCost
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.layers.layer import connected
+from smartfrz_lightning.stages.interval import layers_over, plan_freezing
 
 
 class IntervalFreezeCallback(FreezingCallback):
@@ -64,70 +63,22 @@ class IntervalFreezeCallback(FreezingCallback):
             names = connected(run.layers, [], may_freeze)
             step = run.progress / run.steps
             gap = None if self.interval is None else self.interval * step
-            plan = plan_freezing(run.cost, names, self.flops_reduction, gap, earliest=step)
+            plan, saves = plan_freezing(run.cost, names, self.flops_reduction, gap, earliest=step)
+            if saves < self.flops_reduction:
+                raise ValueError(
+                    f"flops_reduction={self.flops_reduction}: {saves:.3f} is the most that freezing one layer after "
+                    "another can " + (f"save at an interval of {gap:.3f} of the run; shorten it" if gap else "save")
+                )
             self._plan = run.agree(plan)  # batches of other length cost other FLOPs
 
     def check_due(self, run: TrainingRun) -> bool:
-        return bool(self._over(run))
+        return bool(layers_over(self._plan, run))
 
     def select(self, run: TrainingRun) -> list[str]:
-        return self._over(run)
-
-    def _over(self, run: TrainingRun) -> list[str]:
-        if not self._plan or not run.progress:
-            return []
-        nearest = run.progress * (1 + 0.5 / run.steps)  # moments are whole steps
-        frozen = set(run.frozen)
-        return [name for name, moment in self._plan.items() if nearest >= moment and name not in frozen]
+        return layers_over(self._plan, run)
 
     def method_state(self) -> dict[str, Any]:
         return {"plan": self._plan}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         self._plan = state["plan"]
-
-
-def plan_freezing(
-    cost: StepCost,
-    names: Sequence[str],
-    reduction: float,
-    interval: float | None = None,
-    earliest: float = 0.0,
-) -> dict[str, float]:
-    """When each layer has to freeze to save a share of a run's FLOPs.
-
-    Args:
-        cost: Of a step.
-        names: The layers to freeze, in this order.
-        reduction: Share to save.
-        interval: Time between two layers, as a share of the run; by default they are spread evenly from the start
-            to the end of the run.
-        earliest: Share of the run that is over already.
-
-    Returns:
-        The share of the run that is done when each layer freezes; those that would freeze after its end are left out.
-
-    Raises:
-        ValueError: So much cannot be saved.
-    """
-    rates = [1 - cost.relative(names[:count]) for count in range(len(names) + 1)]
-
-    def plan(start: float) -> list[float]:
-        gap = interval or (1 - start) / max(1, len(names))
-        return [start + number * gap for number in range(len(names))]
-
-    def saved(start: float) -> float:
-        moments = [min(1.0, moment) for moment in plan(start)] + [1.0]
-        return sum(rates[n + 1] * (moments[n + 1] - moments[n]) for n in range(len(names)))
-
-    if saved(earliest) < reduction:
-        raise ValueError(
-            f"flops_reduction={reduction}: {saved(earliest):.3f} is the most that freezing one layer after another can "
-            + (f"save at an interval of {interval:.3f} of the run; shorten it" if interval else "save")
-        )
-    # The later the start, the less is saved: search the last one that saves enough by halving.
-    early, late = earliest, 1.0
-    for _ in range(40):
-        middle = (early + late) / 2
-        early, late = (middle, late) if saved(middle) >= reduction else (early, middle)
-    return {name: moment for name, moment in zip(names, plan(early), strict=True) if moment < 1}

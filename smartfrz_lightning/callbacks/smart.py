@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.stages.interval import IntervalStage
 from smartfrz_lightning.stages.later import LaterStage
 from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import StartStage
@@ -40,8 +41,9 @@ class SmartFreezeCallback(FreezingCallback):
         threshold: p(safe) from which a prefix freezes, between 0 and 1: how likely that costs at most 2 points of
             accuracy at the start, at most 1 later. By default 0.65 at the start of a short run where the prefix is
             tried afterwards, 0.8 at that of others, and 0.85 later.
-        save: Share of a step to save, in place of ``threshold``: the safest prefix that saves as much is frozen, to the
-            end of the run, without a trial.
+        save: Share of the FLOPs of the run to save. Of the prefixes that are safe enough at the start and save as much
+            of a step, the safest one is frozen, tried, and kept to the end. If there is none, or the trial says no,
+            one layer after another freezes later, timed to save what is missing.
         exclude: Shell-style patterns of modules, layers or parameters that always train.
         report: Whether to print a table at the end of a fit and to leave it as CSV and picture in the folder of the
             Trainer's logger; or another folder for the files.
@@ -74,19 +76,16 @@ class SmartFreezeCallback(FreezingCallback):
         for name, value in (("start", start), ("verify", verify), ("later", later)):
             if not isinstance(value, bool | Stage):
                 raise ValueError(f"{name}={value!r}: must be True, False or a Stage")
-        if save is not None and start is not True:
-            raise ValueError(f"save={save}: belongs to the start stage; give it to a StartStage of your own")
-        if threshold is not None and start is not True and later is not True:
+        if save is not None and later is not True:
+            raise ValueError(f"save={save}: belongs to the later stage; give it to a stage of your own")
+        if threshold is not None and start is not True and (later is not True or save is not None):
             raise ValueError(f"threshold={threshold}: belongs to the start and later stages; give it to those")
-        if save is not None and isinstance(verify, Stage):
-            raise ValueError(f"save={save} and verify: what is to be saved is not tried; leave one of them out")
-        verify = verify if save is None else False
         if start is True:
             start = StartStage(threshold=threshold, save=save, verified=bool(verify))
-        verify = VerifyStage(likely=0.8 if threshold is None else threshold) if verify is True else verify
+        if verify is True:
+            verify = VerifyStage(likely=0.8 if threshold is None else threshold)
         if later is True:
-            saves = isinstance(start, StartStage) and start.save is not None  # to the end of the run
-            later = LaterStage(threshold=threshold or 0.85, release=not saves)
+            later = LaterStage(threshold=threshold or 0.85) if save is None else IntervalStage(save)
         self.stages: dict[str, Stage] = {
             name: stage
             for name, stage in (("start", start), ("verify", verify), ("later", later))

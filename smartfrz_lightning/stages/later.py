@@ -50,7 +50,6 @@ class LaterStage(Stage):
         predictor: Safetensors file of a later predictor, or a module that gives the log-odds of
             ``later_inputs``; the shipped one by default.
         threshold: p(safe) from which a prefix freezes, or stays frozen, between 0 and 1.
-        release: Whether a prefix that is frozen from the start may train again.
         schedule: When that is asked, by the length of the run.
 
     Raises:
@@ -62,12 +61,11 @@ class LaterStage(Stage):
         self,
         predictor: str | nn.Module | None = None,
         threshold: float = 0.85,
-        release: bool = True,
         schedule: Schedule | None = None,
     ) -> None:
         check_shares(threshold=threshold)
         self._predictor = predictor if isinstance(predictor, nn.Module) else LaterPredictor.load(predictor)
-        self.threshold, self.release, self.schedule = threshold, release, schedule or Schedule()
+        self.threshold, self.schedule = threshold, schedule or Schedule()
 
     def reset(self) -> None:
         self._first: Tensor | None = None  # loss of the first batch
@@ -139,7 +137,7 @@ class LaterStage(Stage):
         return [] if self._asked else [layer for layer in run.frozen_layers if layer.name in run.untrained]
 
     def _may_release(self, run: TrainingRun) -> bool:
-        return self.release and run.steps >= self.schedule.frozen_until(self.schedule.known(run.total_steps))
+        return run.steps >= self.schedule.frozen_until(self.schedule.known(run.total_steps))
 
     def select(self, run: TrainingRun) -> Decision:
         free = [layer for layer in run.layers if not layer.always_trains]

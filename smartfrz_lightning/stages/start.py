@@ -34,15 +34,15 @@ class StartStage(Stage):
     In the first 2 % of the steps the head alone moves, while the gradients of all layers are watched. A predictor then
     gives p(safe) of each prefix (the first layer, the first two, ...): how likely freezing it for the whole run ends at
     most 2 points of accuracy below full training. Of those that are safe enough the one that saves most is frozen.
-    Layers with the random weights that they were made with always train, unless ``save`` asks for them.
+    Layers with the random weights that they were made with always train.
 
     Args:
         predictor: Safetensors file of a start predictor, or a module that gives the log-odds of
             ``start_inputs``; the shipped one by default.
         threshold: p(safe) from which a prefix is frozen; by default 0.65 in a short run in which a trial follows, and
             0.8 in others.
-        save: Share of a step to save, in place of ``threshold``: of the prefixes that save as much, the safest one is
-            frozen.
+        save: Share of the FLOPs of the run to save: of the prefixes that are safe enough and save as much to the end,
+            the trial included, the safest one is frozen.
         probe_steps: Steps of the probe; 2 % of the run by default, 30 at most. A run of fewer than 100 steps has none.
         verified: Whether a ``VerifyStage`` follows.
         schedule: How the rules depend on the length of the run.
@@ -55,8 +55,7 @@ class StartStage(Stage):
 
     Raises:
         FileNotFoundError: There is no such predictor file.
-        ValueError: An argument is out of range, ``threshold`` and ``save`` are both given, or the predictor file cannot
-            be read.
+        ValueError: An argument is out of range, or the predictor file cannot be read.
     """
 
     def __init__(
@@ -71,8 +70,6 @@ class StartStage(Stage):
         seed: int = 0,
     ) -> None:
         check_shares(threshold=threshold, save=save)
-        if save is not None and threshold is not None:
-            raise ValueError(f"save={save} and threshold={threshold}: give one of them")
         if probe_steps is not None and (not isinstance(probe_steps, int) or probe_steps < LEAST):
             raise ValueError(f"probe_steps={probe_steps!r}: must be a whole number of at least {LEAST}")
         self._predictor = predictor if isinstance(predictor, nn.Module) else StartPredictor.load(predictor)
@@ -202,12 +199,11 @@ class StartStage(Stage):
         inputs = start_inputs(gradients, weights, torch.tensor(sizes), shift)
         self.safe = safe = self._predictor(inputs).sigmoid().tolist()
         able = len(names) - untrained_end(run.model, layers, silent.tolist())
-        if self.save is None and not able:
+        if not able:
             run.say("Nothing is frozen at the start: no layer that trains has been trained before.")
             return Decision()
-        able = able if self.save is None else len(names)
         threshold = self.threshold_of(run)
-        count = choose_prefix(costs[:able], safe[:able], threshold, self.save)
+        count = choose_prefix(costs[:able], safe[:able], threshold, self._to_save(run))
         of = f"After a probe of {probe.steps} steps"
         if not count:
             run.say(
@@ -218,8 +214,6 @@ class StartStage(Stage):
             f"{of} {count} of {len(names)} layers are frozen: p(safe) {safe[count - 1]:.2f}, saving "
             f"{1 - costs[count - 1]:.0%} of a step."
         )
-        if self.save is not None and costs[count - 1] > 1 - self.save + 1e-9:
-            run.say(f"save={self.save}: more than {1 - costs[count - 1]:.2f} of a step cannot be saved.")
         return Decision(dict(zip(names[:count], safe, strict=False)), untrained=True)
 
     def threshold_of(self, run: TrainingRun) -> float:
@@ -227,8 +221,15 @@ class StartStage(Stage):
         whole = min(run.total_steps, self.schedule.long)  # of a run without a known length only this much is known
         return self.threshold or (self.schedule.threshold(whole) if self._tried(run) else self.schedule.unverified)
 
+    def _to_save(self, run: TrainingRun) -> float | None:
+        """Share of a step that is to be saved from now on, for ``save`` and what a trial costs."""
+        if self.save is None or run.total_steps == math.inf:
+            return self.save
+        costs = self.schedule.trial_length(run.total_steps) / run.total_steps if self._tried(run) else 0.0
+        return (self.save + costs) / (1 - (run.progress or 0.0))
+
     def _tried(self, run: TrainingRun) -> bool:
-        return self.verified and self.save is None and not run.cannot_verify
+        return self.verified and not run.cannot_verify
 
     def method_state(self) -> dict[str, Any]:
         return {"probing": self._probing}
@@ -238,20 +239,19 @@ class StartStage(Stage):
 
 
 def choose_prefix(costs: Sequence[float], safe: Sequence[float], threshold: float, save: float | None = None) -> int:
-    """How many layers to freeze.
+    """How many layers to freeze: of the prefixes that are safe enough, the one that saves most.
 
     Args:
         costs: What a step costs with the first layer frozen, with the first two, and so on, relative to full training.
         safe: p(safe) of each of these.
         threshold: The least p(safe) that is accepted.
-        save: Instead the least share of a step to save; if no prefix saves as much, the one that saves most is taken.
+        save: Share of a step that is to be saved: of those that save as much, the safest one is taken.
     """
-    prefixes = range(len(costs))
-    if save is None:
-        able = [number for number in prefixes if safe[number] >= threshold]
-        return 1 + min(able, key=lambda number: costs[number]) if able else 0
-    able = [number for number in prefixes if costs[number] <= 1 - save + 1e-9] or [costs.index(min(costs))]
-    return 1 + max(able, key=lambda number: safe[number])
+    able = [number for number, share in enumerate(safe) if share >= threshold]
+    enough = [number for number in able if save is not None and costs[number] <= 1 - save + 1e-9]
+    if enough:
+        return 1 + max(enough, key=lambda number: safe[number])
+    return 1 + min(able, key=lambda number: costs[number]) if able else 0
 
 
 def check_shares(**shares: float | None) -> None:

@@ -196,7 +196,7 @@ def test_a_callback_thaws_what_it_froze(make_trainer):
 
 METHODS = {
     "smart": lambda: AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1),
-    "smart, probe": lambda: SmartFreezeCallback(StartStage(probe_steps=3, save=0.1), verify=False),
+    "smart, probe": lambda: SmartFreezeCallback(StartStage(probe_steps=3), verify=False, save=0.3),
     "movement": lambda: MovementFreezeCallback(window=4, snapshot_every_n_steps=1),
     "auto": lambda: AutoFreezeCallback(percentile=70),
     "linear": lambda: LinearFreezeCallback(),

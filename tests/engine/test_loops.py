@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from models import Classifier, Vectors, mlp
-from staging import ANYWAY, NEVER, smart, trained
+from staging import ANYWAY, NEVER, Safe, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -25,10 +25,10 @@ EPOCHS = 4
 
 METHODS = {
     "smart": lambda: AttentionFreezeCallback(
-        threshold=0.3, front_only=True, every_n_train_steps=5, snapshot_every_n_steps=1
+        threshold=0.2, front_only=True, every_n_train_steps=5, snapshot_every_n_steps=1
     ),
     "smart by epoch": lambda: AttentionFreezeCallback(threshold=0.3, front_only=False),
-    "smart, probe": lambda: SmartFreezeCallback(StartStage(probe_steps=5, save=0.1), verify=False, later=False),
+    "smart, probe": lambda: SmartFreezeCallback(StartStage(Safe(), probe_steps=5), verify=False, save=0.3),
     "movement": lambda: MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1),
     "auto": lambda: AutoFreezeCallback(percentile=70),
     "gradient norm": lambda: GradientNormFreezeCallback(alpha=0.5),
@@ -43,7 +43,7 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = mlp()
+        self.net = trained(mlp())
 
     def forward(self, x):
         return self.net(x)
@@ -104,16 +104,16 @@ def test_the_same_decisions_as_the_callback(make_trainer, name):
             return DataLoader(Vectors(72), 8)
 
     torch.manual_seed(1)
-    model, callback = Uneven(mlp(), sgd), METHODS[name]()
+    model, callback = Uneven(trained(mlp()), sgd), METHODS[name]()
     torch.manual_seed(1)
     make_trainer(callback, max_epochs=EPOCHS, limit_val_batches=0).fit(model)
     assert callback.frozen
     for loop in (by_hand, by_fabric):
-        trained, timeline = loop(METHODS[name]())
+        model_of_loop, timeline = loop(METHODS[name]())
         assert what(timeline) == what(callback.timeline)
         assert timeline.saved == callback.timeline.saved > 0
         assert timeline.layers == callback.layers
-        for key, tensor in trained.state_dict().items():
+        for key, tensor in model_of_loop.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[key]), key
 
 

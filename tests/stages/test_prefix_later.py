@@ -12,7 +12,6 @@ from staging import (
     OPTIMIZERS,
     InOrder,
     Safe,
-    Told,
     later,
     notes,
     quiet_mlp,
@@ -23,7 +22,7 @@ from staging import (
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.stages import LaterStage, StartStage
+from smartfrz_lightning.stages import StartStage
 
 
 def test_what_trains_again_trains_for_a_fifth_of_the_run_before_it_freezes(make_trainer):
@@ -76,11 +75,8 @@ def test_deeper_layers_freeze_behind_what_stayed(make_trainer):
     assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.0", 2), ("net.4", 54)]
 
 
-@pytest.mark.parametrize(
-    "stage", [LaterStage(Told(-9.0, -9.0, -9.0), release=False, schedule=LONG), False], ids=["not released", "no stage"]
-)
-def test_a_prefix_that_is_to_stay_stays(make_trainer, stage):
-    freezer = smart(later=stage, verdict=ANYWAY, schedule=LONG)
+def test_without_a_later_stage_a_prefix_stays(make_trainer):
+    freezer = smart(later=False, verdict=ANYWAY, schedule=LONG)
     make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
     assert freezer.frozen == FROZEN
 

@@ -4,12 +4,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from models import Classifier, Vectors, mlp
 from staging import FROZEN, InOrder, Safe, Watch, moved, notes, probing, quiet_mlp, trained
-from staging import PROBE as STEPS
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.stages import StartStage
 from smartfrz_lightning.stages.start import choose_prefix, probe_length
 
 
@@ -20,8 +18,8 @@ def test_the_length_of_the_probe_is_a_share_of_the_run():
 def test_prefixes_are_chosen_by_threshold_or_saving():
     costs, safe = [0.9, 0.7, 0.5, 0.3], [0.95, 0.9, 0.8, 0.2]
     assert choose_prefix(costs, safe, threshold=0.85) == 2 and choose_prefix(costs, safe, threshold=0.99) == 0
-    assert choose_prefix(costs, safe, threshold=0.85, save=0.5) == 3
-    assert choose_prefix(costs, safe, threshold=0.85, save=0.9) == 4  # as much as can be
+    assert choose_prefix(costs, safe, threshold=0.75, save=0.2) == 2  # the safest that saves as much
+    assert choose_prefix(costs, safe, threshold=0.85, save=0.5) == 2  # as much as is safe
 
 
 class Adapter(nn.Module):
@@ -66,14 +64,10 @@ def test_a_layer_without_gradient_or_of_zeros_tells_nothing():
         assert (told - plain).abs().max() < 1  # in logarithms; the norm of a zero is at -20
 
 
-def test_from_scratch_nothing_is_frozen_but_for_a_saving(make_trainer):
+def test_from_scratch_nothing_is_frozen(make_trainer):
     freezer = probing(Safe((1.1, 3.0)))
     make_trainer(freezer).fit(Classifier(mlp()))
     assert not freezer.frozen and "no layer that trains has been trained before" in notes(freezer)
-    start = StartStage(Safe((1.1, 3.0)), save=0.1, probe_steps=STEPS)
-    saving = SmartFreezeCallback(start, verify=False, later=False)
-    make_trainer(saving).fit(Classifier(mlp()))
-    assert saving.frozen
 
 
 def test_new_layers_behind_pretrained_ones_train(make_trainer):

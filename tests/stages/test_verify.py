@@ -7,7 +7,6 @@ import torch
 from staging import (
     ANYWAY,
     EPOCHS,
-    FROZEN,
     LONG,
     NEVER,
     NOTHING,
@@ -22,8 +21,6 @@ from staging import (
 )
 from torch import nn
 
-from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.stages import StartStage
 from smartfrz_lightning.stages.verify import likely_part, prefix_stays
 
 
@@ -86,11 +83,3 @@ def test_the_trial_waits_for_the_learning_rate(make_trainer, until, begin):
     freezer = smart(verdict=ANYWAY, schedule=LONG)
     make_trainer(freezer, max_epochs=EPOCHS).fit(WarmingUp())
     assert f"Trial, steps {begin} to {begin + 12}" in notes(freezer)
-
-
-@pytest.mark.parametrize("how", [{"save": 0.3}, {"start": StartStage(Safe(), save=0.3), "verify": False}])
-def test_a_saving_is_kept_to_the_end_without_a_trial(make_trainer, how):
-    freezer = SmartFreezeCallback(**how)
-    freezer.stages["later"].schedule = LONG
-    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
-    assert freezer.frozen == FROZEN and "Trial" not in notes(freezer)

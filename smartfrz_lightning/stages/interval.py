@@ -1,0 +1,129 @@
+"""IntervalStage: one layer after another, timed to save a given share of the FLOPs of a run."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from smartfrz_lightning.cost import StepCost
+from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.layers.layer import connected
+from smartfrz_lightning.stages.stage import Stage
+from smartfrz_lightning.stages.start import check_shares
+
+
+class IntervalStage(Stage):
+    """Freeze one layer after another, front first, so that the run saves a share of its FLOPs.
+
+    What the stages before it froze counts, from the batch in which it froze to the end of the run, and so does what a
+    trial cost. If that saves enough, nothing more freezes. Otherwise the layers that train are spread evenly over what
+    is left of the run, from a moment on that is computed from the FLOPs of each. As ``IntervalFreezeCallback``, after
+    Yuan et al. 2022, "Layer Freezing & Data Sieving".
+
+    Args:
+        save: Share of the FLOPs of the run, between 0 and 1.
+
+    Raises:
+        ValueError: ``save`` is out of range.
+    """
+
+    def __init__(self, save: float) -> None:
+        check_shares(save=save)
+        self.save = save
+
+    def reset(self) -> None:
+        self._plan: dict[str, float] | None = None
+        self._rate = 0.0  # what a step saves by now, as a share of one in which everything trains
+        self._saved = 0.0  # batches
+
+    def start(self, run: TrainingRun) -> None:
+        if run.total_batches == math.inf and not run.steps:
+            run.say(
+                f"save={self.save}: nothing freezes after the start, as the length of the run is not known. Give "
+                "max_epochs or max_steps."
+            )
+
+    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        self._rate = 1 - run.agree(run.cost.relative(run.frozen)) if run.cost is not None else 0.0
+
+    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
+        tried = run.shadow_step is not None and run.shadow_step.repeated
+        self._saved += self._rate - tried
+
+    def check_due(self, run: TrainingRun) -> bool:
+        if self._plan is None and run.cost is not None and run.progress and run.total_batches < math.inf:
+            self._plan = run.agree(self._planned(run))  # batches of other length cost other FLOPs
+        return bool(layers_over(self._plan or {}, run))
+
+    def _planned(self, run: TrainingRun) -> dict[str, float]:
+        assert run.cost is not None and run.progress
+        saved = self._saved / run.total_batches
+        left = self.save - saved - self._rate * (1 - run.progress)
+        if left <= 0:
+            return {}
+        names = connected(run.layers, run.frozen, {layer.name for layer in run.active})
+        plan, saves = plan_freezing(run.cost, names, left, earliest=run.progress, frozen=run.frozen)
+        if saves < left - 1e-6:
+            run.say(f"save={self.save}: only {self.save - left + saves:.2f} of the FLOPs can still be saved.")
+        elif plan:
+            first = min(plan.values())
+            run.say(f"save={self.save}: from {first:.0%} of the run on, one layer after another freezes.")
+        return plan
+
+    def select(self, run: TrainingRun) -> list[str]:
+        return layers_over(self._plan or {}, run)
+
+    def method_state(self) -> dict[str, Any]:
+        return {"plan": self._plan, "rate": self._rate, "saved": self._saved}
+
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        self._plan, self._rate, self._saved = state["plan"], state["rate"], state["saved"]
+
+
+def layers_over(plan: dict[str, float], run: TrainingRun) -> list[str]:
+    """The layers whose moment has come, and which train."""
+    if not run.progress:
+        return []
+    nearest = run.progress * (1 + 0.5 / run.steps)  # moments are whole steps
+    frozen = set(run.frozen)
+    return [name for name, moment in plan.items() if nearest >= moment and name not in frozen]
+
+
+def plan_freezing(
+    cost: StepCost,
+    names: Sequence[str],
+    reduction: float,
+    interval: float | None = None,
+    earliest: float = 0.0,
+    frozen: Sequence[str] = (),
+) -> tuple[dict[str, float], float]:
+    """When each layer has to freeze to save a share of a run's FLOPs.
+
+    Args:
+        cost: Of a step.
+        names: The layers to freeze, in this order.
+        reduction: Share to save, besides what ``frozen`` saves.
+        interval: Time between two layers, as a share of the run; by default they are spread evenly from the start
+            to the end of the run.
+        earliest: Share of the run that is over already.
+        frozen: Layers that are frozen anyway.
+
+    Returns:
+        The share of the run that is done when each layer freezes, without those that would freeze after its end; and
+        the share of FLOPs that this saves, less than ``reduction`` if so much cannot be saved.
+    """
+    costs = [cost.relative([*frozen, *names[:count]]) for count in range(len(names) + 1)]
+
+    def plan(start: float) -> list[float]:
+        gap = interval or (1 - start) / max(1, len(names))
+        return [start + number * gap for number in range(len(names))]
+
+    def saved(start: float) -> float:
+        moments = [min(1.0, moment) for moment in plan(start)] + [1.0]
+        return sum((costs[0] - costs[n + 1]) * (moments[n + 1] - moments[n]) for n in range(len(names)))
+
+    # The later the start, the less is saved: search the last one that saves enough by halving.
+    early, late = earliest, 1.0
+    for _ in range(40):
+        middle = (early + late) / 2
+        early, late = (middle, late) if saved(middle) >= reduction else (early, middle)
+    return {name: moment for name, moment in zip(names, plan(early), strict=True) if moment < 1}, saved(early)

@@ -1,0 +1,69 @@
+"""A budget: a prefix at the start that is tried, and one layer after another for what is missing."""
+
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from models import Classifier, Vectors, mlp
+from staging import ANYWAY, EPOCHS, FROZEN, NEVER, NOTHING, InOrder, Safe, notes, quiet_mlp, same, trained
+from torch.utils.data import DataLoader, IterableDataset
+
+from smartfrz_lightning import SmartFreezeCallback
+from smartfrz_lightning.stages import StartStage, VerifyStage
+
+ONE_LAYER = Safe((0.4, 3.0), (1.1, -3.0))
+
+
+def saving(save, predictor=None, verdict=ANYWAY):
+    return SmartFreezeCallback(StartStage(predictor or Safe(), save=save), VerifyStage(**verdict), save=save)
+
+
+def moments(freezer):
+    return [(event.kind, event.step) for event in freezer.timeline.events]
+
+
+def test_a_prefix_that_saves_enough_stays_to_the_end(make_trainer):
+    freezer = saving(0.25)
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
+    assert freezer.frozen == FROZEN and moments(freezer) == [("freeze", 2)] * 2 and "Trial, steps" in notes(freezer)
+
+
+@pytest.mark.parametrize(
+    ("make", "predictor", "verdict"),
+    [(quiet_mlp, Safe(), NEVER), (quiet_mlp, NOTHING, ANYWAY), (mlp, Safe(), ANYWAY), (quiet_mlp, ONE_LAYER, ANYWAY)],
+    ids=["the trial says no", "nothing is safe", "from scratch", "the prefix saves too little"],
+)
+def test_what_is_missing_is_saved_by_one_layer_after_another(make_trainer, make, predictor, verdict):
+    freezer = saving(0.3, predictor, verdict)
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(make()))
+    late = [step for kind, step in moments(freezer) if kind == "freeze" and step > 2]
+    assert len(late) == len(set(late)) > 0 and "one layer after another freezes" in notes(freezer)
+    assert freezer.timeline.saved == pytest.approx(0.3, abs=0.01)
+
+
+def test_it_says_how_much_can_be_saved_at_most(make_trainer):
+    freezer = saving(0.9, NOTHING)
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder())
+    most = float(notes(freezer).partition("only ")[2][:4])
+    assert 0.2 < most < 0.5 and freezer.timeline.saved == pytest.approx(most, abs=0.01)
+
+
+def test_a_run_without_a_known_length_is_told_that_nothing_freezes_later(make_trainer):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(Vectors())
+
+    class Endless(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Stream(), 8)
+
+    freezer = SmartFreezeCallback(start=False, save=0.3)
+    make_trainer(freezer, limit_val_batches=0).fit(Endless(trained(mlp())))
+    assert not freezer.frozen and "the length of the run is not known" in notes(freezer)
+
+
+@pytest.mark.parametrize("step", [40, 100])
+def test_a_resumed_run_is_the_same(make_trainer, tmp_path, step):
+    (whole, freezer), (again, resumed) = [(InOrder(quiet_mlp()), saving(0.3, verdict=NEVER)) for _ in range(2)]
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=10, save_top_k=-1)
+    make_trainer(freezer, every, max_epochs=EPOCHS, enable_checkpointing=True).fit(whole)
+    make_trainer(resumed, max_epochs=EPOCHS).fit(again, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    assert same(whole, again) and resumed.timeline.events == freezer.timeline.events
