@@ -24,9 +24,10 @@ CASES = {
         "thaw": {"3": [0]},
         "trainer": {"accumulate_grad_batches": 2},
     },
-    "probe": {"start": {"probe_steps": 4, "save": 0.1}},
+    "probe": {"start": {"probe_steps": 4, "threshold": 0.01}},
     "trial": {"trial": "own", "trainer": {"max_epochs": 30}},  # 120 steps, of which 12 to 24
     "trial, adopted": {"trial": "adopted", "trainer": {"max_epochs": 30}},
+    "trial, then a budget": {"trial": "adopted", "save": 0.3, "trainer": {"max_epochs": 30}},
     "trial right after the probe, a part stays after two fifths": {
         "trial": "stays",
         "long": True,

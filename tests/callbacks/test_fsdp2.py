@@ -19,7 +19,7 @@ THAWS = {
     "has just thawed": {"script": {"3": [0], "10": [0]}, "thaw": {"8": [0]}, "sharded": True},
     "has just thawed, one file": {"script": {"3": [0], "10": [0]}, "thaw": {"8": [0]}, "sharded": False},
 }
-PROBE = {"start": {"probe_steps": 4, "save": 0.1}}
+PROBE = {"start": {"probe_steps": 4, "threshold": 0.01}}
 LATER = {"trial": "own", "long": True, "probe": 2}
 ATTENTION = {"threshold": 0.01, "front_only": True, "snapshot_every_n_steps": 1}
 HISTORY = {"attention": {**ATTENTION, "threshold": 0.999}, "sharded": True}

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
 from smartfrz_lightning import AttentionFreezeCallback, SmartFreezeCallback
-from smartfrz_lightning.stages import LaterStage, StartStage
+from smartfrz_lightning.stages import IntervalStage, LaterStage, StartStage
 
 
 def plain_net():
@@ -96,6 +96,7 @@ def freezing(settings):
         odds = Safe((0.6, 3.0), (1.1, 1.5))
         # After two fifths of a long run the first layer stays frozen, the second one trains again.
         stage = LaterStage(Safe((0.6, 3.0), (1.1, 1.0)), schedule=LONG) if settings.get("long") else False
+        stage = IntervalStage(settings["save"]) if "save" in settings else stage
         how = {"verdict": VERDICTS[settings["trial"]], "schedule": schedule, "probe": settings.get("probe")}
         return smart(odds, later=stage, **how)
     freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
