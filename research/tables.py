@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
 
-from research import memory
+from research import memory, papers
 from research.outcomes import from_the_start, trial_windows
 from research.outcomes.later import (
     CALIBRATION,
@@ -224,6 +224,8 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "rivals": rivals,
     "grid_efficientnet": partial(grid, case="rates_efficientnet_tuned"),
     "grid_resnet32": partial(grid, case="rates_resnet32_tuned"),
+    "paper_reported": lambda runs: _markdown(papers.REPORTED, papers.reported()),
+    "paper_measured": lambda runs: _markdown(papers.MEASURED, papers.measured(runs)),
     "cache": cache,
     "cache_in_benchmarks": cache_in_benchmarks,
     "memory": lambda runs: _markdown(memory.SHOWN, memory.table()),
