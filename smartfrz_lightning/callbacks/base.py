@@ -26,7 +26,7 @@ from smartfrz_lightning.engine.state import check_version
 from smartfrz_lightning.freezing.freeze import thaw
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.trainer import callbacks_of, is_trial, trains_statistics_only, unscale
-from smartfrz_lightning.report.timeline import Timeline
+from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
 
 # Lightning gives every callback these methods of the LightningModule, which keep it alive.
 _ATTACHED = ("log", "log_dict")
@@ -97,11 +97,17 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         return self.timeline.frozen
 
     def thaw(self) -> None:
-        """Let every layer train again that this package froze in the model, now or after the fit."""
+        """Let every layer train again that this package froze in the model, now or after the fit.
+
+        After the fit, the callback forgets that fit, so that a further one begins anew.
+        """
         if self._freezer is not None:
             self._freezer.change(thaw_now=self.frozen)
         elif (model := self._model and self._model()) is not None:
             _thaw_all(model)
+            thawed = [FreezeEvent(name, self._timeline.steps, self._epoch, None, "thaw") for name in self.frozen]
+            self._timeline.events += thawed
+            self._carried = None
 
     # --- before training
 
@@ -213,7 +219,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         """Nothing of the model is held any more, but what a further fit of it needs."""
         self._engine.end()
         self._engine.ledger.end_fit()
-        self._timeline, self._carried = self.timeline, self._engine.state_dict()
+        self._timeline, self._carried, self._epoch = self.timeline, self._engine.state_dict(), self._engine.run.epoch
         self._freezer = None
         self.reset()
         for attached in _ATTACHED:

@@ -36,7 +36,11 @@ class IntervalStage(Stage):
         self._saved = 0.0  # batches
 
     def start(self, run: TrainingRun) -> None:
-        if run.total_batches == math.inf and not run.steps:
+        if run.steps:
+            return
+        self.reset()  # also for a further fit of the same model, with what is frozen by then
+        self.changed(run, (), ())
+        if run.total_batches == math.inf:
             run.say(
                 f"save={self.save}: nothing freezes after the start, as the length of the run is not known. Give "
                 "max_epochs or max_steps."

@@ -111,7 +111,7 @@ class StartStage(Stage):
             return f"that needs a run of {needs} steps, and this one has {has}; give start=StartStage(probe_steps=...)"
         if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
             return "LBFGS asks for gradients many times a step"
-        if run.begun_before:
+        if run.begun_before or run.frozen:
             return "training had begun before"
         return ""
 

@@ -191,7 +191,10 @@ def test_a_callback_thaws_what_it_froze(make_trainer):
     make_trainer(freezer, max_epochs=1).fit(model)
     assert not model.net[0].weight.requires_grad and not model.net[1].training
     freezer.thaw()
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters()) and freezer.frozen == []
+    before = copy.deepcopy(model.state_dict())
+    make_trainer(freezer, max_steps=3).fit(model)
+    assert freezer.frozen == [] and not any(torch.equal(before[n], p) for n, p in model.named_parameters())
 
 
 METHODS = {

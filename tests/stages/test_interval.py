@@ -60,6 +60,14 @@ def test_a_run_without_a_known_length_is_told_that_nothing_freezes_later(make_tr
     assert not freezer.frozen and "the length of the run is not known" in notes(freezer)
 
 
+def test_a_further_fit_of_the_same_model_is_planned_anew(make_trainer):
+    freezer, model = saving(0.25), InOrder()
+    make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+    freezer.stages["later"].save = 0.5  # two layers save 0.47 of a step
+    make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+    assert freezer.frozen == [*FROZEN, "net.7"] and "training had begun before" in notes(freezer)
+
+
 @pytest.mark.parametrize("step", [40, 100])
 def test_a_resumed_run_is_the_same(make_trainer, tmp_path, step):
     (whole, freezer), (again, resumed) = [(InOrder(quiet_mlp()), saving(0.3, verdict=NEVER)) for _ in range(2)]
