@@ -45,6 +45,7 @@ def measured(runs: Runs) -> list[list[str]]:
         cost = fmean(runs.flops(case, "smart"))
         shorter = {row["run"]: row["flops"] for row in runs.rows if row["case"] == case and row["run"][:5] == "full_"}
         nearest = min(shorter, key=lambda run: abs(shorter[run] - cost), default="")
+        nearest = nearest if nearest and abs(shorter[nearest] - cost) < 0.05 else ""
         cells = []
         for method in ("smart", "static", "interval", nearest):
             points, time = runs.points(case, method), runs.time(case, method)

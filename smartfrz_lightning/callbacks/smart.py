@@ -41,9 +41,9 @@ class SmartFreezeCallback(FreezingCallback):
         threshold: p(safe) from which a prefix freezes, between 0 and 1: how likely that costs at most 2 points of
             accuracy at the start, at most 1 later. By default 0.65 at the start of a short run where the prefix is
             tried afterwards, 0.8 at that of others, and 0.85 later.
-        save: Share of the FLOPs of the run to save. Of the prefixes that are safe enough at the start and save as much
-            of a step, the safest one is frozen, tried, and kept to the end. If there is none, or the trial says no,
-            one layer after another freezes later, timed to save what is missing.
+        save: Share of the FLOPs of the run to save. Of the prefixes that are safe enough at the start and save as much,
+            the safest one is frozen, or else the one that saves most; it is tried, and what the trial confirms stays
+            frozen to the end. What is missing is saved by one layer after another (``IntervalStage``).
         exclude: Shell-style patterns of modules, layers or parameters that always train.
         report: Whether to print a table at the end of a fit and to leave it as CSV and picture in the folder of the
             Trainer's logger; or another folder for the files.
@@ -81,11 +81,13 @@ class SmartFreezeCallback(FreezingCallback):
         if threshold is not None and start is not True and (later is not True or save is not None):
             raise ValueError(f"threshold={threshold}: belongs to the start and later stages; give it to those")
         if start is True:
-            start = StartStage(threshold=threshold, save=save, verified=bool(verify))
+            start = StartStage(threshold=threshold, verified=bool(verify))
         if verify is True:
             verify = VerifyStage(likely=0.8 if threshold is None else threshold)
         if later is True:
             later = LaterStage(threshold=threshold or 0.85) if save is None else IntervalStage(save)
+        if isinstance(start, StartStage) and isinstance(later, IntervalStage):
+            start.save = later.save
         self.stages: dict[str, Stage] = {
             name: stage
             for name, stage in (("start", start), ("verify", verify), ("later", later))
@@ -168,13 +170,18 @@ class SmartFreezeCallback(FreezingCallback):
             stage.changed(run, frozen, thawed)
 
     def method_state(self) -> dict[str, Any]:
-        return {name: stage.method_state() for name, stage in self.stages.items()}
+        return {_key(name, stage): stage.method_state() for name, stage in self.stages.items()}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         for name, stage in self.stages.items():
-            if name in state:
-                stage.load_method_state(state[name], run)
+            if (key := _key(name, stage)) in state:
+                stage.load_method_state(state[key], run)
 
     def end(self, run: TrainingRun) -> None:
         for stage in self.stages.values():
             stage.end(run)
+
+
+def _key(name: str, stage: Stage) -> str:
+    """Of a stage's state: one of another kind, as where ``save`` was given meanwhile, begins anew."""
+    return f"{name}: {type(stage).__name__}"

@@ -31,19 +31,21 @@ class IntervalStage(Stage):
         self.save = save
 
     def reset(self) -> None:
-        self._plan: dict[str, float] | None = None
-        self._rate = 0.0  # what a step saves by now, as a share of one in which everything trains
+        self._plan: dict[str, float] | None = None  # what is yet to freeze
+        self._planned_for: list[float] = []
+        self._rate = 0.0  # what a batch saves by now, as a share of one in which everything trains
         self._saved = 0.0  # batches
 
     def start(self, run: TrainingRun) -> None:
-        if run.steps:
-            return
-        self.reset()  # also for a further fit of the same model, with what is frozen by then
+        if not run.steps:
+            self.reset()  # also for a further fit of the same model, with what is frozen by then
         self.changed(run, (), ())
-        if run.total_batches == math.inf:
+        if self._planned_for != [self.save, run.total_batches]:  # a resumed run may be longer, or save more
+            self._plan = None
+        if run.total_batches == math.inf and not run.steps:
             run.say(
                 f"save={self.save}: nothing freezes after the start, as the length of the run is not known. Give "
-                "max_epochs or max_steps."
+                "max_epochs or max_steps, and with a data loader without length max_steps."
             )
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
@@ -56,12 +58,12 @@ class IntervalStage(Stage):
     def check_due(self, run: TrainingRun) -> bool:
         if self._plan is None and run.cost is not None and run.progress and run.total_batches < math.inf:
             self._plan = run.agree(self._planned(run))  # batches of other length cost other FLOPs
+            self._planned_for = [self.save, run.total_batches]
         return bool(layers_over(self._plan or {}, run))
 
     def _planned(self, run: TrainingRun) -> dict[str, float]:
         assert run.cost is not None and run.progress
-        saved = self._saved / run.total_batches
-        left = self.save - saved - self._rate * (1 - run.progress)
+        left = self.save - self._saved / run.batches * run.progress - self._rate * (1 - run.progress)
         if left <= 0:
             return {}
         names = connected(run.layers, run.frozen, {layer.name for layer in run.active})
@@ -76,11 +78,15 @@ class IntervalStage(Stage):
     def select(self, run: TrainingRun) -> list[str]:
         return layers_over(self._plan or {}, run)
 
+    def decision_applied(self, run: TrainingRun) -> None:
+        over = set(layers_over(self._plan or {}, run)) | set(run.frozen)
+        self._plan = {name: moment for name, moment in (self._plan or {}).items() if name not in over}
+
     def method_state(self) -> dict[str, Any]:
-        return {"plan": self._plan, "rate": self._rate, "saved": self._saved}
+        return {"plan": self._plan, "planned_for": self._planned_for, "saved": self._saved}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        self._plan, self._rate, self._saved = state["plan"], state["rate"], state["saved"]
+        self._plan, self._planned_for, self._saved = state["plan"], state["planned_for"], state["saved"]
 
 
 def layers_over(plan: dict[str, float], run: TrainingRun) -> list[str]:
@@ -88,8 +94,7 @@ def layers_over(plan: dict[str, float], run: TrainingRun) -> list[str]:
     if not run.progress:
         return []
     nearest = run.progress * (1 + 0.5 / run.steps)  # moments are whole steps
-    frozen = set(run.frozen)
-    return [name for name, moment in plan.items() if nearest >= moment and name not in frozen]
+    return [layer.name for layer in run.active if nearest >= plan.get(layer.name, math.inf)]
 
 
 def plan_freezing(

@@ -41,8 +41,6 @@ class StartStage(Stage):
             ``start_inputs``; the shipped one by default.
         threshold: p(safe) from which a prefix is frozen; by default 0.65 in a short run in which a trial follows, and
             0.8 in others.
-        save: Share of the FLOPs of the run to save: of the prefixes that are safe enough and save as much to the end,
-            the trial included, the safest one is frozen.
         probe_steps: Steps of the probe; 2 % of the run by default, 30 at most. A run of fewer than 100 steps has none.
         verified: Whether a ``VerifyStage`` follows.
         schedule: How the rules depend on the length of the run.
@@ -50,6 +48,8 @@ class StartStage(Stage):
         seed: Fixes which.
 
     Attributes:
+        save: Share of the FLOPs of the run that is to be saved; ``None`` for as much as is safe. Of the prefixes that
+            save as much to the end, the trial included, the safest one is frozen.
         answer: What it decided; empty before.
         safe: p(safe) of every prefix, from the first layer alone to all before the head; empty before.
 
@@ -62,19 +62,19 @@ class StartStage(Stage):
         self,
         predictor: str | nn.Module | None = None,
         threshold: float | None = None,
-        save: float | None = None,
         probe_steps: int | None = None,
         verified: bool = True,
         schedule: Schedule | None = None,
         sample_size: int = 1024,
         seed: int = 0,
     ) -> None:
-        check_shares(threshold=threshold, save=save)
+        check_shares(threshold=threshold)
         if probe_steps is not None and (not isinstance(probe_steps, int) or probe_steps < LEAST):
             raise ValueError(f"probe_steps={probe_steps!r}: must be a whole number of at least {LEAST}")
         self._predictor = predictor if isinstance(predictor, nn.Module) else StartPredictor.load(predictor)
         self.schedule = schedule or Schedule()
-        self.threshold, self.save, self.probe_steps, self.verified = threshold, save, probe_steps, verified
+        self.threshold, self.probe_steps, self.verified = threshold, probe_steps, verified
+        self.save: float | None = None
         self._sample_size, self._seed = sample_size, seed
 
     def reset(self) -> None:
@@ -111,8 +111,10 @@ class StartStage(Stage):
             return f"that needs a run of {needs} steps, and this one has {has}; give start=StartStage(probe_steps=...)"
         if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
             return "LBFGS asks for gradients many times a step"
-        if run.begun_before or run.frozen:
+        if run.begun_before:
             return "training had begun before"
+        if run.frozen:
+            return f"{len(run.frozen)} layers are frozen from an earlier fit; thaw() lets them train again"
         return ""
 
     def before_batch(self, run: TrainingRun) -> None:
@@ -226,7 +228,7 @@ class StartStage(Stage):
         if self.save is None or run.total_steps == math.inf:
             return self.save
         costs = self.schedule.trial_length(run.total_steps) / run.total_steps if self._tried(run) else 0.0
-        return (self.save + costs) / (1 - (run.progress or 0.0))
+        return (self.save + costs) / max(1 - (run.progress or 0.0), 1e-6)
 
     def _tried(self, run: TrainingRun) -> bool:
         return self.verified and not run.cannot_verify

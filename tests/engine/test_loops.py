@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from models import Classifier, Vectors, mlp
-from staging import ANYWAY, NEVER, Safe, smart, trained
+from staging import ANYWAY, NEVER, ONE_LAYER, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,7 +28,7 @@ METHODS = {
         threshold=0.2, front_only=True, every_n_train_steps=5, snapshot_every_n_steps=1
     ),
     "smart by epoch": lambda: AttentionFreezeCallback(threshold=0.3, front_only=False),
-    "smart, probe": lambda: SmartFreezeCallback(StartStage(Safe(), probe_steps=5), verify=False, save=0.3),
+    "smart, probe": lambda: SmartFreezeCallback(StartStage(ONE_LAYER, probe_steps=5), verify=False, save=0.3),
     "movement": lambda: MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1),
     "auto": lambda: AutoFreezeCallback(percentile=70),
     "gradient norm": lambda: GradientNormFreezeCallback(alpha=0.5),

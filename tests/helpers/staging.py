@@ -35,6 +35,7 @@ class Safe(nn.Module):
 
 
 HALF_SURE = Safe((0.4, 3.0), (0.7, 0.9), (1.1, -3.0))  # p(safe) 0.95 of one layer, 0.71 of two
+ONE_LAYER = Safe((0.4, 3.0), (1.1, -3.0))
 NOTHING = Safe((1.1, -3.0))
 
 

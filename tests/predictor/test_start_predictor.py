@@ -87,7 +87,8 @@ def test_what_is_chosen_is_what_was_asked_for(fronts, share):
     able = [(cost, likelihood) for cost, likelihood in fronts if likelihood >= 0.5]
     enough = [likelihood for cost, likelihood in able if cost <= 1 - share + 1e-9]
     held = choose_prefix(costs, sure, threshold=0.5, save=share)
-    assert held == choose_prefix(costs, sure, threshold=0.5) or sure[held - 1] == max(enough)
+    assert sure[held - 1] == max(enough) if enough else held == choose_prefix(costs, sure, threshold=0.5)
+    assert not enough or costs[held - 1] <= 1 - share + 1e-9
 
 
 def test_the_length_of_a_probe():

@@ -1,19 +1,32 @@
 """A budget: a prefix at the start that is tried, and one layer after another for what is missing."""
 
 import pytest
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from models import Classifier, Vectors, mlp
-from staging import ANYWAY, EPOCHS, FROZEN, NEVER, NOTHING, InOrder, Safe, notes, quiet_mlp, same, trained
+from staging import (
+    ANYWAY,
+    EPOCHS,
+    FROZEN,
+    NEVER,
+    NOTHING,
+    ONE_LAYER,
+    InOrder,
+    Safe,
+    notes,
+    quiet_mlp,
+    same,
+    smart,
+    trained,
+)
 from torch.utils.data import DataLoader, IterableDataset
 
 from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.stages import StartStage, VerifyStage
-
-ONE_LAYER = Safe((0.4, 3.0), (1.1, -3.0))
+from smartfrz_lightning.stages import LaterStage, StartStage, VerifyStage
 
 
 def saving(save, predictor=None, verdict=ANYWAY):
-    return SmartFreezeCallback(StartStage(predictor or Safe(), save=save), VerifyStage(**verdict), save=save)
+    return SmartFreezeCallback(StartStage(predictor or Safe()), VerifyStage(**verdict), save=save)
 
 
 def moments(freezer):
@@ -65,13 +78,41 @@ def test_a_further_fit_of_the_same_model_is_planned_anew(make_trainer):
     make_trainer(freezer, max_epochs=EPOCHS).fit(model)
     freezer.stages["later"].save = 0.5  # two layers save 0.47 of a step
     make_trainer(freezer, max_epochs=EPOCHS).fit(model)
-    assert freezer.frozen == [*FROZEN, "net.7"] and "training had begun before" in notes(freezer)
+    assert freezer.frozen == [*FROZEN, "net.7"] and "2 layers are frozen from an earlier fit" in notes(freezer)
 
 
-@pytest.mark.parametrize("step", [40, 100])
+@pytest.mark.parametrize("step", [10, 40, 100])
 def test_a_resumed_run_is_the_same(make_trainer, tmp_path, step):
     (whole, freezer), (again, resumed) = [(InOrder(quiet_mlp()), saving(0.3, verdict=NEVER)) for _ in range(2)]
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=10, save_top_k=-1)
     make_trainer(freezer, every, max_epochs=EPOCHS, enable_checkpointing=True).fit(whole)
     make_trainer(resumed, max_epochs=EPOCHS).fit(again, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
     assert same(whole, again) and resumed.timeline.events == freezer.timeline.events
+
+
+@pytest.mark.parametrize(("save", "epochs"), [(0.35, EPOCHS), (0.3, 3 * EPOCHS)], ids=["saves more", "is longer"])
+def test_a_run_that_saves_more_or_is_longer_after_a_resume_is_planned_anew(make_trainer, tmp_path, save, epochs):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=40, save_top_k=-1)
+    make_trainer(saving(0.3, NOTHING), every, max_epochs=EPOCHS, enable_checkpointing=True).fit(InOrder())
+    freezer = saving(save, NOTHING)
+    make_trainer(freezer, max_epochs=epochs).fit(InOrder(), ckpt_path=str(tmp_path / "step=40.ckpt"))
+    assert freezer.timeline.saved == pytest.approx(save, abs=0.01)
+
+
+def test_a_run_may_get_or_lose_its_budget_when_it_is_resumed(make_trainer, tmp_path):
+    for before, after in ((smart(later=LaterStage()), saving(0.3)), (saving(0.3), smart(later=LaterStage()))):
+        every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=40, save_top_k=-1, enable_version_counter=False)
+        make_trainer(before, every, max_epochs=EPOCHS, enable_checkpointing=True).fit(InOrder())
+        make_trainer(after, max_epochs=EPOCHS).fit(InOrder(), ckpt_path=str(tmp_path / "step=40.ckpt"))
+        assert after.frozen
+
+
+def test_what_is_thawed_by_hand_stays_so(make_trainer):
+    class Thaws(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == EPOCHS - 2:
+                freezer.thaw()
+
+    freezer = saving(0.3, NOTHING)
+    make_trainer(freezer, Thaws(), max_epochs=EPOCHS).fit(InOrder())
+    assert "net.0" not in freezer.frozen

@@ -9,6 +9,7 @@ from staging import (
     EPOCHS,
     FROZEN,
     LONG,
+    ONE_LAYER,
     OPTIMIZERS,
     InOrder,
     Safe,
@@ -70,7 +71,7 @@ def test_a_run_that_is_resumed_around_two_fifths_is_the_same(make_trainer, tmp_p
 
 
 def test_deeper_layers_freeze_behind_what_stayed(make_trainer):
-    freezer = smart(Safe((0.4, 3.0), (1.1, -3.0)), later=later(3.0, 2.0, 2.0), verdict=ANYWAY, schedule=LONG)
+    freezer = smart(ONE_LAYER, later=later(3.0, 2.0, 2.0), verdict=ANYWAY, schedule=LONG)
     make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
     assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.0", 2), ("net.4", 54)]
 
