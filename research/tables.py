@@ -40,6 +40,14 @@ CASES = {
 }
 """What the cases of ``configs/benchmark/`` are."""
 
+BUDGETS = {
+    "resnet32_short": "ResNet-32, ten new classes, 250 steps",
+    "resnet32_inverted_short": "the same network, inverted images, 250 steps",
+    "resnet32_inverted_long": "the same, 1,488 steps",
+    "scratch_resnet20": "ResNet-20 from scratch, 1,872 steps",
+}
+"""Cases in which a budget was given."""
+
 TWO_FIFTHS = {
     "release_resnet20_sgd": "ResNet-20 (CIFAR-10), ten classes of CIFAR-100, SGD",
     "release_resnet20_adamw": "the same network, other classes, AdamW",
@@ -145,6 +153,20 @@ def rivals(runs: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
+def budget(runs: Runs) -> str:
+    """A budget of 0.3 of the FLOPs: as it is spent now, as it was before, and on a clock alone."""
+    lines = []
+    for case, name in BUDGETS.items():
+        spent = (("save", ""), ("save", "a share of a step"), ("interval", ""))
+        cells = [
+            f"{spread(points, 1, True)} at {spread(runs.flops(case, run, variant=variant))}" if points else "–"
+            for run, variant in spent
+            for points in [runs.points(case, run, variant=variant)]
+        ]
+        lines.append([name, str(len(runs.points(case, "save"))), *cells])
+    return _markdown(["", "seeds", "`save=0.3`", "at once, without a trial", "one layer after another"], lines)
+
+
 def grid(runs: Runs, case: str) -> str:
     """The best and the second best recipe of each method in the grid of a case."""
     found: dict[str, list[tuple[float, str]]] = {}
@@ -222,6 +244,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "before": before,
     "rivals": rivals,
+    "budget": budget,
     "grid_efficientnet": partial(grid, case="rates_efficientnet_tuned"),
     "grid_resnet32": partial(grid, case="rates_resnet32_tuned"),
     "paper_reported": lambda runs: _markdown(papers.REPORTED, papers.reported()),
