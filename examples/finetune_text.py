@@ -23,6 +23,7 @@ class TextClassifier(LightningModule):
     def __init__(self, encoder, classes, lr):
         super().__init__()
         self.network = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=classes)
+        self.network.train()  # from_pretrained leaves it in eval mode
         self.lr = lr
 
     def training_step(self, batch, batch_idx):

@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningCLI
 
 from smartfrz_lightning import (  # callbacks are known by their short names
@@ -12,8 +13,8 @@ from smartfrz_lightning import (  # callbacks are known by their short names
     SmartFreezeCallback,
 )
 from smartfrz_lightning.benchmark.command import benchmark_command
-from smartfrz_lightning.private.trainer import callbacks_of
-from smartfrz_lightning.stages import StartStage
+from smartfrz_lightning.private.trainer import FitCLI, callbacks_of
+from smartfrz_lightning.stages import LaterStage, StartStage
 
 
 def main(args: ArgsType = None) -> None:
@@ -56,13 +57,18 @@ def plan_command(args: Sequence[str]) -> None:
     """
     with warnings.catch_warnings():  # the arguments are those of the command line, less the word plan
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        cli = LightningCLI(args=list(args), run=False, save_config_callback=None)
+        cli = FitCLI(args=list(args), run=False, save_config_callback=None)
     ours = [one for one in callbacks_of(cli.trainer) if isinstance(one, FreezingCallback)]
-    start = next((one.stages.get("start") for one in ours if isinstance(one, SmartFreezeCallback)), None)
+    stages = next((one.stages for one in ours if isinstance(one, SmartFreezeCallback)), {})
+    start, later = stages.get("start"), stages.get("later")
     plan = PlanCallback(
-        start if isinstance(start, StartStage) else None, exclude=[pattern for one in ours for pattern in one.exclude]
+        start if isinstance(start, StartStage) else None,
+        later if isinstance(later, LaterStage) else None,
+        exclude=[pattern for one in ours for pattern in one.exclude],
     )
-    others = [one for one in callbacks_of(cli.trainer) if one not in ours]
+    # Nothing is validated, so nothing can be monitored; and nothing is to be saved.
+    idle = (FreezingCallback, EarlyStopping, Checkpoint)
+    others = [one for one in callbacks_of(cli.trainer) if not isinstance(one, idle)]
     setattr(cli.trainer, "callbacks", [*others, plan])  # noqa: B010  # its class does not declare them
     cli.trainer.limit_val_batches = cli.trainer.num_sanity_val_steps = 0
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)

@@ -17,7 +17,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smartfrz_lightning.benchmark.batch_sizes import BatchSizes
@@ -28,7 +27,8 @@ from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.predictor.later import LaterPredictor
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import SHIPPED
-from smartfrz_lightning.private.trainer import callbacks_of
+from smartfrz_lightning.private.pytorch import tree_leaves
+from smartfrz_lightning.private.trainer import FitCLI, callbacks_of
 from smartfrz_lightning.report.timeline import Timeline
 from smartfrz_lightning.version import __version__
 
@@ -72,12 +72,15 @@ def run_once(
         chosen = [{"class_path": run.callback, "init_args": own}] if run.callback else []
         arguments = _arguments(benchmark, run, seed, folder, chosen, max_steps)
         try:
-            cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
+            cli = FitCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
         except SystemExit as error:  # what is wrong stands in the log
             raise SettingsError("its config cannot be parsed") from error
         trainer, clock, sizes = cli.trainer, TrainingClock(), BatchSizes()
         _check_processes(trainer)
         callbacks = callbacks_of(trainer)
+        freezing = [type(one).__name__ for one in callbacks if isinstance(one, FreezingCallback)]
+        if len(freezing) > len(chosen):
+            raise SettingsError(f"the experiment has a {freezing[0]}: take it out, methods name their callbacks")
         callbacks[:0] = [clock, EpochSeed(seed), *([] if chosen else [sizes])]
         if on_epoch is not None:
             callbacks.append(_AfterEpoch(on_epoch))
@@ -154,17 +157,18 @@ def _code() -> str:
 
 
 def _predictor(run: Run) -> str:
-    own = run.arguments.get("predictor")
-    paths = [Path(str(own))] if own else [SHIPPED, StartPredictor.shipped, LaterPredictor.shipped]
+    given = [Path(leaf) for leaf in tree_leaves(run.arguments) if isinstance(leaf, str)]  # one may be a predictor
+    paths = [SHIPPED, StartPredictor.shipped, LaterPredictor.shipped, *given]
     return sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
 
 
 def _plain_timeline(arguments: list[str], sizes: BatchSizes) -> Timeline:
     """What a plain fit cost: its batches, at the price of one step of the same experiment that is measured now."""
-    cli = LightningCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
+    cli, own = FitCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True}), BatchSizes()
+    callbacks_of(cli.trainer).append(own)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     measured = next(c for c in callbacks_of(cli.trainer) if isinstance(c, FreezingCallback)).timeline
-    start = replace(measured.states[0], work=sizes.seen / sizes.first)
+    start = replace(measured.states[0], work=sizes.seen / own.first)  # its batch may have another size
     return Timeline(layers=measured.layers, states=[start], cost=measured.cost, steps=sizes.steps)
 
 

@@ -22,6 +22,9 @@ class Run:
         overrides: Settings of the experiment to replace, by dotted name such as ``model.schedule``.
         share: Train everything, but only for this share of the baseline's steps, with a schedule of that length.
 
+    Raises:
+        ValueError: ``share`` is out of range, or given with a callback.
+
     Examples:
         >>> from smartfrz_lightning.benchmark.spec import Run
         >>> Run("RandomFreezeCallback", {"timeline": "{smart}/freeze_timeline.csv"}).needs
@@ -33,6 +36,10 @@ class Run:
     arguments: dict = field(default_factory=dict)
     overrides: dict = field(default_factory=dict)
     share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.share is not None and (not 0 < self.share < 1 or self.callback is not None):
+            raise ValueError(f"share={self.share}: must lie between 0 and 1, in a run without a callback")
 
     @property
     def needs(self) -> set[str]:

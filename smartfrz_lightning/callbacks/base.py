@@ -194,7 +194,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
                 self._log.log(trainer, self._engine.timeline, self._engine.run.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
+        last = trainer.should_stop or trainer.global_step == trainer.max_steps
+        last |= trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
         with self._engine.ledger.timed():
             self._engine.end_epoch(trainer.current_epoch, last)
 

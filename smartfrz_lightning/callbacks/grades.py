@@ -96,6 +96,7 @@ class GradESFreezeCallback(FreezingCallback):
 
     def changed(self, run: TrainingRun, frozen: Any, thawed: Any) -> None:
         for layer in run.frozen_layers:
+            self._norms.pop(layer.name, None)
             for name in layer.weights:
                 self._before.pop(name, None)
 

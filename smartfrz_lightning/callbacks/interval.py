@@ -1,14 +1,13 @@
 """IntervalFreezeCallback: one layer after another, timed to save a given share of the FLOPs."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.layers.layer import connected
-from smartfrz_lightning.stages.interval import layers_over, plan_freezing
+from smartfrz_lightning.stages.interval import IntervalStage
 
 
-class IntervalFreezeCallback(FreezingCallback):
+class IntervalFreezeCallback(IntervalStage, FreezingCallback):
     """Progressive layer freezing to a target (Yuan et al. 2022, "Layer Freezing & Data Sieving").
 
     From some step on, one layer after another freezes at a constant interval, front first. The start is computed from
@@ -24,7 +23,8 @@ class IntervalFreezeCallback(FreezingCallback):
         flops_reduction: Share of the training FLOPs to save, between 0 and 1.
         every_n_train_steps: The interval in optimizer steps; by default the layers are spread evenly from the start
             to the end of the run.
-        kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
+        exclude: Shell-style patterns of modules, layers or parameters that always train.
+        report: As that of ``SmartFreezeCallback``.
 
     Raises:
         ValueError: An argument is out of range; on ``fit``: the run has no known length; in the first step: so much
@@ -32,7 +32,7 @@ class IntervalFreezeCallback(FreezingCallback):
 
     Examples:
         >>> from smartfrz_lightning import IntervalFreezeCallback
-        >>> IntervalFreezeCallback(flops_reduction=0.3).flops_reduction
+        >>> IntervalFreezeCallback(flops_reduction=0.3).save
         0.3
     """
 
@@ -40,45 +40,25 @@ class IntervalFreezeCallback(FreezingCallback):
         self,
         flops_reduction: float,
         every_n_train_steps: int | None = None,
-        **kwargs: Any,
+        exclude: Sequence[str] | str = (),
+        report: bool | str = True,
     ) -> None:
-        super().__init__(
-            every_n_train_steps=1 if every_n_train_steps is None else every_n_train_steps,
-            **kwargs,
-        )
+        every = 1 if every_n_train_steps is None else every_n_train_steps
+        FreezingCallback.__init__(self, report, every_n_train_steps=every, exclude=exclude)
         if not 0 < flops_reduction < 1:
             raise ValueError(f"flops_reduction={flops_reduction}: must lie between 0 and 1")
-        self.flops_reduction = flops_reduction
-        self.interval = every_n_train_steps
-
-    def reset(self) -> None:
-        self._plan: dict[str, float] = {}
+        IntervalStage.__init__(self, flops_reduction, every_n_train_steps)
 
     def start(self, run: TrainingRun) -> None:
         run.require_length("IntervalFreezeCallback")
+        super().start(run)
 
-    def step_done(self, run: TrainingRun) -> None:
-        if not self._plan and run.cost is not None and run.progress:
-            may_freeze = {layer.name for layer in run.layers if not layer.always_trains}
-            names = connected(run.layers, [], may_freeze)
-            step = run.progress / run.steps
-            gap = None if self.interval is None else self.interval * step
-            plan, saves = plan_freezing(run.cost, names, self.flops_reduction, gap, earliest=step)
-            if saves < self.flops_reduction:
-                raise ValueError(
-                    f"flops_reduction={self.flops_reduction}: {saves:.3f} is the most that freezing one layer after "
-                    "another can " + (f"save at an interval of {gap:.3f} of the run; shorten it" if gap else "save")
-                )
-            self._plan = run.agree(plan)  # batches of other length cost other FLOPs
-
-    def check_due(self, run: TrainingRun) -> bool:
-        return bool(layers_over(self._plan, run))
-
-    def select(self, run: TrainingRun) -> list[str]:
-        return layers_over(self._plan, run)
-
-    def method_state(self) -> dict[str, Any]:
-        return {"plan": self._plan}
-
-    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        self._plan = state["plan"]
+    def _planned(self, run: TrainingRun) -> dict[str, float]:
+        plan = super()._planned(run)
+        if self.missing > 1e-6:
+            how = f"save at an interval of {self.interval} steps; shorten it" if self.interval else "save"
+            raise ValueError(
+                f"flops_reduction={self.save}: {self.save - self.missing:.3f} is the most that freezing one layer "
+                f"after another can {how}"
+            )
+        return plan

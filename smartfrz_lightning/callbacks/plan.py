@@ -144,6 +144,12 @@ class PlanCallback(FreezingCallback):
 
     # --- what is shown
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = 0, None  # it stops as soon as it knows
+        for config in trainer.lr_scheduler_configs:
+            config.strict = False  # what it monitors may not be there
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

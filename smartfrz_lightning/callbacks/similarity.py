@@ -76,7 +76,7 @@ class SimilarityFreezeCallback(FreezingCallback):
             self._probe = ReferenceProbe(run.model)
 
     def layers_found(self, run: TrainingRun) -> None:
-        if self._probe is not None and not self._cka:
+        if self._probe is not None and not self._probe.has_met_reference:
             self._probe.meet_reference(load_reference(self.reference, run.model), run.active)
 
     def step_done(self, run: TrainingRun) -> None:
@@ -91,7 +91,9 @@ class SimilarityFreezeCallback(FreezingCallback):
         return connected(run.layers, run.frozen, ready) if self.front_only else ready
 
     def method_state(self) -> dict[str, Any]:
-        return {"cka": dict(self._cka), "probe": self._probe.state_dict()} if self._probe and self._cka else {}
+        if self._probe is None or not self._probe.has_met_reference:
+            return {}
+        return {"cka": dict(self._cka), "probe": self._probe.state_dict()}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         if state:

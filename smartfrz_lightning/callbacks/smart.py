@@ -81,13 +81,14 @@ class SmartFreezeCallback(FreezingCallback):
         if threshold is not None and start is not True and (later is not True or save is not None):
             raise ValueError(f"threshold={threshold}: belongs to the start and later stages; give it to those")
         if start is True:
-            start = StartStage(threshold=threshold, verified=bool(verify))
+            start = StartStage(threshold=threshold)
         if verify is True:
             verify = VerifyStage(likely=0.8 if threshold is None else threshold)
         if later is True:
             later = LaterStage(threshold=threshold or 0.85) if save is None else IntervalStage(save)
-        if isinstance(start, StartStage) and isinstance(later, IntervalStage):
-            start.save = later.save
+        if isinstance(start, StartStage):
+            start.verified = bool(verify)
+            start.save = later.save if isinstance(later, IntervalStage) else None
         self.stages: dict[str, Stage] = {
             name: stage
             for name, stage in (("start", start), ("verify", verify), ("later", later))

@@ -90,15 +90,13 @@ class TrainerStep(ShadowStep):
 
             def body() -> Tensor | None:
                 vars(module).update(_trainer=view, _current_fx_name="training_step", optimizers=lambda **_: optimizer)
-                with trainer.precision_plugin.train_step_context():
-                    out = self._plain(*args, **kwargs)
-                loss = loss_of(out)
-                part = None if loss is None else loss / trainer.accumulate_grad_batches
-                if part is not None:
-                    (part if self._scaler is None else self._scaler.scale(part)).backward()
-                    for callback in watching:
-                        callback.on_after_backward(view, module)  # pyright: ignore[reportArgumentType]
-                    module.on_after_backward()
+                error = None
+                try:
+                    out, loss, part = self._passes(view, watching, args, kwargs)
+                except Exception as raised:  # whatever the user's code raises
+                    error, out, loss, part = raised, None, None, None
+                if not self.all_well(error is None):  # what comes next takes all processes
+                    raise error or RuntimeError("it fails on another process")
                 if stepped and not (self._scaler is not None and loss is None):
                     self._step(view, optimizer, watching)
                 if not last():  # that of the module itself is yet to come
@@ -108,6 +106,22 @@ class TrainerStep(ShadowStep):
                 return loss
 
             return shadow.swapped(body, *watching)
+
+    def _passes(
+        self, view: "_TrainerView", watching: list[Callback], args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
+        """The forward and the backward pass: what ``training_step`` gave, the loss, and its part of the gradient."""
+        trainer, module = self._trainer, self._module
+        with trainer.precision_plugin.train_step_context():
+            out = self._plain(*args, **kwargs)
+        loss = loss_of(out)
+        part = None if loss is None else loss / trainer.accumulate_grad_batches
+        if part is not None:
+            (part if self._scaler is None else self._scaler.scale(part)).backward()
+            for callback in watching:
+                callback.on_after_backward(view, module)  # pyright: ignore[reportArgumentType]
+            module.on_after_backward()
+        return out, loss, part
 
     def _step(self, view: "_TrainerView", optimizer: Any, watching: list[Callback]) -> None:
         trainer, module = self._trainer, self._module

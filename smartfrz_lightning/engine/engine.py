@@ -227,7 +227,7 @@ class Engine:
             untrained: What freezes has the weights that it had before the run: its statistics fit them.
 
         Raises:
-            ValueError: There is no such layer, or it always trains.
+            ValueError: There is no such layer. One that always trains goes on doing so.
         """
         self._decider.change(Decision(freeze_now, thaw_now, untrained))
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from smartfrz_lightning.engine.engine import Engine
 from smartfrz_lightning.engine.excluding import check_patterns
 from smartfrz_lightning.engine.method import FreezingMethod
-from smartfrz_lightning.engine.processes import Processes, TorchProcesses
+from smartfrz_lightning.engine.processes import Processes, TorchProcesses, several_processes
 from smartfrz_lightning.engine.shadow import LoopStep, loss_of
 from smartfrz_lightning.freezing.wrappers import unwrap
 from smartfrz_lightning.report.show import timeline_table
@@ -97,6 +97,8 @@ class Freezer(Engine):
         if training_step is not None:
             run.shadow_step = LoopStep(self._model, training_step)
             run.cannot_verify = "" if len(plain) == 1 else "there are several optimizers"
+            if several_processes():
+                run.cannot_verify = "a loop of your own has several processes"
         method.reset()
         method.prepare(run)
 

@@ -39,11 +39,11 @@ class TorchProcesses:
     @property
     def is_first(self) -> bool:
         """Whether this is the process that decides."""
-        return not _several() or distributed.get_rank() == 0
+        return not several_processes() or distributed.get_rank() == 0
 
     def agree(self, value: Any) -> Any:
         """What the first process gives."""
-        if not _several():
+        if not several_processes():
             return value
         values = [value]
         distributed.broadcast_object_list(values, src=0)
@@ -58,5 +58,6 @@ class TorchProcesses:
         rebuild_ddp(self._model)
 
 
-def _several() -> bool:
+def several_processes() -> bool:
+    """Whether ``torch.distributed`` has more than one process."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -11,7 +11,7 @@ def stable_range_labels(recording: Recording, epsilon: float = 0.01) -> Tensor:
 
     The rule: over the checks of the last epoch, this one included, the CKA of the layer's output to the finished
     reference has a range (largest minus smallest) below ``epsilon`` (paper, section 3.4). Checks in the first epoch
-    have no full epoch behind them and are labelled -1, "unknown".
+    have no full epoch behind them and are labelled -1, "unknown", as is a check that is the only one of its epoch.
 
     Args:
         recording: The recording.
@@ -37,7 +37,7 @@ def stable_range_labels(recording: Recording, epsilon: float = 0.01) -> Tensor:
     for check, now in enumerate(epochs.tolist()):
         if now < 1 - 1e-6:
             continue
-        last_epoch = (epochs >= now - 1 - 1e-6) & (epochs <= now)
-        values = recording.cka[last_epoch]
-        labels[check] = (values.amax(0) - values.amin(0) < epsilon).long()
+        values = recording.cka[: check + 1][epochs[: check + 1] >= now - 1 - 1e-6]
+        if len(values) > 1:
+            labels[check] = (values.amax(0) - values.amin(0) < epsilon).long()
     return labels

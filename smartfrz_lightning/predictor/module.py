@@ -62,8 +62,8 @@ class PredictorModule(LightningModule):
                 f"sample_size={self.predictor.sample_size}, but the recordings sample {data.sample_size} weights: "
                 f"use sample_size={data.sample_size}"
             )
-        names = ["all", *sorted({run.network for run in data.runs if run.network in data.held_out})]
-        self.metrics = torch.nn.ModuleDict({name: PredictorScores() for name in names})
+        self._shown = ["all", *sorted({run.network for run in data.runs if run.network in data.held_out})]
+        self.metrics = torch.nn.ModuleList(PredictorScores() for _ in self._shown)
         self.networks = data.networks
         counts = data.train.labels.bincount(minlength=2).clamp_min(1)
         self.register_buffer("label_weight", counts.sum() / (2 * counts), persistent=False)
@@ -92,7 +92,8 @@ class PredictorModule(LightningModule):
             scores.reset()
 
     def _scores(self) -> list[tuple[str, PredictorScores]]:
-        return [(name, scores) for name, scores in self.metrics.items() if isinstance(scores, PredictorScores)]
+        pairs = zip(self._shown, self.metrics, strict=True)
+        return [(name, scores) for name, scores in pairs if isinstance(scores, PredictorScores)]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

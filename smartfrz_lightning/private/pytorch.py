@@ -35,6 +35,7 @@ __all__ = [
     "steps_in_backward",
     "tensors_in",
     "torch_is_older",
+    "tree_leaves",
     "tree_map_only",
 ]
 

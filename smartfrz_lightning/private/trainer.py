@@ -4,9 +4,18 @@ from pathlib import Path
 
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
+
+
+class FitCLI(LightningCLI):
+    """Takes a config that ``fit`` has saved, without having subcommands: what only ``fit`` uses is not used."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name in ("ckpt_path", "weights_only"):
+            parser.add_argument(f"--{name}", default=None, help="not used")
 
 
 def trains_statistics_only(trainer: Trainer) -> bool:

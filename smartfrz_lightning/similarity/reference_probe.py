@@ -58,6 +58,11 @@ class ReferenceProbe:
         """Class name of the module that the probe is given to."""
         return type(self._calls[0][0]).__name__
 
+    @property
+    def has_met_reference(self) -> bool:
+        """Whether there is something to compare with."""
+        return bool(self._reference)
+
     def remove_hooks(self) -> None:
         """Stop waiting for a batch."""
         for hook in self._hooks:

@@ -21,14 +21,19 @@ class IntervalStage(Stage):
 
     Args:
         save: Share of the FLOPs of the run, between 0 and 1.
+        interval: Optimizer steps between two layers; by default they are spread evenly.
+
+    Attributes:
+        missing: What cannot be saved of that any more.
 
     Raises:
         ValueError: ``save`` is out of range.
     """
 
-    def __init__(self, save: float) -> None:
+    def __init__(self, save: float, interval: int | None = None) -> None:
         check_shares(save=save)
-        self.save = save
+        self.save, self.interval = save, interval
+        self.missing = 0.0
 
     def reset(self) -> None:
         self._plan: dict[str, float] | None = None  # what is yet to freeze
@@ -44,8 +49,8 @@ class IntervalStage(Stage):
             self._plan = None
         if run.total_batches == math.inf and not run.steps:
             run.say(
-                f"save={self.save}: nothing freezes after the start, as the length of the run is not known. Give "
-                "max_epochs or max_steps, and with a data loader without length max_steps."
+                f"To save {self.save:g} of the FLOPs, the length of the run has to be known: give max_epochs or "
+                "max_steps, and with a data loader without length max_steps. Nothing freezes after the start."
             )
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
@@ -59,7 +64,7 @@ class IntervalStage(Stage):
         if self._plan is None and run.cost is not None and run.progress and run.total_batches < math.inf:
             self._plan = run.agree(self._planned(run))  # batches of other length cost other FLOPs
             self._planned_for = [self.save, run.total_batches]
-        return bool(layers_over(self._plan or {}, run))
+        return bool(_over(self._plan, run))
 
     def _planned(self, run: TrainingRun) -> dict[str, float]:
         assert run.cost is not None and run.progress
@@ -67,19 +72,23 @@ class IntervalStage(Stage):
         if left <= 0:
             return {}
         names = connected(run.layers, run.frozen, {layer.name for layer in run.active})
-        plan, saves = plan_freezing(run.cost, names, left, earliest=run.progress, frozen=run.frozen)
-        if saves < left - 1e-6:
-            run.say(f"save={self.save}: only {self.save - left + saves:.2f} of the FLOPs can still be saved.")
+        gap = None if self.interval is None else self.interval * _step(run)
+        plan, saves = plan_freezing(run.cost, names, left, gap, run.progress, run.frozen)
+        self.missing = max(0.0, left - saves)
+        if self.missing > 1e-6:
+            run.say(f"Of the FLOPs {self.save - self.missing:.2f} can still be saved, and not {self.save:g}.")
         elif plan:
             first = min(plan.values())
-            run.say(f"save={self.save}: from {first:.0%} of the run on, one layer after another freezes.")
+            run.say(
+                f"To save {self.save:g} of the FLOPs, one layer after another freezes from {first:.0%} of the run on."
+            )
         return plan
 
     def select(self, run: TrainingRun) -> list[str]:
-        return layers_over(self._plan or {}, run)
+        return _over(self._plan, run)
 
     def decision_applied(self, run: TrainingRun) -> None:
-        over = set(layers_over(self._plan or {}, run)) | set(run.frozen)
+        over = set(_over(self._plan, run)) | set(run.frozen)
         self._plan = {name: moment for name, moment in (self._plan or {}).items() if name not in over}
 
     def method_state(self) -> dict[str, Any]:
@@ -89,12 +98,18 @@ class IntervalStage(Stage):
         self._plan, self._planned_for, self._saved = state["plan"], state["planned_for"], state["saved"]
 
 
-def layers_over(plan: dict[str, float], run: TrainingRun) -> list[str]:
+def _over(plan: dict[str, float] | None, run: TrainingRun) -> list[str]:
     """The layers whose moment has come, and which train."""
-    if not run.progress:
+    if not plan or not run.progress:
         return []
-    nearest = run.progress * (1 + 0.5 / run.steps)  # moments are whole steps
+    nearest = run.progress + 0.5 * _step(run)  # moments are whole steps
     return [layer.name for layer in run.active if nearest >= plan.get(layer.name, math.inf)]
+
+
+def _step(run: TrainingRun) -> float:
+    """The share of the run that a step takes; of one that had begun before, what a batch takes."""
+    assert run.progress
+    return run.progress / (run.batches if run.begun_before else run.steps)
 
 
 def plan_freezing(

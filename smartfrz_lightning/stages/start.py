@@ -42,7 +42,6 @@ class StartStage(Stage):
         threshold: p(safe) from which a prefix is frozen; by default 0.65 in a short run in which a trial follows, and
             0.8 in others.
         probe_steps: Steps of the probe; 2 % of the run by default, 30 at most. A run of fewer than 100 steps has none.
-        verified: Whether a ``VerifyStage`` follows.
         schedule: How the rules depend on the length of the run.
         sample_size: Watched weights a layer.
         seed: Fixes which.
@@ -50,6 +49,7 @@ class StartStage(Stage):
     Attributes:
         save: Share of the FLOPs of the run that is to be saved; ``None`` for as much as is safe. Of the prefixes that
             save as much to the end, the trial included, the safest one is frozen.
+        verified: Whether a ``VerifyStage`` follows. ``SmartFreezeCallback`` sets both.
         answer: What it decided; empty before.
         safe: p(safe) of every prefix, from the first layer alone to all before the head; empty before.
 
@@ -63,7 +63,6 @@ class StartStage(Stage):
         predictor: str | nn.Module | None = None,
         threshold: float | None = None,
         probe_steps: int | None = None,
-        verified: bool = True,
         schedule: Schedule | None = None,
         sample_size: int = 1024,
         seed: int = 0,
@@ -73,8 +72,9 @@ class StartStage(Stage):
             raise ValueError(f"probe_steps={probe_steps!r}: must be a whole number of at least {LEAST}")
         self._predictor = predictor if isinstance(predictor, nn.Module) else StartPredictor.load(predictor)
         self.schedule = schedule or Schedule()
-        self.threshold, self.probe_steps, self.verified = threshold, probe_steps, verified
+        self.threshold, self.probe_steps = threshold, probe_steps
         self.save: float | None = None
+        self.verified = True
         self._sample_size, self._seed = sample_size, seed
 
     def reset(self) -> None:

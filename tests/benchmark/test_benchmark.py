@@ -12,6 +12,7 @@ from benching import CONFIGS, ROOT, small
 
 from smartfrz_lightning.benchmark.command import benchmark_command, read_benchmark
 from smartfrz_lightning.benchmark.results import append_result, read_results
+from smartfrz_lightning.benchmark.run import digest
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 
 
@@ -137,6 +138,30 @@ def test_bad_specs(change, message):
     spec = {"experiment": [], "methods": {"full": Run()}, "seeds": [1]}
     with pytest.raises(ValueError, match=message):
         Benchmark(**{**spec, **change})
+
+
+@pytest.mark.parametrize("how", [{"share": 1.5}, {"share": 0}, {"share": 0.5, "callback": "StaticFreezeCallback"}])
+def test_a_shortened_run_trains_everything_for_a_share(how):
+    with pytest.raises(ValueError, match="share=.*must lie between 0 and 1, in a run without a callback"):
+        Run(**how)
+
+
+def test_another_predictor_of_a_stage_makes_other_settings(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    stage = {"class_path": "StartStage", "init_args": {"predictor": str(path)}}
+    run = Run("SmartFreezeCallback", {"start": stage})
+    benchmark = Benchmark(experiment=[], methods={"full": Run(), "mine": run}, seeds=[1])
+    path.write_bytes(b"one")
+    before = digest(benchmark, run)
+    path.write_bytes(b"two")
+    assert digest(benchmark, run) != before
+
+
+def test_an_experiment_that_freezes_by_itself_is_refused(tmp_path, capsys):
+    own = {"trainer.callbacks": [{"class_path": "StaticFreezeCallback"}]}
+    with pytest.raises(SystemExit):
+        benchmark_command(["--config", str(small(tmp_path, {"full": {"overrides": own}}, seeds=[1]))])
+    assert "the experiment has a StaticFreezeCallback: take it out" in " ".join(capsys.readouterr().err.split())
 
 
 def test_missing_experiment():

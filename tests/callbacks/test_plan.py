@@ -84,7 +84,9 @@ def test_the_command_takes_the_configs_of_fit(tmp_path, capsys):
     smaller = ["--data.size=32", "--trainer.enable_progress_bar=false"]
     own = "--trainer.callbacks.init_args.start.class_path=smartfrz_lightning.stages.StartStage"
     threshold = "--trainer.callbacks.init_args.start.init_args.threshold=0.99"
-    plan_command(["--config=configs/quickstart.yaml", *quiet, *smaller, own, threshold])
+    stops = "--trainer.callbacks+={class_path: EarlyStopping, init_args: {monitor: val_loss}}"
+    saved_by_fit = ["--ckpt_path=null", "--weights_only=null", stops, "--trainer.min_epochs=4"]
+    plan_command(["--config=configs/quickstart.yaml", *quiet, *smaller, own, threshold, *saved_by_fit])
     out = " ".join(capsys.readouterr().out.split())
     assert "Freezing a prefix of ImageClassifier from the start" in out and "49" in out
     assert "p(safe) has to be 0.99" in out  # of the config's own start stage

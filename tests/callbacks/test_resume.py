@@ -170,6 +170,27 @@ def check_resume(make_trainer, tmp_path, method, save, kill, module=Seeded):
     assert again.timeline.spent == freezer.timeline.spent
 
 
+def test_similarity_goes_on_measuring_after_a_resume_between_two_epochs(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Seeded().state_dict()}, "reference.ckpt")
+    every = ModelCheckpoint(tmp_path / "saved", "{epoch}", save_on_train_epoch_end=True, save_top_k=-1)
+    whole, again = similarity(), similarity()
+    make_trainer(whole, every, max_epochs=5, enable_checkpointing=True).fit(Seeded())
+    last = whole.timeline.events[-1].step
+    assert last >= 16
+    saved = tmp_path / "saved" / f"epoch={last // 8 - 2}.ckpt"
+    make_trainer(again, max_epochs=5).fit(Seeded(), ckpt_path=saved)
+    assert again.timeline.events == whole.timeline.events
+
+
+def test_a_budget_of_flops_may_be_another_one_after_a_resume(make_trainer, tmp_path):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
+    make_trainer(interval(), every, max_epochs=5, enable_checkpointing=True).fit(Seeded())
+    more = IntervalFreezeCallback(flops_reduction=0.3)
+    make_trainer(more, max_epochs=5).fit(Seeded(), ckpt_path=tmp_path / "step=8.ckpt")
+    assert more.timeline.saved == pytest.approx(0.3, abs=0.02)
+
+
 def test_fit_twice_goes_on_and_another_model_starts_afresh(make_trainer):
     freezer, model = ScriptedFreeze({2: [0]}), Classifier(mlp())
     make_trainer(freezer, max_epochs=1).fit(model)

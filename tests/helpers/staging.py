@@ -70,7 +70,7 @@ def later(*odds, **how):
 
 def smart(predictor=None, verify=True, schedule=SHORT, later=False, verdict=None, probe=None, **how):
     """The default with a predictor that is told, and a trial that ends as it is told."""
-    start = StartStage(predictor or Safe(), probe_steps=probe, verified=bool(verify), schedule=schedule)
+    start = StartStage(predictor or Safe(), probe_steps=probe, schedule=schedule)
     trial = VerifyStage(schedule=schedule, **(verdict or {})) if verify is True else verify
     return SmartFreezeCallback(start, trial, later, **how)
 

@@ -1,5 +1,6 @@
 """The predictor learns from recordings: which layers still move, with the right sign, on a network left out."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from lightning.pytorch import Trainer
 from smartfrz_lightning.history.recording import Recording
 from smartfrz_lightning.predictor import freeze_confidence, load_predictor
 from smartfrz_lightning.predictor.data import RecordingsDataModule, WindowDataset
+from smartfrz_lightning.predictor.labels import stable_range_labels
 from smartfrz_lightning.predictor.module import PredictorModule
 from smartfrz_lightning.predictor.representation import represent
 
@@ -36,7 +38,7 @@ def recording(network, seed):
 
 @pytest.fixture
 def recordings(tmp_path):
-    for seed, network in enumerate(["a", "b", "left_out"]):
+    for seed, network in enumerate(["a", "b", "left.out"]):
         recording(network, seed).save(tmp_path / f"{network}.safetensors")
     return tmp_path
 
@@ -47,11 +49,11 @@ def test_training_learns_which_layers_have_stopped(recordings, representation):
     adam = partial(torch.optim.Adam, lr=1e-3)
     module = PredictorModule(str(recordings / "out" / "mine.safetensors"), representation, SAMPLE, adam)
     (recordings / "out").mkdir()
-    data = RecordingsDataModule([str(recordings)], held_out=["left_out"], window=10, epsilon=0.01)
+    data = RecordingsDataModule([str(recordings)], held_out=["left.out"], window=10, epsilon=0.01)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", max_epochs=6, enable_model_summary=False, **quiet)
     trainer.fit(module, data)
-    auroc = float(trainer.callback_metrics["val/left_out/auroc"])
+    auroc = float(trainer.callback_metrics["val/left.out/auroc"])
     if representation == "raw":  # weights of another network as they are say nothing
         assert auroc < 0.95
         return
@@ -69,7 +71,8 @@ def test_a_window_ends_with_the_snapshot_of_its_check_and_has_its_label():
     end = int(run.check_step[-1])
     assert last["length"] == 8 and torch.equal(last["window"], run.snapshots[end - 7 : end + 1, 7])
     first = data[0]
-    assert first["length"] == 8 and torch.equal(first["window"][-1], run.snapshots[int(run.check_step[0]), 0])
+    # Of the first check nothing is known: there is no other one in its epoch.
+    assert first["length"] == 8 and torch.equal(first["window"][-1], run.snapshots[int(run.check_step[1]), 0])
     labels = [data[len(data) - 8 + layer]["label"] for layer in range(8)]  # at the last check
     assert labels == [1] * 4 + [0] * 4
 
@@ -95,3 +98,12 @@ def test_displacement_is_from_the_first_and_from_the_latest_snapshot():
     expected = lambda value: (torch.tensor(value / spread + 1e-6)).log10() / 2 + 1  # noqa: E731
     assert torch.allclose(seen[0, :, 0], torch.stack([expected(value) for value in (0.0, 1.0, 3.0)]), atol=1e-4)
     assert torch.allclose(seen[0, :, 3], torch.stack([expected(value) for value in (3.0, 2.0, 0.0)]), atol=1e-4)
+
+
+def test_a_check_is_labelled_by_the_checks_before_it_alone():
+    run = recording("a", 0)
+    whole, of_epochs = stable_range_labels(run), replace(run, check_epoch=run.check_epoch.floor())
+    assert (stable_range_labels(of_epochs)[-1] == whole[-1]).all()
+    early = replace(of_epochs, cka=torch.cat([run.cka[:-1], run.cka[-1:] + 1]))  # the last check of an epoch differs
+    assert torch.equal(stable_range_labels(early)[:-1], stable_range_labels(of_epochs)[:-1])
+    assert (stable_range_labels(replace(run, check_epoch=torch.arange(len(run.check_epoch)) * 2.0)) == -1).all()

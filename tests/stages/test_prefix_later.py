@@ -111,7 +111,7 @@ def test_in_a_long_run_the_prefix_trains_after_two_fifths(make_trainer):
         return model, freezer
 
     model, freezer = fit(smart(verdict=ANYWAY, schedule=LONG, later=later(-9.0, -9.0, -9.0)))
-    other, _ = fit(ReleasedByHand(StartStage(Safe(), verified=False), verify=False, later=False))
+    other, _ = fit(ReleasedByHand(StartStage(Safe()), verify=False, later=False))
     assert model.losses == other.losses and same(model, other) and freezer.frozen == []
     assert "0 of the 2 layers that were frozen from the start stay frozen after 48 steps" in notes(freezer)
 

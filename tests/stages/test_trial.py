@@ -105,7 +105,7 @@ def test_weights_that_are_adopted_are_those_of_a_prefix_unfrozen_before(make_tra
         return model, freezer
 
     model, freezer = fit(smart(verdict=NEVER))
-    other, by_hand = fit(ByHand(StartStage(Safe(), verified=False), verify=False, later=False))
+    other, by_hand = fit(ByHand(StartStage(Safe()), verify=False, later=False))
     assert freezer.frozen == by_hand.frozen == [] and "everything trains" in notes(freezer)
     assert same(model, other) and all(parameter.requires_grad for parameter in model.net.parameters())
     batches = 24 * TRAINERS[trainer].get("accumulate_grad_batches", 1)

@@ -60,7 +60,7 @@ def test_the_trial_sees_what_hooks_and_other_callbacks_change(make_trainer, kind
                 if self.timeline.steps == 12:
                     self.thaw()
 
-        return ByHand(StartStage(Safe(), verified=False), verify=False, later=False)
+        return ByHand(StartStage(Safe()), verify=False, later=False)
 
     assert same(fit(smart(verdict=NEVER)), fit(by_hand()))
 
