@@ -1,5 +1,6 @@
 """BudgetFreezeCallback: the layers that matter most train, within a budget of FLOPs (GreenTrainer, ElasticTrainer)."""
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -86,6 +87,8 @@ class BudgetFreezeCallback(FreezingCallback):
                 moved = [(run.model.get_parameter(n) - self._before[n][0], self._before[n][1]) for n in known]
                 self._values[layer.name] = -float(sum((change * gradient).sum() for change, gradient in moved))
         self._before.clear()
+        if run.steps == self._choose_after and run.agree(not all(map(math.isfinite, self._values.values()))):
+            self._choose_after += 1  # gradients overflowed under AMP
 
     def check_due(self, run: TrainingRun) -> bool:
         return run.steps == self._choose_after

@@ -130,6 +130,9 @@ class WindowedFreezingCallback(FreezingCallback, ABC):
         return {"history": self._history.state_dict()} if self._history else {}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
+        names = state["history"]["names"] if "history" in state else [layer.name for layer in run.active]
+        watched = [layer for layer in run.layers if layer.name in names]
+        self._history = WeightHistory(run.model, watched, self.window, self.sample_size, self.seed)
         if "history" in state:
             self._history.load_state_dict(state["history"])
+        self._history.watch(run.active)  # something else may be excluded by now

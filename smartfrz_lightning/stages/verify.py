@@ -154,6 +154,10 @@ class VerifyStage(Stage):
                 f"{len(prefix) - self._stays} of {len(prefix)} frozen layers train again: {why}, and their p(safe) is "
                 f"below {self.likely:g}."
             )
+        else:
+            run.say(
+                f"The {len(prefix)} frozen layers stay without a trial: {why}; p(safe) is at least {self.likely:g}."
+            )
 
     def _decide(self, run: TrainingRun, trial: "_Trial") -> None:
         gain, error = run.agree(trial.step_taker.reduce(torch.tensor([trial.gain, trial.error])).tolist())

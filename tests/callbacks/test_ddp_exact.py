@@ -49,7 +49,8 @@ THAWS = {"script": {"2": [0, 1], "10": [0]}, "thaw": {"7": [0]}}
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    cases = {**CASES, **BYTES, "whole": WHOLE, "thaws": {**THAWS, "kill": 99}}
+    fails = {"trial": "own", "fails": True, "trainer": {"max_epochs": 30}}
+    cases = {**CASES, **BYTES, "fails": fails, "whole": WHOLE, "thaws": {**THAWS, "kill": 99}}
     return two_processes("ddp_worker.py", cases, tmp_path_factory.mktemp("ddp"))
 
 
@@ -88,6 +89,12 @@ def test_as_one_process(make_trainer, outcomes, case):
         assert one == pytest.approx(sum(both) / 2, rel=1e-12)
     for name, tensor in single.state_dict().items():
         assert torch.allclose(tensor, first["weights"][name], rtol=1e-11, atol=1e-13), name
+
+
+def test_a_trial_that_fails_on_one_process_ends_on_both(outcomes):
+    first, second = outcomes["fails"]
+    check_ranks_equal(first, second)
+    assert "it fails on another process" in first["notes"] and "out of memory" in second["notes"]
 
 
 @pytest.mark.parametrize("case", BYTES)

@@ -9,6 +9,7 @@ from models import Classifier, mlp
 
 from smartfrz_lightning import (
     AutoFreezeCallback,
+    BudgetFreezeCallback,
     GradientNormFreezeCallback,
     IntervalFreezeCallback,
     LinearFreezeCallback,
@@ -268,3 +269,23 @@ def test_the_length_of_a_run_is_known_in_whatever_steps_it_counts(make_trainer):
     assert moments(freezer) == {"net.0": 12, "net.7": 20}
     rates = {group["layer"]: group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups}
     assert rates["net.9"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 23 / 24)))
+
+
+def test_a_budget_is_spent_by_gradients_that_did_not_overflow(make_trainer):
+    class Skips(torch.optim.SGD):  # as under a GradScaler
+        def step(self, closure=None):
+            loss = closure()
+            finite = all(
+                p.grad is None or p.grad.isfinite().all() for group in self.param_groups for p in group["params"]
+            )
+            return super().step() if finite else loss
+
+    class Overflows(Classifier):
+        def on_after_backward(self):
+            if self.global_step == 1:
+                for parameter in self.parameters():
+                    parameter.grad.fill_(float("inf"))
+
+    freezer = BudgetFreezeCallback(budget=0.6)
+    make_trainer(freezer, max_epochs=1).fit(Overflows(mlp(), lambda p: Skips(p, 0.05)))
+    assert {event.step for event in freezer.timeline.events} == {3} and len(freezer.frozen) < len(LAYERS) - 1

@@ -191,6 +191,18 @@ def test_a_budget_of_flops_may_be_another_one_after_a_resume(make_trainer, tmp_p
     assert more.timeline.saved == pytest.approx(0.3, abs=0.02)
 
 
+@pytest.mark.parametrize(("before", "after"), [((), "net.4"), ("net.4", ())], ids=["added", "taken away"])
+def test_windows_of_what_is_excluded_on_resume(make_trainer, tmp_path, before, after):
+    def made(exclude):
+        return AttentionFreezeCallback(threshold=0.3, every_n_epochs=1, snapshot_every_n_steps=1, exclude=exclude)
+
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+    make_trainer(made(before), every, max_epochs=5, enable_checkpointing=True).fit(Seeded())
+    again = made(after)
+    make_trainer(again, max_epochs=6).fit(Seeded(), ckpt_path=tmp_path / "step=4.ckpt")
+    assert again.frozen and ("net.4" in again.frozen) == (after == ())
+
+
 def test_fit_twice_goes_on_and_another_model_starts_afresh(make_trainer):
     freezer, model = ScriptedFreeze({2: [0]}), Classifier(mlp())
     make_trainer(freezer, max_epochs=1).fit(model)
