@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from smartfrz_lightning.private.pytorch import sequence_number
+from smartfrz_lightning.private.pytorch import gives_a_number, sequence_number
 
 _PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attention", "trilinear", "dot", "mv")
 
@@ -126,7 +126,8 @@ def _feeder(node: Any, sources: dict[Any, frozenset[str] | None]) -> frozenset[s
 def _heads(roots: list[Any], sources: dict[Any, frozenset[str] | None], names: Mapping[int, str]) -> set[str]:
     """Parameters with a path to a loss on which no others lie.
 
-    What is added (a bias, a penalty on weights) lies beside the path, and so does a single number (a temperature).
+    What is added (a bias, a penalty on weights) lies beside the path, and so does a single number (a temperature) and
+    what weighs losses.
     """
     numbers = {names.get(id(leaf)) for node in sources if (leaf := getattr(node, "variable", None)) is not None
                and leaf.numel() == 1}  # fmt: skip
@@ -137,7 +138,8 @@ def _heads(roots: list[Any], sources: dict[Any, frozenset[str] | None], names: M
         if node in seen:
             continue
         seen.add(node)
-        used = _used(node, sources) if not node.name().startswith(("Add", "Sub")) or is_product(node) else frozenset()
+        beside = not is_product(node) and (node.name().startswith(("Add", "Sub")) or gives_a_number(node))
+        used = frozenset() if beside else _used(node, sources)
         if used - numbers:
             heads |= used - numbers
         else:

@@ -27,6 +27,7 @@ __all__ = [
     "communication_hooks",
     "compile_config",
     "drawing_from",
+    "gives_a_number",
     "is_compiled",
     "module_hooks",
     "random_states",
@@ -53,6 +54,11 @@ def torch_is_older(major: int, minor: int) -> bool:
 def sequence_number(node: Any = None) -> int:
     """The number that autograd gave to a node, or gives to the next operation of this thread that it records."""
     return torch.autograd._get_sequence_nr() if node is None else node._sequence_nr()
+
+
+def gives_a_number(node: Any) -> bool:
+    """Whether what a node of the autograd graph gives has no dimension, as a loss."""
+    return all(len(output.shape) == 0 for output in node._input_metadata)
 
 
 def register_gradient_hooks(new: torch.Tensor, old: torch.Tensor) -> None:

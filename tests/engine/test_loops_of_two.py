@@ -37,6 +37,11 @@ def test_as_one_process(outcomes, case):
         assert torch.allclose(tensor, first["weights"][name], rtol=1e-11, atol=1e-13), name
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_trial_in_several_processes_is_not_for_loops_of_ones_own(outcomes, case):
+    assert outcomes[case][0]["cannot_verify"] == "a loop of your own has several processes"
+
+
 @pytest.mark.parametrize("case", ["by hand", "by hand, bucket view"])
 def test_bytes_fall_and_rise_with_what_trains_and_the_users_hooks_survive(outcomes, case):
     first, _ = outcomes[case]

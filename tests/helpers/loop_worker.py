@@ -42,7 +42,7 @@ def train(model, optimizer, loader, settings, backward):
     """One loop for all: alone, under DDP and under Fabric."""
     freeze, thaw = ({int(step): layers for step, layers in settings[key].items()} for key in ("script", "thaw"))
     method = Lost(every_n_train_steps=2) if settings.get("lost") else ScriptedFreeze(freeze, thaw)
-    freezer = Freezer(model, optimizer, method, len(loader), EPOCHS * len(loader))
+    freezer = Freezer(model, optimizer, method, len(loader), EPOCHS * len(loader), training_step=model)
     losses = []
     for _ in range(EPOCHS):
         for x, y in loader:
@@ -88,6 +88,7 @@ def fit(settings, folder):
         "events": [(event.layer, event.kind, event.step) for event in freezer.timeline.events],
         "bytes": bytes_of_steps[1:],
         "calls": len(calls),
+        "cannot_verify": freezer.run.cannot_verify,
     }
 
 

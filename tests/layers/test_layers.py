@@ -216,6 +216,24 @@ def test_every_head_counts():
     assert heads(Heads(), torch.rand(2, 4)) == {"label", "box"}
 
 
+def test_learned_weights_of_losses_hide_no_head():
+    class Tasks(nn.Module):
+        """As in Kendall et al. 2018."""
+
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.label, self.box = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+            self.log_vars = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            x = self.trunk(x).relu()
+            losses = torch.stack([self.label(x).square().mean(), self.box(x).square().mean()])
+            each = sum(torch.exp(-self.log_vars[task]) * losses[task] for task in range(2))
+            return each + self.log_vars.sum()
+
+    assert heads(Tasks(), torch.rand(2, 4)) == {"label", "box"}
+
+
 def test_both_towers_of_a_contrastive_loss_have_a_head():
     class Towers(nn.Module):
         def __init__(self):

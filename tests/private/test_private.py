@@ -67,6 +67,14 @@ CHECKS = {
     "HigherOrderOperator": lambda: isinstance(torch.ops.higher_order.cond, pytorch.HigherOrderOperator),
     "TorchDispatchMode": dispatch_mode,
     "drawing_from": drawn_again,
+    "gives_a_number": lambda: (
+        [
+            pytorch.gives_a_number(loss.grad_fn)
+            for x in [torch.ones(1, requires_grad=True)]
+            for loss in (x.sum(), x.exp())
+        ]
+        == [True, False]
+    ),
     "random_states": drawn_again,
     "register_gradient_hooks": gradient_hooks,
     "sequence_number": lambda: (
@@ -74,6 +82,7 @@ CHECKS = {
     ),
     "steps_in_backward": steps_in_backward,
     "tensors_in": lambda: len(pytorch.tensors_in({"a": [torch.ones(1), 2], "b": (torch.ones(2),)})) == 2,
+    "tree_leaves": lambda: pytorch.tree_leaves({"a": [1, "b"], "c": 2}) == [1, "b", 2],
     "tree_map_only": lambda: pytorch.tree_map_only(int, lambda n: n + 1, {"a": [1, "b"]}) == {"a": [2, "b"]},
 }
 
