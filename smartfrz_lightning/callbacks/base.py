@@ -21,9 +21,8 @@ from smartfrz_lightning.callbacks.strategies import (
 from smartfrz_lightning.callbacks.trainer_step import TrainerStep, cannot_verify
 from smartfrz_lightning.engine.freezer import Freezer
 from smartfrz_lightning.engine.method import FreezingMethod
-from smartfrz_lightning.engine.outside import frozen_here
+from smartfrz_lightning.engine.outside import thaw_frozen_here
 from smartfrz_lightning.engine.state import check_version
-from smartfrz_lightning.freezing.freeze import thaw
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.trainer import callbacks_of, is_trial, trains_statistics_only, unscale
 from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
@@ -104,7 +103,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         if self._freezer is not None:
             self._freezer.change(thaw_now=self.frozen)
         elif (model := self._model and self._model()) is not None:
-            _thaw_all(model)
+            thaw_frozen_here(model)
             thawed = [FreezeEvent(name, self._timeline.steps, self._epoch, None, "thaw") for name in self.frozen]
             self._timeline.events += thawed
             self._carried = None
@@ -122,7 +121,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
                 "keep one of them"
             )
         if not self._knows(pl_module):  # an optimizer may be about to take what trains
-            _thaw_all(pl_module)
+            thaw_frozen_here(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log = FreezeLog()
@@ -246,9 +245,3 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_freezer", "_model", *_ATTACHED)}
-
-
-def _thaw_all(model: LightningModule) -> None:
-    layers = frozen_here(model)
-    thaw(model, layers.values())
-    layers.clear()

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from smartfrz_lightning.engine.engine import Engine
 from smartfrz_lightning.engine.excluding import check_patterns
 from smartfrz_lightning.engine.method import FreezingMethod
+from smartfrz_lightning.engine.outside import thaw_frozen_here
 from smartfrz_lightning.engine.processes import Processes, TorchProcesses, several_processes
 from smartfrz_lightning.engine.shadow import LoopStep, loss_of
 from smartfrz_lightning.freezing.wrappers import unwrap
@@ -84,6 +85,8 @@ class Freezer(Engine):
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         own = unwrap(model)
+        if processes is None and own is model:  # of an earlier one; a wrapper could not be told
+            thaw_frozen_here(own)
         if not any(parameter.requires_grad for parameter in own.parameters()):
             raise ValueError(
                 f"{type(own).__name__} has no trainable parameter: set requires_grad=True on what should train"

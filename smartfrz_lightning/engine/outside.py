@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from smartfrz_lightning.freezing.freeze import thaw
 from smartfrz_lightning.layers.layer import Layer
 
 _MARK = "_smartfrz_frozen"
@@ -12,6 +13,13 @@ _MARK = "_smartfrz_frozen"
 def frozen_here(model: nn.Module) -> dict[str, Layer]:
     """Layers of a model that this package froze, over all its trainings; what the user froze is not in."""
     return model.__dict__.setdefault(_MARK, {})
+
+
+def thaw_frozen_here(model: nn.Module) -> None:
+    """Let them train again."""
+    layers = frozen_here(model)
+    thaw(model, layers.values())
+    layers.clear()
 
 
 class StillFrozen:

@@ -128,3 +128,19 @@ def test_a_loop_of_ones_own_thaws_all_at_once():
             freezer.thaw()
     freezer.end()
     assert not freezer.run.frozen and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_second_freezer_of_a_model_begins_with_everything():
+    """As where the cell of a notebook runs again."""
+    net = mlp(norm=False)
+    for _ in range(2):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        freezer = Freezer(net, optimizer, ScriptedFreeze({2: [0]}), 4, 4)
+        for step in range(4):
+            assert net[0].weight.requires_grad == (step < 2)
+            with freezer.batch():
+                optimizer.zero_grad()
+                net(torch.randn(8, 12)).sum().backward()
+                optimizer.step()
+        freezer.end()
+        assert freezer.run.frozen == ["0"]
