@@ -10,7 +10,6 @@ from models import Classifier, mlp
 from smartfrz_lightning import (
     AutoFreezeCallback,
     BudgetFreezeCallback,
-    FreezingCallback,
     GradientNormFreezeCallback,
     IntervalFreezeCallback,
     LinearFreezeCallback,
@@ -290,18 +289,3 @@ def test_a_budget_is_spent_by_gradients_that_did_not_overflow(make_trainer):
     freezer = BudgetFreezeCallback(budget=0.6)
     make_trainer(freezer, max_epochs=1).fit(Overflows(mlp(), lambda p: Skips(p, 0.05)))
     assert {event.step for event in freezer.timeline.events} == {3} and len(freezer.frozen) < len(LAYERS) - 1
-
-
-def test_nothing_freezes_when_the_run_is_over(make_trainer):
-    class Next(FreezingCallback):
-        def select(self, run):
-            return [run.active[0].name]
-
-    class Stops(Callback):
-        def on_train_batch_end(self, trainer, *_):
-            trainer.should_stop = trainer.global_step == 16
-
-    for callbacks, how in (([], {"max_epochs": 2}), ([], {"max_epochs": -1, "max_steps": 16}), ([Stops()], {})):
-        freezer = Next()
-        make_trainer(freezer, *callbacks, **how).fit(Classifier(mlp()))
-        assert list(moments(freezer).values()) == [8]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
     AttentionFreezeCallback,
+    FreezingCallback,
     IntervalFreezeCallback,
     LinearFreezeCallback,
     MovementFreezeCallback,
@@ -160,3 +161,18 @@ def test_steps_and_epochs_of_events_are_those_of_lightning(make_trainer):
     freezer.checked = 0
     make_trainer(freezer, accumulate_grad_batches=2, max_epochs=4).fit(Uneven(mlp()))
     assert freezer.checked == 4
+
+
+def test_nothing_freezes_when_the_run_is_over(make_trainer):
+    class Next(FreezingCallback):
+        def select(self, run):
+            return [run.active[0].name]
+
+    class Stops(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 16
+
+    for callbacks, how in (([], {"max_epochs": 2}), ([], {"max_epochs": -1, "max_steps": 16}), ([Stops()], {})):
+        freezer = Next()
+        make_trainer(freezer, *callbacks, **how).fit(Classifier(mlp()))
+        assert [event.step for event in freezer.timeline.events] == [8]
