@@ -86,14 +86,14 @@ NAMES = {
 
 
 def rivals(path: Path) -> None:
-    """Points against time, a panel a case in which full training was shortened too, by two seeds or more."""
+    """Points against time, a panel a case in which full training was shortened too, by three seeds or more."""
     runs = Runs()
     cases = [
         case
         for case in CASES
         if case != "efficientnet_short"  # shown with recipes from a grid
         and any(
-            method.startswith("full_") and len(runs.points(case, method)) > 1 for method in shown_methods(runs, case)
+            method.startswith("full_") and len(runs.points(case, method)) > 2 for method in shown_methods(runs, case)
         )
     ]
     rows = math.ceil(len(cases) / 3)
