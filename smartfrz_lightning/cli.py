@@ -63,7 +63,7 @@ def plan_command(args: Sequence[str]) -> None:
     start, later = stages.get("start"), stages.get("later")
     plan = PlanCallback(
         start if isinstance(start, StartStage) else None,
-        later if isinstance(later, LaterStage) else None,
+        later if isinstance(later, LaterStage) else not stages,
         exclude=[pattern for one in ours for pattern in one.exclude],
     )
     # Nothing is validated, so nothing can be monitored; and nothing is to be saved.

@@ -41,7 +41,7 @@ class PlanCallback(FreezingCallback):
 
     Args:
         start: Chooses the default's prefix.
-        later: Says from when on each prefix would be frozen later.
+        later: Says from when on each prefix would be frozen later; ``False`` if nothing is.
         exclude: Shell-style patterns of modules, layers or parameters that always train.
 
     Attributes:
@@ -59,11 +59,11 @@ class PlanCallback(FreezingCallback):
     def __init__(
         self,
         start: StartStage | None = None,
-        later: LaterStage | None = None,
+        later: LaterStage | bool = True,
         exclude: Sequence[str] | str = (),
     ) -> None:
         super().__init__(report=False, every_n_train_steps=1, exclude=exclude)
-        self._stage, self._later = start or StartStage(), later or LaterStage()
+        self._stage, self._later = start or StartStage(), LaterStage() if later is True else later
         self.plan: list[PlannedPrefix] = []
 
     def reset(self) -> None:
@@ -188,7 +188,7 @@ class PlanCallback(FreezingCallback):
                 time=times[depth] / times[min(times)],
                 memory=self._memory.get(depth),
                 safe=safe[depth - 1] if depth and safe else None,
-                later=self._later.earliest(len(free), depth, EXPECTED_LOSS) if depth else None,
+                later=self._later.earliest(len(free), depth, EXPECTED_LOSS) if depth and self._later else None,
                 default=bool(depth) and depth == len(self._stage.answer.freeze),
             )
             for depth in sorted(times)

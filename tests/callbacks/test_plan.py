@@ -3,11 +3,11 @@
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from models import Classifier, mlp
-from staging import NOTHING, Safe, trained
+from staging import NOTHING, Safe, Told, trained
 
 from smartfrz_lightning import PlanCallback, StaticFreezeCallback
 from smartfrz_lightning.cli import plan_command
-from smartfrz_lightning.stages import StartStage
+from smartfrz_lightning.stages import LaterStage, StartStage
 
 
 def planned(make_trainer, predictor=None, **how):
@@ -44,6 +44,12 @@ def test_what_is_not_safe_is_not_advised(make_trainer, capsys):
     assert not any(prefix.default for prefix in plan.plan)
     out = " ".join(capsys.readouterr().out.split())
     assert "freezes nothing at the start (p(safe) has to be 0.65)" in out
+
+
+def test_a_later_stage_of_ones_own_or_none(make_trainer):
+    never, _ = planned(make_trainer, later=LaterStage(Told(-9.0, -9.0, -9.0)))
+    without, _ = planned(make_trainer, later=False)
+    assert [prefix.later for prefix in never.plan] == [prefix.later for prefix in without.plan] == 4 * [None]
 
 
 def test_a_run_too_short_for_a_probe_is_measured_all_the_same(make_trainer, capsys, tmp_path, monkeypatch):
