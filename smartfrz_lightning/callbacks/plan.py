@@ -63,7 +63,8 @@ class PlanCallback(FreezingCallback):
         exclude: Sequence[str] | str = (),
     ) -> None:
         super().__init__(report=False, every_n_train_steps=1, exclude=exclude)
-        self._stage, self._later = start or StartStage(), LaterStage() if later is True else later
+        self._stage = start or StartStage()
+        self._later: LaterStage | None = LaterStage() if later is True else later or None
         self.plan: list[PlannedPrefix] = []
 
     def reset(self) -> None:
