@@ -47,23 +47,17 @@ class LayerDecayClassifier(ImageClassifier):
         network: Of timm's.
         optimizer: Makes the optimizer from parameter groups.
         decay: Rate of a layer relative to that of the layer behind it.
-        weight_decay: Of matrices and kernels.
         kwargs: Arguments of ``ImageClassifier``.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        optimizer: OptimizerCallable = AdamW,
-        decay: float = 0.8,
-        weight_decay: float = 0.01,
-        **kwargs: Any,
+        self, network: nn.Module, optimizer: OptimizerCallable = AdamW, decay: float = 0.8, **kwargs: Any
     ) -> None:
         super().__init__(network, optimizer=_scaled(optimizer), **kwargs)
-        self.decay, self.weight_decay = decay, weight_decay
+        self.decay = decay
 
     def _groups(self) -> Any:
-        return param_groups_layer_decay(self.network, weight_decay=self.weight_decay, layer_decay=self.decay)
+        return param_groups_layer_decay(self.network, weight_decay=0.01, layer_decay=self.decay)
 
 
 def _scaled(optimizer: OptimizerCallable) -> Callable[[Any], Optimizer]:

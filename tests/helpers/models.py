@@ -3,7 +3,7 @@
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 
 class Vectors(Dataset):
@@ -53,6 +53,17 @@ class Classifier(LightningModule):
 
     def val_dataloader(self):
         return DataLoader(Vectors(), 32)
+
+
+class Endless(Classifier):
+    """Its loader has no length."""
+
+    def train_dataloader(self):
+        class Stream(IterableDataset):
+            def __iter__(self):
+                return iter(Vectors())
+
+        return DataLoader(Stream(), 8)
 
 
 def mlp(seed=0, norm=True):

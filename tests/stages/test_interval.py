@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import Classifier, Vectors, mlp
+from models import Endless, mlp
 from staging import (
     ANYWAY,
     EPOCHS,
@@ -19,7 +19,6 @@ from staging import (
     smart,
     trained,
 )
-from torch.utils.data import DataLoader, IterableDataset
 
 from smartfrz_lightning import IntervalFreezeCallback, SmartFreezeCallback
 from smartfrz_lightning.stages import LaterStage, StartStage, VerifyStage
@@ -60,14 +59,6 @@ def test_it_says_how_much_can_be_saved_at_most(make_trainer):
 
 
 def test_a_run_without_a_known_length_is_told_that_nothing_freezes_later(make_trainer):
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(Vectors())
-
-    class Endless(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Stream(), 8)
-
     freezer = SmartFreezeCallback(start=False, save=0.3)
     make_trainer(freezer, limit_val_batches=0).fit(Endless(trained(mlp())))
     assert not freezer.frozen and "the length of the run has to be known" in notes(freezer)

@@ -2,10 +2,9 @@
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import Classifier, Vectors, mlp
+from models import Classifier, Endless, mlp
 from staging import FROZEN, InOrder, Safe, Watch, moved, notes, probing, quiet_mlp, trained
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from smartfrz_lightning import SmartFreezeCallback
 from smartfrz_lightning.stages.start import choose_prefix, probe_length
@@ -94,14 +93,6 @@ def test_a_run_that_is_too_short_says_how_long_it_has_to_be(make_trainer):
 
 
 def test_a_run_that_ends_within_the_probe_says_so(make_trainer):
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(Vectors())
-
-    class Endless(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Stream(), 8)
-
     freezer = SmartFreezeCallback()
     make_trainer(freezer, max_epochs=2, limit_val_batches=0).fit(Endless(trained(mlp())))
     assert "training ended after 16 steps, within the probe" in notes(freezer) and not freezer.frozen
