@@ -1,4 +1,4 @@
-"""What practitioners do in place of freezing: a linear probe first, and learning rates that decay towards the input.
+"""What practitioners do in place of freezing: the head first, and learning rates that decay towards the input.
 
 For ``smartfrz benchmark``; see ``configs/practice/``. Needs the extra ``imagenet``.
 """
@@ -38,6 +38,19 @@ class ProbeThenTuneCallback(StaticFreezeCallback):
 
     def _count(self, run: TrainingRun) -> int:
         return len(run.active)
+
+
+class BackboneClassifier(ImageClassifier):
+    """A network of timm's for Lightning's ``BackboneFinetuning``, which trains the head first."""
+
+    @property
+    def backbone(self) -> nn.ModuleList:
+        """All of the network but its head."""
+        head = self.network.get_classifier()  # type: ignore[operator]
+        return nn.ModuleList(module for module in self.network.children() if module is not head)
+
+    def _groups(self) -> Any:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
 class LayerDecayClassifier(ImageClassifier):

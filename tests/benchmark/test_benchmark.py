@@ -28,7 +28,7 @@ def known(results):
 def test_all_methods(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     methods = yaml.safe_load((CONFIGS / "methods.yaml").read_text())["methods"]
-    methods["smart_0_5"]["arguments"] = {"front_only": True, "threshold": 0.01, "snapshot_every_n_steps": 1}
+    methods["paper_front_only"]["arguments"] = {"front_only": True, "threshold": 0.01, "snapshot_every_n_steps": 1}
     methods["movement"]["arguments"] = {"threshold": 10.0, "window": 4, "snapshot_every_n_steps": 1}
     methods["shorter"] = {"share": 0.5}
     config = small(tmp_path, methods, seeds=[1])
@@ -36,10 +36,10 @@ def test_all_methods(tmp_path, capsys, monkeypatch):
     results = {result["run"]: result for result in read_results(tmp_path / "out" / "results.jsonl")}
     assert set(results) == set(methods)
     assert results["full"]["steps"] == 32 and not results["full"]["timeline"]["events"]
-    for name in ("smart_0_5", "linear", "interval", "static", "movement", "random"):
+    for name in ("paper_front_only", "linear", "interval", "static", "movement", "random"):
         assert results[name]["timeline"]["events"], name
     spent = {name: sum(result["timeline"]["spent"].values()) for name, result in results.items()}
-    assert spent["random"] == pytest.approx(spent["smart_0_5"], rel=0.1)
+    assert spent["random"] == pytest.approx(spent["paper_front_only"], rel=0.1)
     assert spent["shorter"] == pytest.approx(0.5 * spent["full"], rel=0.01)
     assert spent["interval"] == pytest.approx(0.8 * spent["full"], rel=0.02)
     for result in results.values():

@@ -96,7 +96,7 @@ def test_paper_config(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(path.read_text())
     own = {"output": str(tmp_path / "out"), "seeds": [1], "overrides": shrunk(config, tmp_path, monkeypatch)}
-    own["published"] = {name: config["published"][name] for name in ("full", "linear", "smart_any_order")}
+    own["published"] = {name: config["published"][name] for name in ("full", "linear", "paper")}
     linear = {"callback": "LinearFreezeCallback", "overrides": {"model.init_args.schedule": "constant"}}
     methods = {"full": {}, "linear": {**linear, "arguments": {"t_0": 0.1}}}
     run = tmp_path / "benchmark.yaml"
@@ -108,7 +108,7 @@ def test_paper_config(path, tmp_path, monkeypatch, capsys):
     full = config["published"]["full"]
     table = (tmp_path / "out" / "table.md").read_text()
     assert "published, %" in table and f"{full['value']:.2f} ± {full['sd']:.2f}" in table
-    assert table.splitlines()[-1].startswith("| smart_any_order | 0 | – |")  # not run here, published all the same
+    assert table.splitlines()[-1].startswith("| paper | 0 | – |")  # not run here, published all the same
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_paper_config_with_all_methods(path, monkeypatch):
     methods = f"--config={ROOT / 'configs' / 'benchmark' / 'methods.yaml'}"
     parsed = parser.instantiate_classes(parser.parse_args([methods, f"--config={path}"]))
     benchmark = Benchmark(**{field.name: parsed[field.name] for field in fields(Benchmark)})
-    assert {"full", "linear", "auto", "smart_any_order"} <= set(benchmark.published) <= set(benchmark.methods)
-    assert len(benchmark.schedule()) == 15 * 5
+    assert {"full", "linear", "auto", "paper"} <= set(benchmark.published) <= set(benchmark.methods)
+    assert len(benchmark.schedule()) == 16 * 5
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "paper" / "networks").glob("*.yaml")), ids=lambda p: p.stem)
