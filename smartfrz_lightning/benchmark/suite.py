@@ -106,13 +106,13 @@ def _warnings_only() -> Iterator[None]:
 
 
 def _show(benchmark: Benchmark, results: list[Result]) -> None:
-    rows = compare(results, list(benchmark.methods), benchmark.baseline, benchmark.shortened)
-    if not rows:
+    if not results:
         return
-    shown = benchmark.metric, benchmark.baseline, benchmark.published
-    (Path(benchmark.output) / "table.md").write_text(to_markdown(rows, *shown))
-    accuracy_cost(results, rows, benchmark).savefig(Path(benchmark.output) / "accuracy_cost.png", dpi=130)
-    Console(width=max(140, Console().width)).print(to_rich(rows, *shown))
+    rows = compare(results, benchmark)
+    (Path(benchmark.output) / "table.md").write_text(to_markdown(rows))
+    accuracy_cost(results, benchmark).savefig(Path(benchmark.output) / "accuracy_cost.png", dpi=130)
+    shown = to_rich(rows, f"Relative to {benchmark.baseline!r} at the same seed")
+    Console(width=max(140, Console().width)).print(shown)
     Console().print(f"results, table and picture: {benchmark.output}")
 
 

@@ -7,7 +7,7 @@ import pytest
 from smartfrz_lightning.benchmark.frontier import Frontier, above_frontier
 from smartfrz_lightning.benchmark.picture import accuracy_cost
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
-from smartfrz_lightning.benchmark.table import compare, margin, to_markdown
+from smartfrz_lightning.benchmark.table import compare, margin
 
 
 def result(run, seed, value, flops, seconds, callback=0.0):
@@ -16,6 +16,12 @@ def result(run, seed, value, flops, seconds, callback=0.0):
 
 
 SHORTER = ["full_0.25", "full_0.5"]
+ABOVE = [f"above the frontier at equal {by}, points ± 95 % CI" for by in ("FLOPs", "time")]
+
+
+def shown(results):
+    benchmark = Benchmark([], {"full": Run(), "held": Run()}, [1, 2], frontier=[0.25, 0.5])
+    return {row["method"]: row for row in compare(results, benchmark)}
 
 
 def runs():
@@ -30,9 +36,10 @@ def runs():
 def test_points_are_paired_by_seed():
     assert above_frontier(runs(), "held", "full", SHORTER, "flops") == pytest.approx([0.01, 0.03])
     assert above_frontier(runs(), "held", "full", SHORTER, "seconds") == pytest.approx([0.15, 0.17])
-    row = compare(runs(), ["full", *SHORTER, "held"], "full", SHORTER)[-1]
-    assert 100 * row.above_flops[0] == pytest.approx(2) and 100 * row.above_seconds[0] == pytest.approx(16)
-    assert to_markdown([row], "val_accuracy", "full").splitlines()[-1].endswith("| +2.00 | +16.00 |")
+    rows = shown(runs())
+    assert [rows["held"][head] for head in ABOVE] == ["+2.00", "+16.00"]
+    assert {rows[name][head] for name in ("full", *SHORTER) for head in ABOVE} == {"–"}
+    assert rows["held"]["to full, points ± 95 % CI"] == "-4.00" and rows["held"]["FLOPs"] == "0.50"
 
 
 def test_an_interval_takes_three_seeds():
@@ -52,9 +59,9 @@ def test_a_curve_between_its_points_and_beyond_them():
 
 
 def test_what_is_cheaper_than_all_that_was_run_has_no_points():
-    found = [*runs(), result("cheap", 1, 0.9, 5, 1)]
-    assert above_frontier(found, "cheap", "full", SHORTER, "flops") == []
-    assert math.isnan(compare(found, ["full", "cheap"], "full", SHORTER)[1].above_flops[0])
+    found = [one for one in runs() if one["run"] != "held"] + [result("held", 1, 0.9, 5, 1)]
+    assert above_frontier(found, "held", "full", SHORTER, "flops") == []
+    assert shown(found)["held"][ABOVE[0]] == "–"
 
 
 def test_shorter_runs_that_took_no_less_time_make_no_frontier():
@@ -68,7 +75,7 @@ def test_the_picture_begins_at_the_cheapest_run(cheapest):
     results = [r for r in runs() if r["run"] != "full_0.25"]
     results += [result("full_0.25", seed, 0.60, 100 * cheapest, 10) for seed in (1, 2)]
     benchmark = Benchmark([], {"full": Run(), "held": Run()}, [1, 2], frontier=[0.25, 0.5])
-    figure = accuracy_cost(results, compare(results, ["full", "held", *SHORTER], "full", SHORTER), benchmark)
+    figure = accuracy_cost(results, benchmark)
     for axes in figure.axes:
         [line] = [line for line in axes.lines if line.get_label() == "training everything, shorter"]
         assert min(line.get_ydata()) == pytest.approx(60) and max(line.get_xdata()) == 1
