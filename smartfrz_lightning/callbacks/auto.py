@@ -1,7 +1,7 @@
 """AutoFreezeCallback: the front freezes where the gradient norm hardly changes any more."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -19,8 +19,7 @@ class AutoFreezeCallback(FreezingCallback):
     such norms a change rate ``|before - now| / before``. Layers whose rate lies below the N-th percentile of all active
     layers count as converged; those of them freeze before which every layer is frozen.
 
-    The paper writes the L2 norm of the summed gradient; the authors' code (github.com/YuhanLiu11/AutoFreeze) takes its
-    L1 norm. ``norm`` offers both.
+    The norm is the paper's, L2; the authors' code (github.com/YuhanLiu11/AutoFreeze) takes L1.
 
     - **When**: to compare with; fine-tuning transformers, for which it was made.
     - **When not**: a front is worth holding from the start: it freezes after it has moved.
@@ -30,7 +29,6 @@ class AutoFreezeCallback(FreezingCallback):
     Args:
         evaluations_per_epoch: M, how often an epoch layers are evaluated; 4 in the SmartFRZ paper.
         percentile: N, between 0 and 100; 50 in both papers.
-        norm: ``"l2"`` as in the paper or ``"l1"`` as in the authors' code.
         every_n_train_steps: Evaluate every n optimizer steps instead of M times an epoch.
         kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
@@ -50,7 +48,6 @@ class AutoFreezeCallback(FreezingCallback):
         self,
         evaluations_per_epoch: int = 4,
         percentile: float = 50,
-        norm: Literal["l2", "l1"] = "l2",
         every_n_train_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -59,11 +56,8 @@ class AutoFreezeCallback(FreezingCallback):
             raise ValueError(f"evaluations_per_epoch={evaluations_per_epoch}: must be at least 1")
         if not 0 < percentile < 100:
             raise ValueError(f"percentile={percentile}: must lie between 0 and 100")
-        if norm not in ("l2", "l1"):
-            raise ValueError(f"norm={norm!r}: give 'l2' or 'l1'")
         self.evaluations_per_epoch = None if every_n_train_steps else evaluations_per_epoch
         self.percentile = percentile
-        self.norm = norm
 
     def reset(self) -> None:
         self._gradients = LayerGradients()
@@ -86,7 +80,7 @@ class AutoFreezeCallback(FreezingCallback):
         return run.passed(max(1, round(run.batches_per_epoch / self.evaluations_per_epoch)))
 
     def select(self, run: TrainingRun) -> list[str]:
-        now, before = self._gradients.norms(run.active, {"l2": 2, "l1": 1}[self.norm]), self._norms
+        now, before = self._gradients.norms(run.active), self._norms
         self._gradients.clear()
         self._norms = now
         rates = change_rates(before, {name: norm for name, norm in now.items() if name in before})

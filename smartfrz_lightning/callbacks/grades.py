@@ -1,6 +1,6 @@
 """GradESFreezeCallback: a layer freezes once its gradient hardly changes any more (GradES)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ class GradESFreezeCallback(FreezingCallback):
     r"""GradES (Wen et al. 2025, arXiv 2509.01842): early stopping of single matrices by their gradients.
 
     After a grace period, a layer freezes when ``|| g_t - g_{t-1} ||_1``, summed over the elements of its weights, falls
-    below ``tau``; each layer for itself, and for good. The first version of the paper takes ``|| g_t ||_1`` in its
-    place. The sources leave open: a unit is a layer as this package finds it, so the three projections that one module
-    holds in one matrix freeze together, and norms and biases freeze with the layer that they belong to; gradients are
-    those that the optimizer steps with, averaged over processes and before clipping.
+    below ``tau``; each layer for itself, and for good. The sources leave open: a unit is a layer as this package finds
+    it, so the three projections that one module holds in one matrix freeze together, and norms and biases freeze with
+    the layer that they belong to; gradients are those that the optimizer steps with, averaged over processes and before
+    clipping.
 
     - **When**: transformers with AdamW, as in its paper, with a ``tau`` tuned for the model.
     - **When not**: you cannot tune ``tau``: gradients differ by orders of magnitude from network to network.
@@ -29,7 +29,6 @@ class GradESFreezeCallback(FreezingCallback):
         tau: Threshold. The norm grows with the size of a layer and the scale of the loss, so there is no default: the
             paper tunes it for every model.
         grace: Share of the run in which nothing freezes.
-        monitor: ``"change"`` of the gradient from step to step, or its ``"magnitude"``.
         kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
@@ -47,7 +46,6 @@ class GradESFreezeCallback(FreezingCallback):
         self,
         tau: float,
         grace: float = 0.5,
-        monitor: Literal["change", "magnitude"] = "change",
         **kwargs: Any,
     ) -> None:
         super().__init__(every_n_train_steps=1, **kwargs)
@@ -55,11 +53,8 @@ class GradESFreezeCallback(FreezingCallback):
             raise ValueError(f"tau={tau}: must be above 0")
         if not 0 <= grace < 1:
             raise ValueError(f"grace={grace}: must be at least 0 and below 1, as a share of the run")
-        if monitor not in ("change", "magnitude"):
-            raise ValueError(f"monitor={monitor!r}: give 'change' or 'magnitude'")
         self.tau = tau
         self.grace = grace
-        self.monitor = monitor
 
     def reset(self) -> None:
         self._before: dict[str, Tensor] = {}
@@ -78,9 +73,6 @@ class GradESFreezeCallback(FreezingCallback):
             norm, known = 0.0, True
             for name, gradient in gradients.items():
                 if gradient is None:
-                    continue
-                if self.monitor == "magnitude":
-                    norm += float(gradient.abs().sum())
                     continue
                 known &= name in self._before
                 norm += float((gradient - self._before[name]).abs().sum()) if name in self._before else 0.0

@@ -59,7 +59,7 @@ class GradientNormFreezeCallback(FreezingCallback):
 
     def select(self, run: TrainingRun) -> list[str]:
         used = [layer for layer in run.layers if layer.always_trains != "unused"]
-        norms = list(self._gradients.norms(used, 2).values())
+        norms = list(self._gradients.norms(used).values())
         self._gradients.clear()
         self._checks += 1
         if self._checks == 1:

@@ -31,17 +31,10 @@ class LayerGradients:
             else:
                 self._sums[name] = gradient.detach().clone()
 
-    def norms(self, layers: Iterable[Layer], order: int) -> dict[str, float]:
-        """Norm of each layer's sum, all its parameters taken as one vector; 0 without gradients."""
+    def norms(self, layers: Iterable[Layer]) -> dict[str, float]:
+        """L2 norm of each layer's sum, all its parameters taken as one vector; 0 without gradients."""
         return {
-            layer.name: float(
-                torch.linalg.vector_norm(
-                    torch.tensor(
-                        [torch.linalg.vector_norm(self._sums[n], order) for n in layer.parameters if n in self._sums]
-                    ),
-                    order,
-                )
-            )
+            layer.name: float(get_total_norm([self._sums[n] for n in layer.parameters if n in self._sums]))
             for layer in layers
         }
 

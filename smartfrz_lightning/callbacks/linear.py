@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
@@ -17,7 +17,7 @@ class LinearFreezeCallback(FreezingCallback):
 
     The learning rate of layer i follows ``0.5 * lr * (1 + cos(pi * t / t_i))``, with t the share of the run done, and
     the layer freezes at ``t_i``. In forward order the ``t_i`` go evenly from ``t_0`` for the first layer to 1 for the
-    last; ``schedule="cubic"`` takes their cubes. What never freezes (the last layer, ``exclude``) has ``t_i = 1``.
+    last. What never freezes (the last layer, ``exclude``) has ``t_i = 1``.
 
     The callback gives each layer a parameter group of its own, so a checkpoint of such a run resumes with this
     callback only. The first training step shows the layers and is done at the optimizer's own rates.
@@ -28,45 +28,30 @@ class LinearFreezeCallback(FreezingCallback):
     - **Source**: Brock et al. 2017, "FreezeOut: Accelerate Training by Progressively Freezing Layers".
 
     Args:
-        t_0: When the first layer freezes, as a share of the run; before cubing, where ``schedule="cubic"``.
-        schedule: ``"linear"`` or ``"cubic"``.
-        scale_rates: Start layer i at ``lr / t_i``, so that all layers travel equally far.
+        t_0: When the first layer freezes, as a share of the run.
         kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
-        ValueError: ``t_0`` is not between 0 and 1, or ``schedule`` unknown; on ``fit``: the module
-            configures a learning-rate scheduler, or the run has no known length.
+        ValueError: ``t_0`` is not between 0 and 1; on ``fit``: the module configures a learning-rate scheduler, or
+            the run has no known length.
 
     Examples:
         >>> from smartfrz_lightning import LinearFreezeCallback
         >>> LinearFreezeCallback(t_0=0.5).end_times(5)
         [0.5, 0.625, 0.75, 0.875, 1.0]
-        >>> LinearFreezeCallback(t_0=0.5, schedule="cubic").end_times(3)
-        [0.125, 0.421875, 1.0]
     """
 
     works_sharded = False  # a checkpoint's optimizer comes back before its layers
 
-    def __init__(
-        self,
-        t_0: float = 0.5,
-        schedule: Literal["linear", "cubic"] = "linear",
-        scale_rates: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, t_0: float = 0.5, **kwargs: Any) -> None:
         super().__init__(every_n_train_steps=1, **kwargs)
         if not 0 < t_0 < 1:
             raise ValueError(f"t_0={t_0}: must lie between 0 and 1, as a share of the run")
-        if schedule not in ("linear", "cubic"):
-            raise ValueError(f"schedule={schedule!r}: give 'linear' or 'cubic'")
         self.t_0 = t_0
-        self.schedule = schedule
-        self.scale_rates = scale_rates
 
     def end_times(self, layers: int) -> list[float]:
         """When each of so many layers freezes, as shares of the run."""
-        times = [self.t_0 + (1 - self.t_0) * number / max(1, layers - 1) for number in range(layers)]
-        return [time**3 for time in times] if self.schedule == "cubic" else times
+        return [self.t_0 + (1 - self.t_0) * number / max(1, layers - 1) for number in range(layers)]
 
     def prepare(self, run: TrainingRun) -> None:
         if run.schedulers:
@@ -91,8 +76,7 @@ class LinearFreezeCallback(FreezingCallback):
             for group in optimizer.param_groups:
                 if "full_lr" in group:
                     end = ends.get(group["layer"], 1.0)
-                    start = group["full_lr"] / end if self.scale_rates else group["full_lr"]
-                    group["lr"] = 0.5 * start * (1 + math.cos(math.pi * min(1.0, done / end)))
+                    group["lr"] = 0.5 * group["full_lr"] * (1 + math.cos(math.pi * min(1.0, done / end)))
 
     def check_due(self, run: TrainingRun) -> bool:
         return bool(self._over(run))

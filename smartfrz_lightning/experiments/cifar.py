@@ -26,8 +26,8 @@ class CifarDataModule(ByteImagesDataModule):
         augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
 
     Raises:
-        ConnectionError: On ``fit``: the data cannot be downloaded.
-        FileNotFoundError: On ``fit``: the data are not there or damaged, and ``download`` is off.
+        OSError: On ``fit``: the data cannot be downloaded.
+        RuntimeError: On ``fit``: the data are not there or damaged, and ``download`` is off.
     """
 
     def __init__(
@@ -47,15 +47,7 @@ class CifarDataModule(ByteImagesDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        try:
-            self._open("train", self.download)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ConnectionError(
-                f"{self.dataset} cannot be downloaded to root={self.root!r} ({error}): put its files there, and give "
-                "download=False"
-            ) from error
+        self._open("train", self.download)
 
     def read(self, part: str) -> ByteImages:
         data = self._open(part, download=False)
@@ -64,11 +56,4 @@ class CifarDataModule(ByteImagesDataModule):
 
     def _open(self, part: str, download: bool) -> datasets.CIFAR10:
         kind = {"CIFAR10": datasets.CIFAR10, "CIFAR100": datasets.CIFAR100}[self.dataset]
-        try:
-            return kind(self.root, train=part == "train", download=download)
-        except RuntimeError as error:
-            if download:
-                raise
-            raise FileNotFoundError(
-                f"root={self.root!r} has no complete {self.dataset}: give the folder of its files, or download=True"
-            ) from error
+        return kind(self.root, train=part == "train", download=download)

@@ -18,12 +18,6 @@ require("torchvision", "vision")
 from torchvision.datasets import ImageFolder  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
-_SHIFTS = {
-    None: lambda image: image,
-    "invert": v2.functional.invert,
-    "hue": lambda image: v2.functional.adjust_hue(image, 0.5),
-}
-
 
 class ImageFolderDataModule(ByteImagesDataModule):
     """Small images in ``root/train/<class>/*`` and ``root/test/<class>/*``, read once and kept in memory.
@@ -38,7 +32,7 @@ class ImageFolderDataModule(ByteImagesDataModule):
         classes: Take only these classes, numbered in this order; all if ``None``.
         resize: Height and width that the network gets, where small images are to be enlarged for a network of larger
             ones; ``image_size`` if ``None``.
-        shift: Change all images: ``"invert"`` their brightness or turn their ``"hue"`` by half the colour circle.
+        invert: Whether to invert the brightness of all images.
         mean: Of the normalisation, a value a channel; that of ImageNet.
         std: Of the normalisation.
         augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
@@ -70,7 +64,7 @@ class ImageFolderDataModule(ByteImagesDataModule):
         test_per_class: int | None = None,
         classes: list[str] | None = None,
         resize: int | None = None,
-        shift: Literal["invert", "hue"] | None = None,
+        invert: bool = False,
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
         augment: Literal["crop", "flip", "none"] = "crop",
@@ -84,7 +78,7 @@ class ImageFolderDataModule(ByteImagesDataModule):
         self.root = Path(root)
         self.image_size = image_size
         self.per_class = {"train": train_per_class, "test": test_per_class}
-        self.shift = shift
+        self.invert = invert
         self.classes = classes
 
     def read(self, part: str) -> ByteImages:
@@ -101,9 +95,10 @@ class ImageFolderDataModule(ByteImagesDataModule):
         for label, name in enumerate(names):
             paths = sorted(path for path, target in folder.samples if target == folder.class_to_idx[name])
             for path in paths[: self.per_class[part]]:
-                images.append(_SHIFTS[self.shift](resize(v2.functional.pil_to_tensor(folder.loader(path)))))
+                images.append(resize(v2.functional.pil_to_tensor(folder.loader(path))))
                 labels.append(label)
-        return ByteImages(torch.stack(images), torch.tensor(labels))
+        stored = torch.stack(images)
+        return ByteImages(v2.functional.invert(stored) if self.invert else stored, torch.tensor(labels))
 
 
 class DigitsDataModule(LightningDataModule):

@@ -31,7 +31,6 @@ class PredictorModule(LightningModule):
         representation: What the predictor sees of a snapshot.
         sample_size: Sampled weights a snapshot; that of the recordings.
         optimizer: Makes the optimizer; SGD with momentum as in the paper.
-        balance: Weigh the two labels so that they count the same in total.
 
     Examples:
         >>> import torch
@@ -47,13 +46,11 @@ class PredictorModule(LightningModule):
         representation: Representation = "displacement",
         sample_size: int = 1024,
         optimizer: OptimizerCallable = _sgd,
-        balance: bool = True,
     ) -> None:
         super().__init__()
         self.path = Path(path)
         self.predictor = AttentionPredictor(sample_size, representation=representation)
         self.optimizer = optimizer
-        self.balance = balance
 
     def setup(self, stage: str) -> None:
         data = self._data
@@ -73,7 +70,7 @@ class PredictorModule(LightningModule):
         return getattr(self.trainer, "datamodule")  # noqa: B009  # the class does not declare what its connector sets
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        weight = self.get_buffer("label_weight") if self.balance else None
+        weight = self.get_buffer("label_weight")  # both labels count the same in total
         loss = F.cross_entropy(self.predictor(batch["window"], batch["length"]), batch["label"], weight)
         self.log("train_loss", loss, prog_bar=True)
         return loss

@@ -36,7 +36,7 @@ def test_image_folder(folder):
     images, labels = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert labels.tolist() == [0, 0, 1, 1]
     assert torch.allclose(images[:, 0, 0, 0], torch.tensor([10, 11, 240, 241]) / 255)
-    other = ImageFolderDataModule(str(folder), classes=["light"], shift="invert", **settings)
+    other = ImageFolderDataModule(str(folder), classes=["light"], invert=True, **settings)
     other.setup("fit")
     images, labels = other.on_after_batch_transfer(next(iter(other.val_dataloader())), 0)
     assert labels.tolist() == [0, 0, 0] and torch.allclose(images[:, 0, 0, 0], torch.tensor([15, 14, 13]) / 255)
@@ -165,17 +165,6 @@ def test_fewer_images_than_a_batch_and_wrong_numbers_of_classes(folder, make_tra
         make_trainer(max_epochs=1).fit(ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))), data)
     with pytest.raises(ValueError, match="schedule='cos': give 'cosine' or 'constant'"):
         ImageClassifier(nn.Linear(2, 2), schedule="cos")
-
-
-def test_a_download_that_fails(tmp_path, monkeypatch):
-    from smartfrz_lightning.experiments.cifar import CifarDataModule
-
-    def offline(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
-    with pytest.raises(ConnectionError, match="CIFAR100 cannot be downloaded to root=.*put its files there"):
-        CifarDataModule(str(tmp_path), "CIFAR100", download=True).prepare_data()
 
 
 def test_efficientnet_lite0_is_that_of_its_authors():

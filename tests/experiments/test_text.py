@@ -38,16 +38,11 @@ def test_mrpc_with_and_without_a_header(tmp_path, head):
     assert [(e.sentences, e.label) for e in examples] == [(("One.", "Two."), 1), (("A.", "B."), 0)]
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("gj04\t1\tA sentence.", "a.tsv, row 2: 3 columns, expected 4 separated by tabs: source, label,"),
-        ("gj04\tyes\t\tA sentence.", r"a.tsv, row 2, column 2 \(label\): 'yes', expected 0 or 1"),
-        ("gj04\t1\t\t ", r"a.tsv, row 2, column 4 \(sentence\): empty, expected a sentence"),
-        ("", "a.tsv, row 2: 1 columns"),
-    ],
-)
-def test_broken_rows(tmp_path, row, message):
+@pytest.mark.parametrize("row", ["gj04\t1\tA sentence.", "gj04\tyes\t\tA sentence.", "gj04\t1\t\t ", ""])
+def test_broken_rows(tmp_path, row):
+    message = (
+        "a.tsv, row 2: .* is no row of cola, which has 4 columns .* 0 or 1 in column 2 and sentences from column 4"
+    )
     with pytest.raises(ValueError, match=message):
         read_glue(write(tmp_path / "a.tsv", f"gj04\t1\t\tFine.\n{row}\ngj04\t1\t\tFine.\n"), "cola")
 
