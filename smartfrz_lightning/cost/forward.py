@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from smartfrz_lightning.private.pytorch import HigherOrderOperator, TorchDispatchMode
+from smartfrz_lightning.private.pytorch import HigherOrderOperator, TorchDispatchMode, in_backward
 
 aten = torch.ops.aten
 
@@ -54,7 +54,7 @@ class _Counter(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        if formula is not None:
+        if formula is not None and not in_backward():
             self.total += int(formula(*args, **kwargs, out_val=out))
         return out
 
@@ -86,7 +86,6 @@ class ForwardFlops:
         self._modes = contextlib.ExitStack()
         self._inside: list[str] = []
         self._counted = 0
-        self._paused = False
 
     @property
     def total(self) -> float:
@@ -112,21 +111,7 @@ class ForwardFlops:
             self.running = False
             self._modes.close()
 
-    def pause(self) -> None:
-        """Count nothing until ``resume``."""
-        if self.running and not self._paused:
-            self._note()
-            self._paused = True
-
-    def resume(self) -> None:
-        """Count on."""
-        if self.running and self._paused:
-            self._counted, self._paused = self._counter.total, False
-            self._inside.clear()
-
     def _note(self) -> None:
-        if self._paused:
-            return
         total = self._counter.total
         if total > self._counted:
             self.segments.append((self._inside[-1] if self._inside else "", total - self._counted))

@@ -44,13 +44,6 @@ class CostMeter:
     def before_backward(self) -> None:
         """A backward pass begins; what runs in it is not counted."""
         self._saw_backward = True
-        if self._counter is not None:
-            self._counter.pause()
-
-    def after_backward(self) -> None:
-        """A backward pass is over; another forward pass may follow."""
-        if self._counter is not None:
-            self._counter.resume()
 
     def stop(self) -> None:
         """No more of this batch is counted."""

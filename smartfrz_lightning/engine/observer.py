@@ -44,7 +44,7 @@ class Observer:
         self._watch, self._saw_loss = LayerWatch(self._model, self._exclude) if find else None, False
         if find or self.meter.measuring:
             self._modes.enter_context(eager())
-            self._modes.enter_context(_BackwardCalls(self.before_backward, self.meter.after_backward))
+            self._modes.enter_context(_BackwardCalls(self.before_backward))
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
         """These are about to be differentiated; in a loop of your own that is noticed by itself.
@@ -94,16 +94,13 @@ class Observer:
 
 
 class _BackwardCalls(TorchFunctionMode):
-    """Tells of every tensor on which ``backward`` is called, before and after it."""
+    """Tells of every tensor on which ``backward`` is called."""
 
-    def __init__(self, before: Callable[[Tensor], None], after: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, before: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self._before, self._after = before, after
+        self._before = before
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is not torch.Tensor.backward:
-            return func(*args, **(kwargs or {}))
-        self._before(args[0])
-        out = func(*args, **(kwargs or {}))
-        self._after()
-        return out
+        if func is torch.Tensor.backward:
+            self._before(args[0])
+        return func(*args, **(kwargs or {}))

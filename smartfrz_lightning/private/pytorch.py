@@ -28,6 +28,7 @@ __all__ = [
     "compile_config",
     "drawing_from",
     "gives_a_number",
+    "in_backward",
     "is_compiled",
     "module_hooks",
     "random_states",
@@ -54,6 +55,11 @@ def torch_is_older(major: int, minor: int) -> bool:
 def sequence_number(node: Any = None) -> int:
     """The number that autograd gave to a node, or gives to the next operation of this thread that it records."""
     return torch.autograd._get_sequence_nr() if node is None else node._sequence_nr()
+
+
+def in_backward() -> bool:
+    """Whether this runs inside of a backward pass."""
+    return torch._C._current_graph_task_id() >= 0
 
 
 def gives_a_number(node: Any) -> bool:

@@ -165,13 +165,13 @@ def test_recurrent_layers_cost_what_their_products_cost(kind, gates):
 def test_compiled_models_are_measured_too():
     net, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.rand(4, 8)
     compiled = torch.compile(net, backend="eager")
-    meter = CostMeter(net)
+    meter, layers = CostMeter(net), find_layers(net, x)
     meter.before_batch(x)
     with torch.compiler.set_stance("force_eager"):
         loss = compiled(x).sum()
     meter.before_backward()
     loss.backward()
-    assert meter.after_batch(find_layers(net, x)).full.forward == 4 * 2 * (64 + 16)
+    assert meter.after_batch(layers).full.forward == 4 * 2 * (64 + 16)
 
 
 def test_manual_optimization_with_two_passes_a_step(make_trainer):
@@ -224,11 +224,12 @@ def test_sentences_of_different_length_count_as_what_they_cost():
     meter, total, counted = CostMeter(net), 0.0, 0.0
     for length in (8, 64, 16, 8, 32, 16, 48, 64):
         ids = torch.zeros(4, length, dtype=torch.long)
+        layers = find_layers(net, ids)
         meter.before_batch(ids)
         loss = net(ids).sum()
         meter.before_backward()
         loss.backward()
-        first = meter.after_batch(find_layers(net, ids)) or None
+        first = meter.after_batch(layers)
         reference = first.full.forward if first else reference  # noqa: F821
         total += meter.work() * reference
         counted += 4 * (2 * 2 * length * length * 8 + 2 * 8 * 2)
