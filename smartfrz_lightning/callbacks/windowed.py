@@ -97,30 +97,13 @@ class WindowedFreezingCallback(FreezingCallback, ABC):
             self._history.record(run.global_steps)
 
     def select(self, run: TrainingRun) -> dict[str, float]:
-        ready: dict[str, float] = {}
-        if self._history is None:
-            return ready
-        for names, windows, steps in self._history.windows_by_length():
-            if len(steps) > 1:  # one snapshot shows no movement
-                ready |= self._judge(names, windows, steps)
+        history = self._history
+        if history is None or len(history.steps) < 2:  # one snapshot shows no movement
+            return {}
+        ready = self.ready(history.windows(), history.names, history.steps)
         if not self.front_only:
             return ready
         return {name: ready[name] for name in connected(run.layers, run.frozen, ready)}
-
-    def _judge(self, names: list[str], windows: Tensor, steps: list[int]) -> dict[str, float]:
-        if not self.front_only:
-            return self.ready(windows, names, steps)
-        ready: dict[str, float] = {}
-        # A layer behind one that is not ready cannot freeze: look at twice as many until one is not.
-        at, count = 0, 2
-        while at < len(names):
-            part = slice(at, at + count)
-            found = self.ready(windows[part], names[part], steps)
-            ready |= found
-            if len(found) < len(names[part]):
-                break
-            at, count = at + count, 2 * count
-        return ready
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
         if self._history is not None:

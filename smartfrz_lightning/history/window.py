@@ -25,7 +25,7 @@ class WeightHistory:
     Raises:
         ValueError: ``window`` or ``sample_size`` is below 1.
 
-    A layer that is watched later than others, as after a thaw, has a window of its own length: from then on.
+    Where a layer is watched that was not watched before, as after a thaw, all windows begin again.
 
     Examples:
         >>> import torch
@@ -53,7 +53,6 @@ class WeightHistory:
         self._ring = torch.zeros(len(layers), window, sample_size, device=device)
         self._steps: list[int] = []
         self._recorded = 0
-        self._since = [0] * len(self._layers)  # snapshots that were taken before a layer was watched
 
     @property
     def names(self) -> list[str]:
@@ -84,34 +83,18 @@ class WeightHistory:
         order = [number % self.window for number in range(oldest, self._recorded)]
         return self._ring[:, order]
 
-    def windows_by_length(self) -> list[tuple[list[str], Tensor, list[int]]]:
-        """Windows of layers that are watched for equally long: their names, windows and steps, in forward order."""
-        windows = self.windows()
-        groups: dict[int, list[int]] = {}
-        for row, since in enumerate(self._since):
-            groups.setdefault(min(len(self._steps), self._recorded - since), []).append(row)
-        return [
-            (
-                [self._layers[row].name for row in rows],
-                windows[rows, len(self._steps) - length :],
-                self._steps[-length:],
-            )
-            for length, rows in groups.items()
-            if length
-        ]
-
     def watch(self, layers: Sequence[Layer]) -> None:
-        """Watch exactly these layers from now on: known ones keep their snapshots, new ones begin."""
+        """Watch exactly these layers from now on."""
         row_of = {layer.name: row for row, layer in enumerate(self._layers)}
-        if [layer.name for layer in layers] == list(row_of):
+        names = [layer.name for layer in layers]
+        if names == list(row_of):
             return
-        old, old_since = self._ring, self._since
+        if row_of.keys() >= set(names):
+            self._ring = self._ring[[row_of[name] for name in names]]
+        else:
+            self._ring = self._ring.new_zeros(len(names), *self._ring.shape[1:])
+            self._steps, self._recorded = [], 0
         self._layers = list(layers)
-        self._since = [old_since[row_of[layer.name]] if layer.name in row_of else self._recorded for layer in layers]
-        self._ring = old.new_zeros(len(layers), *old.shape[1:])
-        for row, layer in enumerate(layers):
-            if layer.name in row_of:
-                self._ring[row] = old[row_of[layer.name]]
         self._sampler.watch(layers)
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +104,6 @@ class WeightHistory:
             "ring": self._ring.cpu(),
             "steps": self.steps,
             "recorded": self._recorded,
-            "since": list(self._since),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -138,9 +120,7 @@ class WeightHistory:
                 "sample_size of the run that was saved"
             )
         self.watch([layer for layer in self._layers if layer.name in state["names"]])
-        rows = [state["names"].index(name) for name in self.names]
-        self._ring.copy_(state["ring"][rows])
-        self._since = [state["since"][row] for row in rows]
+        self._ring.copy_(state["ring"][[state["names"].index(name) for name in self.names]])
         self._steps = list(state["steps"])
         self._recorded = state["recorded"]
 

@@ -14,6 +14,7 @@ USED_ELSEWHERE = {
     "module_hooks",
     "torch_is_older",
     "compile_config",
+    "in_backward",
     "is_compiled",
 }
 
