@@ -17,6 +17,7 @@ from smartfrz_lightning.engine.state import restore
 from smartfrz_lightning.engine.steps import StepHooks, has_stepped
 from smartfrz_lightning.freezing.compiled import allow_recompiling
 from smartfrz_lightning.freezing.freeze import freeze, thaw
+from smartfrz_lightning.layers.excluding import pin
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.report.timeline import Timeline
 
@@ -150,7 +151,7 @@ class Engine:
 
     def _find(self) -> None:
         if found := self._observer.find(self.processes.agree):
-            self._decider.pin(found)
+            self._decider.pin(pin(found, self.method.exclude))
             self.method.layers_found(self.run)
 
     def after_batch(self, stepped: bool = False) -> bool:

@@ -11,12 +11,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.engine import Engine
-from smartfrz_lightning.engine.excluding import check_patterns
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import thaw_frozen_here
 from smartfrz_lightning.engine.processes import Processes, TorchProcesses, several_processes
 from smartfrz_lightning.engine.shadow import LoopStep, loss_of
 from smartfrz_lightning.freezing.wrappers import unwrap
+from smartfrz_lightning.layers.excluding import check_patterns
 from smartfrz_lightning.report.show import timeline_table
 
 

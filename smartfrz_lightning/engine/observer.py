@@ -19,14 +19,13 @@ class Observer:
 
     Args:
         model: The model.
-        exclude: Patterns of what always trains.
 
     Attributes:
         meter: Measures what a step costs.
     """
 
-    def __init__(self, model: nn.Module, exclude: Sequence[str] = ()) -> None:
-        self._model, self._exclude = model, tuple(exclude)
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self.meter = CostMeter(model)
         self._watch: LayerWatch | None = None
         self._saw_loss = False
@@ -41,7 +40,7 @@ class Observer:
         """
         self.stop()
         self.meter.before_batch(batch)
-        self._watch, self._saw_loss = LayerWatch(self._model, self._exclude) if find else None, False
+        self._watch, self._saw_loss = LayerWatch(self._model) if find else None, False
         if find or self.meter.measuring:
             self._modes.enter_context(eager())
             self._modes.enter_context(_BackwardCalls(self.before_backward))

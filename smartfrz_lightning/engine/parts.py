@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.decider import Decider
-from smartfrz_lightning.engine.excluding import pin
 from smartfrz_lightning.engine.frozen import FrozenLayers
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.observer import Observer
 from smartfrz_lightning.engine.processes import Processes
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.engine.state import VERSION
+from smartfrz_lightning.layers.excluding import pin
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import tree_map_only
 from smartfrz_lightning.report.ledger import Ledger
@@ -64,7 +64,7 @@ class Parts:
             say=self._tell,
             **{name: getattr(before, name) for name in _OF_THE_LOOP if before is not None},
         )
-        self.observer = Observer(model, method.exclude)
+        self.observer = Observer(model)
         self.frozen = FrozenLayers(model, processes, self.run)
         self.decider = Decider(method, self.run, self.frozen, self.ledger, processes)
 

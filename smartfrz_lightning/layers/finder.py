@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smartfrz_lightning.layers.excluding import pin
 from smartfrz_lightning.layers.gathering import StepFacts, gather_layers
 from smartfrz_lightning.layers.graph import ParameterUse
 from smartfrz_lightning.layers.layer import Layer
@@ -20,11 +21,10 @@ class LayerWatch:
 
     Args:
         model: The model, with the parameters to be ignored already at ``requires_grad=False``.
-        exclude: Shell-style patterns (``backbone.stem.*``) of modules, layers or parameters that always train.
     """
 
-    def __init__(self, model: nn.Module, exclude: Sequence[str] = ()) -> None:
-        self._model, self._exclude = model, tuple(exclude)
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._ran: dict[str, int] = {}
         self._norms: dict[str, Any] = {}
@@ -69,7 +69,7 @@ class LayerWatch:
             for name, buffer in self._model.named_buffers()
             if name in self._buffers and _moved(self._buffers[name], buffer)
         }
-        return gather_layers(self._model, StepFacts(self._use, self._ran, changed), self._exclude)
+        return gather_layers(self._model, StepFacts(self._use, self._ran, changed))
 
 
 def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **kwargs: Any) -> list[Layer]:
@@ -78,7 +78,7 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
     Args:
         model: Any module. It is run in the mode that it is in, and its buffers are put back afterwards.
         inputs: What the model is called with.
-        exclude: Patterns of what always trains, see ``LayerWatch``.
+        exclude: Shell-style patterns (``backbone.stem.*``) of modules, layers or parameters that always train.
         kwargs: Keyword arguments for the call.
 
     Raises:
@@ -93,7 +93,7 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
         [('0.weight', '1.weight', '1.bias'), ('2.weight', '2.bias')]
     """
     before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    watch = LayerWatch(model, exclude)
+    watch = LayerWatch(model)
     try:
         with torch.enable_grad():
             out = model(*inputs, **kwargs)
@@ -101,7 +101,7 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
         watch.stop()
     out = dict(out) if hasattr(out, "items") else out  # outputs of transformers
     watch.leads_to(*tensors_in(out))
-    found = watch.layers()
+    found = pin(watch.layers(), exclude)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             if name in before:  # a cache may be made in the first call

@@ -1,13 +1,12 @@
 """Gather the parameters of a model into layers, from what one training step showed."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from smartfrz_lightning.layers.graph import ParameterUse
-from smartfrz_lightning.layers.layer import Layer, matches
+from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import Convolution, RunningNorm, SpectralNorm, module_hooks
 
 # An embedding this much smaller than the largest of its siblings (token types, positions) is light.
@@ -29,7 +28,7 @@ class StepFacts:
     changed: set[str] = field(default_factory=set)
 
 
-def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) -> list[Layer]:
+def gather_layers(model: nn.Module, facts: StepFacts) -> list[Layer]:
     """Gather all trainable parameters of a model into layers, in forward order, those that took no part last.
 
     Raises:
@@ -90,7 +89,7 @@ def gather_layers(model: nn.Module, facts: StepFacts, exclude: Sequence[str]) ->
         )
         for key, names in members.items()
     ]
-    return _pin(facts, found, time, exclude)
+    return _pin(facts, found, time)
 
 
 def _common(a: str, b: str) -> int:
@@ -203,7 +202,7 @@ def _names(members: dict, weights: dict, owners: dict) -> dict[str, str]:
     return {key: module if module and taken.count(module) == 1 else key for key, module in modules.items()}
 
 
-def _pin(facts: StepFacts, layers: list[Layer], time: dict, exclude: Sequence[str]) -> list[Layer]:
+def _pin(facts: StepFacts, layers: list[Layer], time: dict) -> list[Layer]:
     """Order the layers and mark those that always train."""
 
     def start(layer: Layer) -> float:
@@ -216,13 +215,5 @@ def _pin(facts: StepFacts, layers: list[Layer], time: dict, exclude: Sequence[st
     used = [layer for layer in layers if start(layer) < float("inf")]
     ends = [layer for layer in used if facts.use.heads.intersection(layer.parameters)]
     ends = ends or [max(used or layers, key=end)]
-    always_trains = []
-    for layer in layers:
-        if layer in ends:
-            layer = replace(layer, always_trains="output")
-        elif any(matches(p, n) for p in exclude for n in (layer.name, *layer.parameters)):
-            layer = replace(layer, always_trains="excluded")
-        elif layer not in used:
-            layer = replace(layer, always_trains="unused")
-        always_trains.append(layer)
-    return always_trains
+    why = {layer.name: "output" if layer in ends else "" if layer in used else "unused" for layer in layers}
+    return [replace(layer, always_trains=why[layer.name]) for layer in layers]

@@ -10,7 +10,7 @@ from smartfrz_lightning.layers.layer import Layer, matches
 
 
 def pin(layers: Sequence[Layer], exclude: Sequence[str]) -> list[Layer]:
-    """Layers that were found earlier, with what is excluded now."""
+    """Layers, with what is excluded marked as such, and nothing else."""
     always_trains = []
     for layer in layers:
         out = any(matches(pattern, name) for pattern in exclude for name in (layer.name, *layer.parameters))
