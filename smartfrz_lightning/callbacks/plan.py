@@ -1,7 +1,6 @@
 """PlanCallback: measure in the first steps of a training what freezing would save, and say how safe it is."""
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -9,14 +8,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch.optim import Optimizer
 
-from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.showing import print_shown
+from smartfrz_lightning.callbacks.smart import SmartFreezeCallback
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.report.plan import EXPECTED_LOSS, PlannedPrefix, plan_table, plot_plan
 from smartfrz_lightning.stages.later import LaterStage
+from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import StartStage
 
 SHARES = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
@@ -25,7 +24,59 @@ SHARES = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
 WARM_UP, TIMED = 2, 8
 
 
-class PlanCallback(FreezingCallback):
+class _Measure(Stage):
+    """Once the start stage has decided, take some steps with each of some prefixes frozen."""
+
+    def __init__(self, start: StartStage) -> None:
+        self._start = start
+
+    def reset(self) -> None:
+        self._depths: list[int] = []  # to measure
+        self.seconds: dict[int, list[float]] = {}  # of steps, by layers that are frozen
+        self.memory: dict[int, float] = {}
+        self.over = False
+
+    def before_batch(self, run: TrainingRun) -> None:
+        if _accelerated(run):
+            torch.accelerator.synchronize()
+            torch.accelerator.reset_peak_memory_stats()
+        self._began = time.perf_counter()
+
+    def step_done(self, run: TrainingRun) -> None:
+        if self.over or self._start.busy(run):
+            return
+        if not self._depths:
+            free = sum(not layer.always_trains for layer in run.layers)
+            chosen = len(self._start.answer.freeze)
+            self._depths = sorted({round(share * free) for share in SHARES} | {chosen})
+        depth = len(run.frozen)
+        if depth != self._next():
+            return
+        if _accelerated(run):
+            torch.accelerator.synchronize()
+            self.memory[depth] = torch.accelerator.max_memory_allocated() / 1e9
+        self.seconds.setdefault(depth, []).append(time.perf_counter() - self._began)
+        self.over = self._next() is None
+
+    def _next(self) -> int | None:
+        """The prefix to measure now; ``None`` if all are."""
+        return next((depth for depth in self._depths if len(self.seconds.get(depth, ())) < WARM_UP + TIMED), None)
+
+    def check_due(self, run: TrainingRun) -> bool:
+        return bool(self._depths) and not self.over and self._next() != len(run.frozen)
+
+    def select(self, run: TrainingRun) -> Decision:
+        names = [layer.name for layer in run.layers if not layer.always_trains]
+        depth, frozen = self._next() or 0, set(run.frozen)
+        freeze = [name for name in names[:depth] if name not in frozen]
+        return Decision(freeze, [name for name in names[depth:] if name in frozen], untrained=True)
+
+
+def _accelerated(run: TrainingRun) -> bool:
+    return next(run.model.parameters()).device.type in ("cuda", "xpu")
+
+
+class PlanCallback(SmartFreezeCallback):
     """Say what freezing each prefix of a network would save in this training, and how safe it is; then stop.
 
     In a Trainer in place of ``SmartFreezeCallback``, or as ``smartfrz plan --config ...``:
@@ -53,95 +104,19 @@ class PlanCallback(FreezingCallback):
         []
     """
 
-    thaws = True
-    works_sharded = False
-
     def __init__(
         self,
         start: StartStage | None = None,
         later: LaterStage | bool = True,
         exclude: Sequence[str] | str = (),
     ) -> None:
-        super().__init__(report=False, every_n_train_steps=1, exclude=exclude)
-        self._stage = start or StartStage()
+        start = start or StartStage()
+        self._measure = _Measure(start)
+        super().__init__(start, verify=False, later=self._measure, exclude=exclude, report=False)
+        start.verified, self.works_sharded = True, False
+        self._start = start
         self._later: LaterStage | None = LaterStage() if later is True else later or None
         self.plan: list[PlannedPrefix] = []
-
-    def reset(self) -> None:
-        self._stage.reset()
-        self._depths: list[int] | None = None  # once the probe is over
-        self._seconds: dict[int, list[float]] = defaultdict(list)  # of steps, by layers that are frozen
-        self._memory: dict[int, float] = {}
-        self._over = False
-
-    # --- the probe is the start stage's
-
-    def start(self, run: TrainingRun) -> None:
-        self._stage.start(run)
-
-    def before_batch(self, run: TrainingRun) -> None:
-        self._stage.before_batch(run)
-        if self._accelerated(run):
-            torch.accelerator.synchronize()
-            torch.accelerator.reset_peak_memory_stats()
-        self._began = time.perf_counter()
-
-    def layers_found(self, run: TrainingRun) -> None:
-        self._stage.layers_found(run)
-
-    def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        self._stage.gradients_ready(run, optimizer)
-
-    def optimizer_stepped(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        self._stage.optimizer_stepped(run, optimizer)
-
-    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
-        self._stage.batch_done(run, stepped)
-
-    # --- what is measured
-
-    def step_done(self, run: TrainingRun) -> None:
-        if self._depths is None:
-            self._stage.step_done(run)
-            return
-        if self._over:
-            return
-        depth = len(run.frozen)
-        if self._accelerated(run):
-            torch.accelerator.synchronize()
-            self._memory[depth] = torch.accelerator.max_memory_allocated() / 1e9
-        self._seconds[depth].append(time.perf_counter() - self._began)
-        self._over = self._next() is None
-
-    def _accelerated(self, run: TrainingRun) -> bool:
-        return next(run.model.parameters()).device.type in ("cuda", "xpu")
-
-    def _next(self) -> int | None:
-        """The prefix to measure now; ``None`` if all are."""
-        return next((depth for depth in self._depths or () if len(self._seconds[depth]) < WARM_UP + TIMED), None)
-
-    def check_due(self, run: TrainingRun) -> bool:
-        if self._depths is None:
-            return bool(run.layers) and (self._stage.check_due(run) or not self._stage.busy(run))
-        return not self._over and self._next() != len(run.frozen)
-
-    def select(self, run: TrainingRun) -> Decision:
-        if self._depths is None:
-            return Decision()
-        names = [layer.name for layer in run.layers if not layer.always_trains]
-        depth, frozen = self._next() or 0, set(run.frozen)
-        freeze = [name for name in names[:depth] if name not in frozen]
-        return Decision(freeze, [name for name in names[depth:] if name in frozen], untrained=True)
-
-    def decision_applied(self, run: TrainingRun) -> None:
-        if self._depths is not None:
-            return
-        if self._stage.check_due(run):
-            self._stage.select(run)
-            self._stage.decision_applied(run)
-        free = sum(not layer.always_trains for layer in run.layers)
-        chosen = len(self._stage.answer.freeze)
-        self._depths = sorted({round(share * free) for share in SHARES} | {chosen})
 
     # --- what is shown
 
@@ -155,16 +130,16 @@ class PlanCallback(FreezingCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        trainer.should_stop |= self._over
+        trainer.should_stop |= self._measure.over
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._engine.run
         super().on_train_end(trainer, pl_module)
-        if not trainer.is_global_zero or not self._seconds or run.cost is None:
+        if not trainer.is_global_zero or not self._measure.seconds or run.cost is None:
             return
         self.plan = self._planned(run)
-        print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self._stage.threshold_of(run)))
-        if not self._over:
+        print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self.timeline.notes))
+        if not self._measure.over:
             print_shown(f"The run ended after {run.steps} steps, before all prefixes were measured: take a longer one.")
         if trainer.loggers and trainer.log_dir is not None:
             path = Path(trainer.log_dir) / "freeze_plan.png"
@@ -175,8 +150,8 @@ class PlanCallback(FreezingCallback):
     def _planned(self, run: TrainingRun) -> list[PlannedPrefix]:
         free = [layer for layer in run.layers if not layer.always_trains]
         size = sum(layer.size for layer in run.layers)
-        times = {depth: median(taken[WARM_UP:] or taken) for depth, taken in self._seconds.items() if taken}
-        safe = self._stage.safe
+        times = {depth: median(taken[WARM_UP:] or taken) for depth, taken in self._measure.seconds.items()}
+        safe = self._start.safe
         assert run.cost is not None
         return [
             PlannedPrefix(
@@ -187,10 +162,10 @@ class PlanCallback(FreezingCallback):
                 flops=run.cost.relative([layer.name for layer in free[:depth]]),
                 seconds=times[depth],
                 time=times[depth] / times[min(times)],
-                memory=self._memory.get(depth),
+                memory=self._measure.memory.get(depth),
                 safe=safe[depth - 1] if depth and safe else None,
                 later=self._later.earliest(len(free), depth, EXPECTED_LOSS) if depth and self._later else None,
-                default=bool(depth) and depth == len(self._stage.answer.freeze),
+                default=bool(depth) and depth == len(self._start.answer.freeze),
             )
             for depth in sorted(times)
         ]

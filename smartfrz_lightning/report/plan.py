@@ -45,14 +45,14 @@ class PlannedPrefix:
     default: bool
 
 
-def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, threshold: float | None = None) -> Group:
+def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, notes: Sequence[str]) -> Group:
     """What was measured, and the line that does it by hand.
 
     Args:
         plan: The prefixes, full training first.
         title: Of the table.
         steps: Steps that were taken.
-        threshold: p(safe) that the default asks for at the start.
+        notes: What the default said of its decision.
     """
     with_memory = any(prefix.memory for prefix in plan)
     table = Table(title=f"Freezing a prefix of {title} from the start", box=SIMPLE_HEAD, pad_edge=False)
@@ -72,27 +72,13 @@ def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, threshold:
             "–" if one.later is None else f"{one.later:.0%}",
         ]
         table.add_row(*row, style="bold" if one.default else None)
-    default = next((one for one in plan if one.default), None)
     lines = [
         "parameters: the share that is frozen; FLOPs, time: of a step, relative to full training; p(safe): how likely "
         "freezing from the first step to the last costs at most 2 points; later: the share of the run from which it "
-        f"would freeze for good, if the training loss is by then {EXPECTED_LOSS:g} of the first. {steps} steps taken."
+        f"would freeze for good, if the training loss is by then {EXPECTED_LOSS:g} of the first. {steps} steps taken.",
+        *(f"SmartFreezeCallback(): {note}" for note in notes),
     ]
-    if default is not None:
-        lines.append(
-            f"SmartFreezeCallback() freezes {default.layers} of {default.of} layers at the start, tries what training "
-            "them brings, and freezes more later, as the training loss falls"
-        )
-    else:
-        known = [one.safe for one in plan if one.safe is not None]
-        why = f" (p(safe) has to be {threshold:.2f})" if threshold is not None else ""
-        if not known:
-            why = " (p(safe) is not known)"
-        elif threshold is not None and max(known) >= threshold:
-            why = " (no layer that trains has been trained before)"
-        lines.append(f"SmartFreezeCallback() freezes nothing at the start{why}; layers may freeze as the loss falls")
-    if default is not None:
-        lines.append(f"by hand: StaticFreezeCallback(layers={default.layers})")
+    lines += [f"by hand: StaticFreezeCallback(layers={one.layers})" for one in plan if one.default]
     return Group(table, Text("\n".join(lines)))
 
 
