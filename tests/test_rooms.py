@@ -74,21 +74,3 @@ def test_plain_rooms_do_without_lightning(room):
     for path in (PACKAGE / room).glob("*.py"):
         used = [module for module in imports(path) if module.startswith(("lightning", "pytorch_lightning"))]
         assert not used and "smartfrz_lightning.private.trainer" not in imports(path), path
-
-
-@pytest.mark.parametrize(("place", "path"), list(files()), ids=lambda value: value.as_posix() if value else "")
-def test_private_parts_of_others_are_used_in_one_room_only(place, path):
-    if place.parts[0] == "private":
-        return
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            owner = node.value
-            own = isinstance(owner, ast.Name) and (
-                owner.id in ("self", "cls", "aten", "other") or owner.id[0].isupper()
-            )
-            own |= isinstance(owner, ast.Call) or (isinstance(owner, ast.Attribute) and owner.attr.startswith("_"))
-            own |= isinstance(owner, ast.Attribute) and owner.attr in ("ops", "aten")
-            assert own, f"{place}:{node.lineno} uses {ast.unparse(node)}"
-    for module in imports(path):
-        assert not any(part.startswith("_") for part in module.split(".")), f"{place} imports {module}"

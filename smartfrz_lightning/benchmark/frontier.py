@@ -51,14 +51,6 @@ def frontier_of(
         shortened: Names of the shortened ones.
         seed: The seed.
         by: The cost: ``"flops"`` or ``"seconds"``.
-
-    Examples:
-        >>> from smartfrz_lightning.benchmark.frontier import frontier_of
-        >>> def result(run, value, seconds):
-        ...     return {"run": run, "seed": 1, "value": value, "seconds": {"train": seconds}}
-        >>> results = [result("full", 0.75, 20.0), result("half", 0.7, 10.0)]
-        >>> frontier_of(results, "full", ["half"], 1, "seconds").at(0.5)
-        0.7
     """
     full = find_result(list(results), baseline, seed)
     shorter = [r for name in shortened if (r := find_result(list(results), name, seed)) is not None]
@@ -75,14 +67,6 @@ def above_frontier(
     """How far each run of a method lies above the frontier of its own seed, at its own cost.
 
     Seeds whose frontier does not reach down to that cost are left out.
-
-    Examples:
-        >>> from smartfrz_lightning.benchmark.frontier import above_frontier
-        >>> def result(run, value, seconds):
-        ...     return {"run": run, "seed": 1, "value": value, "seconds": {"train": seconds}}
-        >>> results = [result("full", 0.75, 20.0), result("half", 0.7, 10.0), result("held", 0.74, 10.0)]
-        >>> [round(points, 3) for points in above_frontier(results, "held", "full", ["half"], "seconds")]
-        [0.04]
     """
     above = []
     for result in results:

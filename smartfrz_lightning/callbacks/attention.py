@@ -41,11 +41,6 @@ class AttentionFreezeCallback(WindowedFreezingCallback):
     Raises:
         FileNotFoundError: There is no such predictor file.
         ValueError: An argument is out of range, or the predictor file cannot be read.
-
-    Examples:
-        >>> from smartfrz_lightning import AttentionFreezeCallback
-        >>> AttentionFreezeCallback(threshold=0.9, front_only=True).window
-        30
     """
 
     def __init__(

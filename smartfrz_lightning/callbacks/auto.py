@@ -35,11 +35,6 @@ class AutoFreezeCallback(FreezingCallback):
     Raises:
         ValueError: An argument is out of range; on ``fit``: the data loader has no length and
             ``every_n_train_steps`` is not given.
-
-    Examples:
-        >>> from smartfrz_lightning import AutoFreezeCallback
-        >>> AutoFreezeCallback(evaluations_per_epoch=2).percentile
-        50
     """
 
     works_sharded = False

@@ -40,11 +40,6 @@ class BudgetFreezeCallback(FreezingCallback):
 
     Raises:
         ValueError: ``budget`` is not between 0 and 1; in the first steps: what always trains costs more than it.
-
-    Examples:
-        >>> from smartfrz_lightning import BudgetFreezeCallback
-        >>> BudgetFreezeCallback(budget=0.5).budget
-        0.5
     """
 
     works_sharded = False

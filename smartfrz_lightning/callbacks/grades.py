@@ -33,11 +33,6 @@ class GradESFreezeCallback(FreezingCallback):
 
     Raises:
         ValueError: An argument is out of range; on ``fit``: the run has no known length.
-
-    Examples:
-        >>> from smartfrz_lightning import GradESFreezeCallback
-        >>> GradESFreezeCallback(tau=2.5).grace
-        0.5
     """
 
     works_sharded = False

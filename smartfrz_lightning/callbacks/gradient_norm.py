@@ -30,11 +30,6 @@ class GradientNormFreezeCallback(FreezingCallback):
 
     Raises:
         ValueError: ``alpha`` is out of range, or both intervals are given.
-
-    Examples:
-        >>> from smartfrz_lightning import GradientNormFreezeCallback
-        >>> GradientNormFreezeCallback(alpha=0.5).alpha
-        0.5
     """
 
     works_sharded = False

@@ -29,11 +29,6 @@ class IntervalFreezeCallback(IntervalStage, FreezingCallback):
     Raises:
         ValueError: An argument is out of range; on ``fit``: the run has no known length; in the first step: so much
             cannot be saved.
-
-    Examples:
-        >>> from smartfrz_lightning import IntervalFreezeCallback
-        >>> IntervalFreezeCallback(flops_reduction=0.3).save
-        0.3
     """
 
     def __init__(

@@ -97,11 +97,6 @@ class PlanCallback(SmartFreezeCallback):
 
     Attributes:
         plan: What was found, a prefix an entry; empty before.
-
-    Examples:
-        >>> from smartfrz_lightning import PlanCallback
-        >>> PlanCallback().plan
-        []
     """
 
     def __init__(

@@ -44,11 +44,6 @@ class HistoryRecorder(FreezingCallback):
         ValueError: The reference is of another architecture or cannot be read, or an argument is below 1.
         MisconfigurationException: On ``fit``: there are several processes, the run had begun before, or the sanity
             check has too few examples.
-
-    Examples:
-        >>> from smartfrz_lightning import HistoryRecorder
-        >>> HistoryRecorder(reference="runs/first/reference.ckpt", network="resnet20").checks_per_epoch
-        8
     """
 
     def __init__(

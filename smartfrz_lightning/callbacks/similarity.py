@@ -33,11 +33,6 @@ class SimilarityFreezeCallback(FreezingCallback):
         FileNotFoundError: On ``fit``: there is no such reference.
         ValueError: An argument is out of range; on ``fit``: the data loader has no length, or the reference cannot be
             read or is of another architecture.
-
-    Examples:
-        >>> from smartfrz_lightning import SimilarityFreezeCallback
-        >>> SimilarityFreezeCallback(reference="runs/full/last.ckpt").epsilon
-        0.01
     """
 
     works_sharded = False

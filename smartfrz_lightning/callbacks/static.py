@@ -28,11 +28,6 @@ class StaticFreezeCallback(FreezingCallback):
     Raises:
         ValueError: ``layers`` is negative, or a share of 1 or more; in the first step: it is
             more than may freeze.
-
-    Examples:
-        >>> from smartfrz_lightning import StaticFreezeCallback
-        >>> StaticFreezeCallback(layers=0.5).layers_to_freeze
-        0.5
     """
 
     works_sharded = False

@@ -5,17 +5,7 @@ from dataclasses import dataclass
 
 @dataclass
 class StepFlops:
-    """Floating-point operations of training steps; a multiply-add counts as two.
-
-    Examples:
-        >>> from smartfrz_lightning.cost import StepFlops
-        >>> run = StepFlops()
-        >>> run.add(StepFlops(forward=60, weight_gradient=60, activation_gradient=50).times(10))
-        >>> run
-        StepFlops(forward=600, weight_gradient=600, activation_gradient=500)
-        >>> run.total
-        1700
-    """
+    """Floating-point operations of training steps; a multiply-add counts as two."""
 
     forward: float = 0
     weight_gradient: float = 0

@@ -27,8 +27,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> in
 
 _FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mkldnn_rnn_layer: lambda x, w1, w2, *args, **kw: _recurrent(x, w1, w2),
-    aten._cudnn_rnn: lambda x, weights, *args, **kw: _recurrent(x, *weights),
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # missing in older versions of PyTorch
+    aten._cudnn_rnn: lambda x, weights, *args, **kw: _recurrent(x, *weights),  # noqa: SLF001
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # noqa: SLF001  # missing in older versions of PyTorch
     **flop_registry,
 }
 

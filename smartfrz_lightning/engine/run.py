@@ -109,14 +109,7 @@ class TrainingRun:
 
     @property
     def total_steps(self) -> float:
-        """Steps of the whole run, going by those that are done; ``inf`` where its length is not known, or none is done.
-
-        Examples:
-            >>> from smartfrz_lightning.engine import TrainingRun
-            >>> from torch import nn
-            >>> TrainingRun(nn.Identity(), steps=50, progress=0.25).total_steps
-            200.0
-        """
+        """Steps of the whole run, going by those that are done; ``inf`` where that cannot be told."""
         return self.steps / self.progress if self.progress else math.inf
 
     def passed(self, batches: float) -> bool:

@@ -53,20 +53,7 @@ def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
 
 
 def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:
-    """Let frozen layers train again; their modules go back to the mode of the model.
-
-    Examples:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.freeze import freeze, thaw
-        >>> from smartfrz_lightning.layers.finder import find_layers
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-        >>> layers = find_layers(net, torch.rand(8, 4))[:1]
-        >>> freeze(net, layers)
-        >>> thaw(net, layers)
-        >>> net[1].training, all(parameter.requires_grad for parameter in net.parameters())
-        (True, True)
-    """
+    """Let frozen layers train again; their modules go back to the mode of the model."""
     for layer in layers:
         for name in layer.parameters:
             model.get_parameter(name).requires_grad_(True)

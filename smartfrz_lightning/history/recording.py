@@ -32,18 +32,6 @@ class Recording:
         layers: Names of the layers.
         sizes: Number of parameters of each layer.
         settings: Seed, spacing, versions and the like.
-
-    Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> import torch
-        >>> from smartfrz_lightning.history.recording import Recording
-        >>> checks, cka = [torch.tensor([0.5, 1.0]) for _ in range(5)], torch.tensor([[0.7], [0.9]])
-        >>> run = Recording(torch.rand(3, 1, 4), torch.arange(3), *checks, cka, "net", ["fc"], [8])
-        >>> with TemporaryDirectory() as folder:
-        ...     run.save(f"{folder}/run.safetensors")
-        ...     again = Recording.load(f"{folder}/run.safetensors")
-        >>> again.layers, again.cka.equal(cka)
-        (['fc'], True)
     """
 
     snapshots: Tensor

@@ -38,16 +38,6 @@ class WeightSampler:
         layers: The layers to sample.
         sample_size: Samples a layer (1,024 in the paper).
         seed: Fixes which weights are sampled.
-
-    Examples:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.layers.finder import find_layers
-        >>> from smartfrz_lightning.history.sampling import WeightSampler
-        >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
-        >>> sampler = WeightSampler(net, find_layers(net, torch.rand(1, 8)), sample_size=16)
-        >>> sampler(torch.empty(2, 16)).shape
-        torch.Size([2, 16])
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer], sample_size: int = 1024, seed: int = 0) -> None:

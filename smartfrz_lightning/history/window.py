@@ -26,18 +26,6 @@ class WeightHistory:
         ValueError: ``window`` or ``sample_size`` is below 1.
 
     Where a layer is watched that was not watched before, as after a thaw, all windows begin again.
-
-    Examples:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.history.window import WeightHistory
-        >>> from smartfrz_lightning.layers.finder import find_layers
-        >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
-        >>> history = WeightHistory(net, find_layers(net, torch.rand(1, 8)), window=3, sample_size=16)
-        >>> for step in range(5):
-        ...     history.record(step)
-        >>> history.steps, history.windows().shape
-        ([2, 3, 4], torch.Size([2, 3, 16]))
     """
 
     def __init__(

@@ -53,14 +53,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def front(layers: Sequence[Layer], frozen: Iterable[str]) -> list[Layer]:
-    """The layers before the first one that trains.
-
-    Examples:
-        >>> from smartfrz_lightning.layers.layer import Layer, front
-        >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
-        >>> [layer.name for layer in front(layers, frozen=["a", "b", "d"])]
-        ['a', 'b']
-    """
+    """The layers before the first one that trains."""
     frozen = set(frozen)
     prefix = []
     for layer in layers:

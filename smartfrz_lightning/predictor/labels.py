@@ -19,16 +19,6 @@ def stable_range_labels(recording: Recording, epsilon: float = 0.01) -> Tensor:
 
     Returns:
         ``[checks, layers]``, ``int64``, of 1, 0 and -1.
-
-    Examples:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.labels import stable_range_labels
-        >>> from smartfrz_lightning.history.recording import Recording
-        >>> time = torch.tensor([0.5, 1.0, 1.5, 2.0])
-        >>> cka = torch.tensor([[0.5], [0.8], [0.803], [0.805]])
-        >>> run = Recording(torch.zeros(1, 1, 4), torch.ones(1), time, time, time, time, time, cka, "net", ["fc"], [8])
-        >>> stable_range_labels(run).flatten().tolist()
-        [-1, 0, 0, 1]
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon={epsilon}: must be above 0; 0.01 is the default")

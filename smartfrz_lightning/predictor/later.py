@@ -6,14 +6,7 @@ from smartfrz_lightning.predictor.weights import SHIPPED
 
 
 class LaterPredictor(LogisticPredictor):
-    """A logistic regression on the depth of a prefix, what is left of the run, and how far the loss has fallen.
-
-    Examples:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.later import LaterPredictor
-        >>> LaterPredictor.load()(torch.rand(12, 3)).shape
-        torch.Size([12])
-    """
+    """A logistic regression on the depth of a prefix, what is left of the run, and how far the loss has fallen."""
 
     inputs = INPUTS
     kind = "smartfrz-later-predictor"

@@ -23,11 +23,6 @@ def later_inputs(layers: int, progress: float, loss: float) -> Tensor:
 
     Returns:
         ``[prefixes, inputs]``, the inputs named by ``INPUTS``.
-
-    Examples:
-        >>> from smartfrz_lightning.predictor.later_inputs import later_inputs
-        >>> later_inputs(layers=2, progress=0.9, loss=0.1).tolist()
-        [[0.5, -1.0, -1.0], [1.0, -1.0, -1.0]]
     """
     of_run = torch.tensor([max(1 - progress, LEAST_LEFT), max(loss, LEAST_LOSS)], dtype=torch.double).log10()
     depth = torch.arange(1, layers + 1, dtype=torch.double) / layers

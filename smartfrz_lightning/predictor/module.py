@@ -31,13 +31,6 @@ class PredictorModule(LightningModule):
         representation: What the predictor sees of a snapshot.
         sample_size: Sampled weights a snapshot; that of the recordings.
         optimizer: Makes the optimizer; SGD with momentum as in the paper.
-
-    Examples:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.module import PredictorModule
-        >>> module = PredictorModule("mine.safetensors", sample_size=16, representation="raw")
-        >>> module.predictor(torch.randn(5, 30, 16)).shape  # scores of training on and of freezing
-        torch.Size([5, 2])
     """
 
     def __init__(

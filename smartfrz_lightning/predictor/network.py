@@ -73,17 +73,9 @@ class AttentionPredictor(nn.Module):
         if lengths is None:
             lengths = torch.full((len(windows),), windows.shape[1], device=windows.device)
         seen = represent(windows, lengths, self.representation)
-        keys, values = self.encode(seen)
         latest = seen[torch.arange(len(seen)), lengths - 1]
-        return self.decide(latest, keys, values, lengths)
-
-    def encode(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of represented snapshots ``[layers, snapshots, sample_size]`` (Eq. 1)."""
-        return self.key(seen), self.value(seen)
-
-    def decide(self, latest: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
-        """Scores from the latest snapshot and the keys and values of all (Eq. 2 to 4)."""
+        keys, values = self.key(seen), self.value(seen)  # Eq. 1
         scores = (keys @ self.query(latest)[:, :, None])[..., 0]
         padding = torch.arange(keys.shape[1], device=keys.device) >= lengths[:, None]
-        attention = scores.masked_fill(padding, float("-inf")).softmax(1)
-        return self.decision((attention[:, None] @ values)[:, 0])
+        attention = scores.masked_fill(padding, float("-inf")).softmax(1)  # Eq. 2
+        return self.decision((attention[:, None] @ values)[:, 0])  # Eq. 3 and 4

@@ -26,14 +26,6 @@ def represent(windows: Tensor, lengths: Tensor, representation: Representation) 
 
     Returns:
         ``[layers, snapshots, sample_size]``.
-
-    Examples:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.representation import represent
-        >>> windows = torch.randn(2, 5, 16)
-        >>> once, scaled = (represent(factor * windows, torch.tensor([5, 5]), "displacement") for factor in (1, 8))
-        >>> torch.allclose(once, scaled, atol=1e-4)
-        True
     """
     check_representation(representation)
     if representation == "raw":

@@ -15,12 +15,6 @@ class StartPredictor(LogisticPredictor):
 
     Args:
         shift_floor: Value of the input ``shift`` up to which it says nothing.
-
-    Examples:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.start import StartPredictor
-        >>> StartPredictor.load()(torch.rand(12, 5)).shape
-        torch.Size([12])
     """
 
     inputs = INPUTS

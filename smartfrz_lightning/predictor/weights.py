@@ -26,19 +26,7 @@ SHIPPED = (
 
 
 def save_predictor(predictor: AttentionPredictor, path: str | Path, **about: Any) -> None:
-    """Write a predictor to one safetensors file, with its construction and ``about`` as JSON in the metadata.
-
-    Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.predictor.network import AttentionPredictor
-        >>> from smartfrz_lightning.predictor.weights import load_predictor, save_predictor
-        >>> predictor = AttentionPredictor(sample_size=16, representation="raw")
-        >>> with TemporaryDirectory() as folder:
-        ...     save_predictor(predictor, f"{folder}/mine.safetensors", trained_on=["resnet20"])
-        ...     again = load_predictor(f"{folder}/mine.safetensors")
-        >>> again.sample_size, again.representation, again.key[0].weight.equal(predictor.key[0].weight)
-        (16, 'raw', True)
-    """
+    """Write a predictor to one safetensors file, with its construction and ``about`` as JSON in the metadata."""
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -63,11 +51,6 @@ def load_predictor(path: str | Path | None = None) -> AttentionPredictor:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is cut short, or of another format or version.
-
-    Examples:
-        >>> from smartfrz_lightning.predictor.weights import load_predictor
-        >>> load_predictor().representation
-        'displacement'
     """
 
     def make(header: dict[str, Any]) -> AttentionPredictor:

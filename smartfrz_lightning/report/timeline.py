@@ -191,18 +191,6 @@ def read_freeze_steps(path: str | Path) -> dict[str, int | None]:
 
     Raises:
         ValueError: It is no such CSV.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from smartfrz_lightning.layers.layer import Layer
-        >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline, read_freeze_steps
-        >>> layers = [Layer("0", (), (), (), 66), Layer("1", (), (), (), 8)]
-        >>> timeline = Timeline(layers, [FreezeEvent("0", step=4, epoch=1.0, confidence=0.9)])
-        >>> with TemporaryDirectory() as folder:
-        ...     size = Path(folder, "timeline.csv").write_text(timeline.to_csv())
-        ...     read_freeze_steps(f"{folder}/timeline.csv")
-        {'0': 4, '1': None}
     """
     rows = list(csv.DictReader(io.StringIO(Path(path).read_text())))
     try:
