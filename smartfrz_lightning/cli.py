@@ -50,11 +50,7 @@ def main(args: ArgsType = None) -> None:
 
 
 def plan_command(args: Sequence[str]) -> None:
-    """Take some eighty steps of the training that a config describes, and show what freezing would save in it.
-
-    Args:
-        args: Command-line arguments after ``smartfrz plan``; those of ``smartfrz fit``.
-    """
+    """Take some eighty steps of the training that a config describes, and show what freezing would save in it."""
     with warnings.catch_warnings():  # the arguments are those of the command line, less the word plan
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         cli = FitCLI(args=list(args), run=False, save_config_callback=None)

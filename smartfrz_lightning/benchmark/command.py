@@ -12,11 +12,7 @@ from smartfrz_lightning.benchmark.suite import run_benchmark
 
 
 def benchmark_command(args: Sequence[str] | None = None) -> None:
-    """Run the benchmark that a config describes; exits with 1 if a run failed.
-
-    Args:
-        args: Command-line arguments after ``smartfrz benchmark``.
-    """
+    """Run the benchmark that a config describes; exits with 1 if a run failed."""
     benchmark = read_benchmark(args)
     try:
         done = run_benchmark(benchmark)
@@ -27,11 +23,7 @@ def benchmark_command(args: Sequence[str] | None = None) -> None:
 
 
 def read_benchmark(args: Sequence[str] | None = None) -> Benchmark:
-    """The benchmark that a config describes.
-
-    Args:
-        args: Command-line arguments after ``smartfrz benchmark``.
-    """
+    """The benchmark that a config describes."""
     parser = ArgumentParser(
         prog="smartfrz benchmark",
         description="Run methods x seeds of one experiment, side by side, into one table and picture. Started again, "

@@ -11,9 +11,6 @@ class EpochSeed(Callback):
     """Runs of one seed see the same batches, whatever they draw in between.
 
     Under DDP every process draws numbers of its own.
-
-    Args:
-        seed: Of the run.
     """
 
     def __init__(self, seed: int) -> None:

@@ -21,9 +21,6 @@ from smartfrz_lightning.benchmark.table import compare, to_markdown, to_rich
 def run_benchmark(benchmark: Benchmark) -> bool:
     """Do every run that has no result yet, then write the table and the picture into the output folder.
 
-    Args:
-        benchmark: What to run.
-
     Returns:
         Whether all runs are done; those that failed are named on the screen.
 

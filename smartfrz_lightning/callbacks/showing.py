@@ -25,13 +25,7 @@ class FreezeLog:
         self._shown = -1
 
     def log(self, trainer: Trainer, timeline: Timeline, steps: int) -> None:
-        """Call it after every step.
-
-        Args:
-            trainer: Its progress bar and loggers.
-            timeline: What is frozen.
-            steps: Steps of this run that are done.
-        """
+        """Call it after every step."""
         changed = len(timeline.events) != self._shown
         interval = log_interval(trainer)
         due = interval > 0 and steps % interval == 0

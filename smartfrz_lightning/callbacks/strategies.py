@@ -19,11 +19,6 @@ def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
     """Raise ``MisconfigurationException`` for a strategy under which a method cannot freeze layers while training.
 
     A Trainer of the package ``pytorch_lightning`` is a ``TypeError``.
-
-    Args:
-        trainer: Its strategy is checked.
-        method: Name of the freezing method.
-        works_sharded: Whether the method can do with sharded parameters.
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(
@@ -83,11 +78,7 @@ def forget_late_restore(trainer: Trainer) -> None:
 
 
 class TrainerProcesses:
-    """How the processes of a Trainer agree, and what its strategy needs when it changes what trains.
-
-    Args:
-        trainer: About to fit.
-    """
+    """How the processes of a Trainer agree, and what its strategy needs when it changes what trains."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._strategy = trainer.strategy

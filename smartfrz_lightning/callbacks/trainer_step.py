@@ -43,12 +43,7 @@ def cannot_verify(trainer: Trainer, module: LightningModule) -> str:
 
 
 class TrainerStep(ShadowStep):
-    """Of a Trainer, under automatic optimization.
-
-    Args:
-        trainer: Trains the module.
-        module: The module.
-    """
+    """Of a Trainer, under automatic optimization."""
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         super().__init__()

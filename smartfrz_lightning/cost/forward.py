@@ -70,9 +70,6 @@ class ForwardFlops:
     Only modules that own parameters are told apart. Operations inside of compiled regions, and of
     higher-order operators such as ``torch.cond``, are not counted.
 
-    Args:
-        model: The model.
-
     Attributes:
         segments: FLOPs in the order of running, as ``(module, FLOPs)``; the module is empty outside of them all.
         running: Whether a forward pass is being counted.

@@ -13,11 +13,7 @@ _SIZES, _ALIKE = 12, 0.05  # sizes that are measured at most, and how much they 
 
 
 class CostMeter:
-    """Counts the forward FLOPs of the first batch, and of further ones whose size differs from all measured ones.
-
-    Args:
-        model: The model.
-    """
+    """Counts the forward FLOPs of the first batch, and of further ones whose size differs from all measured ones."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

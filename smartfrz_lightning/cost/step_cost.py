@@ -90,13 +90,7 @@ class StepCost:
 
 
 def step_cost(model: nn.Module, layers: Sequence[Layer], segments: Sequence[tuple[str, float]]) -> StepCost:
-    """Share the FLOPs of a forward pass among layers.
-
-    Args:
-        model: The model.
-        layers: Its layers, in forward order.
-        segments: Of ``ForwardFlops``.
-    """
+    """Share the FLOPs of a forward pass among layers."""
     number_of = {
         name.rpartition(".")[0].partition(".parametrizations.")[0]: number
         for number, layer in reversed(list(enumerate(layers)))

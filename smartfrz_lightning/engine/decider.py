@@ -16,15 +16,7 @@ from smartfrz_lightning.report.ledger import Ledger
 
 
 class Decider:
-    """What changes in a training, and when.
-
-    Args:
-        method: Is asked.
-        run: What it knows.
-        frozen: Applies the answers.
-        ledger: Books them.
-        processes: Agree on them.
-    """
+    """What changes in a training, and when."""
 
     def __init__(
         self,

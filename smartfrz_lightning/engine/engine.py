@@ -28,15 +28,6 @@ class Engine:
     ``Freezer`` is the one for a loop of your own; callbacks of a Trainer use it
     too.
 
-    Args:
-        model: The model, without wrappers.
-        optimizers: Its optimizers.
-        method: The freezing method.
-        processes: How processes agree.
-        position: Gives, after a batch, the batches and epochs done and the share of the run done, ``None`` if that is
-            not known.
-        say: Gets what the method tells the user, besides the report.
-
     Attributes:
         run: What the method knows of the training.
         timeline: What froze when, and what it saved.
@@ -81,13 +72,7 @@ class Engine:
         batches_per_epoch: float | None = None,
         total_batches: float | None = None,
     ) -> None:
-        """Training begins or goes on. The first batch does this by itself.
-
-        Args:
-            optimizers: If they are others by now.
-            batches_per_epoch: If it is known by now.
-            total_batches: If it is known by now.
-        """
+        """Training begins or goes on. The first batch does this by itself."""
         self._started = True
         run = self.run
         run.optimizers = self._optimizers = list(self._optimizers if optimizers is None else optimizers)

@@ -142,11 +142,7 @@ class Freezer(Engine):
         self.change(thaw_now=list(self.run.frozen))
 
     def report(self, width: int = 120) -> str:
-        """The table that a Trainer prints at the end: what froze when and why, and the FLOPs done and saved.
-
-        Args:
-            width: Columns of the text.
-        """
+        """The table that a Trainer prints at the end: what froze when and why, and the FLOPs done and saved."""
         text = io.StringIO()
         Console(file=text, width=width).print(timeline_table(self.timeline, type(self.method).__name__))
         return text.getvalue()

@@ -16,11 +16,6 @@ from smartfrz_lightning.layers.layer import Layer
 class FrozenLayers:
     """The layers of a model that do not train, and all that keeps them from changing.
 
-    Args:
-        model: The model.
-        processes: What their wrappers need when it changes what trains.
-        run: Gets the names of what is frozen.
-
     Attributes:
         norms: Keeps running statistics.
     """

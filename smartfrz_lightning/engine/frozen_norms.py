@@ -22,9 +22,6 @@ class FrozenNorms:
     are those of weights that are gone: on EfficientNet-Lite0 that raised the loss of the same batch by a tenth to a
     half. So it goes on with the statistics of each batch for some batches more and takes the mean of those as its
     running ones, before it goes to eval mode.
-
-    Args:
-        model: The model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -70,11 +67,7 @@ class FrozenNorms:
             module.training = True
 
     def batch_done(self, agree: Callable[[Any], Any] = lambda value: value) -> None:
-        """A training batch is over.
-
-        Args:
-            agree: Gives every process the statistics of the first.
-        """
+        """A training batch is over."""
         for about in self._recalibrating.values():
             about["left"] -= 1
         done = [name for name, about in self._recalibrating.items() if about["left"] <= 0]

@@ -17,9 +17,6 @@ from smartfrz_lightning.layers.layer import Layer
 class Observer:
     """Watches batches whose layers or cost are not known yet; compiled parts run eagerly in these.
 
-    Args:
-        model: The model.
-
     Attributes:
         meter: Measures what a step costs.
     """
@@ -32,12 +29,7 @@ class Observer:
         self._modes = contextlib.ExitStack()
 
     def before_batch(self, batch: Any = None, find: bool = True) -> None:
-        """A training batch begins.
-
-        Args:
-            batch: What it consists of.
-            find: Whether layers are to be found in it.
-        """
+        """A training batch begins."""
         self.stop()
         self.meter.before_batch(batch)
         self._watch, self._saw_loss = LayerWatch(self._model) if find else None, False
@@ -62,11 +54,7 @@ class Observer:
             self._close()
 
     def find(self, agree: Callable[[Any], Any] = lambda value: value) -> list[Layer]:
-        """The layers, if they were to be found in this batch, which is watched no further for that.
-
-        Args:
-            agree: Gives every process the value of the first.
-        """
+        """The layers, if they were to be found in this batch, which is watched no further for that."""
         watch, self._watch = self._watch, None
         if watch is None:
             return []

@@ -28,10 +28,6 @@ class StillFrozen:
     Code that sets ``requires_grad`` on them (an ``unfreeze()``, the loops of a GAN) would let them train on unseen, and
     under DDP without being averaged. They are held for the step in which that is noticed; what then becomes of them is
     the engine's affair.
-
-    Args:
-        model: The model.
-        layers: What is frozen.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[Layer] = ()) -> None:

@@ -26,15 +26,6 @@ _COUNTED = ("steps", "global_steps", "batches", "batches_before", "epoch", "prog
 class Parts:
     """The run, its books, and what observes, decides and freezes.
 
-    Args:
-        model: The model.
-        optimizers: Its optimizers.
-        method: The freezing method.
-        processes: How processes agree.
-        say: Gets what the method tells the user, besides the report.
-        timeline: What has frozen until now.
-        before: The run whose loop goes on, if there is one.
-
     Attributes:
         run: What the method knows of the training.
         ledger: Books what froze and what it saved.
@@ -74,11 +65,7 @@ class Parts:
             self._say(text)
 
     def state_dict(self, counted: dict[str, int]) -> dict[str, Any]:
-        """Everything that a training needs to go on: plain values and tensors, which later steps do not move.
-
-        Args:
-            counted: Counters of the engine.
-        """
+        """Everything that a training needs to go on: plain values and tensors, which later steps do not move."""
         own = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), self._method.method_state())
         run = self.run
         return {

@@ -8,12 +8,7 @@ from torch.optim import Optimizer
 
 
 class StepHooks:
-    """Hooks on optimizers.
-
-    Args:
-        before: Called when an optimizer is about to step, with its gradients complete.
-        after: Called when it has stepped.
-    """
+    """Hooks on optimizers."""
 
     def __init__(self, before: Callable[[Optimizer], None], after: Callable[[Optimizer], None]) -> None:
         self._before, self._after = before, after

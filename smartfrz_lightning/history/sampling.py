@@ -31,14 +31,7 @@ def sample_indices(size: int, sample_size: int, seed: int = 0, name: str = "") -
 
 
 class WeightSampler:
-    """Copy the sampled weights of some layers into one tensor.
-
-    Args:
-        model: Where the layers are; parameters are looked up by name.
-        layers: The layers to sample.
-        sample_size: Samples a layer (1,024 in the paper).
-        seed: Fixes which weights are sampled.
-    """
+    """Copy the sampled weights of some layers into one tensor."""
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer], sample_size: int = 1024, seed: int = 0) -> None:
         if sample_size < 1:

@@ -12,13 +12,7 @@ from torch import Tensor
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write the file in one piece: it is there whole or not at all.
-
-    Args:
-        path: The file; its folder is made.
-        tensors: By name.
-        about: What can be written as JSON.
-    """
+    """Write the file in one piece: it is there whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -55,11 +55,6 @@ def untrained_end(model: nn.Module, layers: Sequence[Layer], silent: Sequence[bo
     They are all of a network that trains from scratch, and the new ones that someone put behind a pretrained one. What
     has running statistics of more than a few batches is not new; nor is, beside frozen weights, what has no gradient so
     far: the adapters of LoRA leave a pretrained network as it was.
-
-    Args:
-        model: Has the layers.
-        layers: In forward order.
-        silent: Which of these have had no gradient but zeros.
     """
     parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
     adapts = has_adapters(model)

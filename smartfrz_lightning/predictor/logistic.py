@@ -15,9 +15,6 @@ class LogisticPredictor(nn.Module):
     """A logistic regression that says how likely freezing a prefix is safe.
 
     A kind of predictor says what its inputs are and how its files are marked.
-
-    Args:
-        options: What else a file has to tell.
     """
 
     inputs: ClassVar[tuple[str, ...]]

@@ -45,9 +45,6 @@ def save_predictor(predictor: AttentionPredictor, path: str | Path, **about: Any
 def load_predictor(path: str | Path | None = None) -> AttentionPredictor:
     """Read a predictor, ready for inference.
 
-    Args:
-        path: The file; the predictor that ships with the package by default.
-
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is cut short, or of another format or version.

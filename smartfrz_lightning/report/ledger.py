@@ -11,9 +11,6 @@ from smartfrz_lightning.report.timeline import FreezeEvent, Timeline, TrainingSt
 class Ledger:
     """Books what every batch costs, by what is frozen in it.
 
-    Args:
-        timeline: That of a run which goes on; a new one by default.
-
     Attributes:
         timeline: What is booked.
     """
@@ -80,14 +77,7 @@ class Ledger:
         return len(events) + 2 * len({event.step for event in events})
 
     def change(self, frozen: Mapping[str, float | None], thawed: Collection[str], epoch: float, step: int) -> None:
-        """Book layers that freeze and layers that train again.
-
-        Args:
-            frozen: The confidence of each layer that freezes, by its name.
-            thawed: Names of the layers that train again.
-            epoch: Epochs done.
-            step: Optimizer steps done.
-        """
+        """Book layers that freeze and layers that train again."""
         self.timeline.events += [FreezeEvent(name, step, epoch, None, "thaw") for name in thawed]
         self.timeline.events += [FreezeEvent(name, step, epoch, confidence) for name, confidence in frozen.items()]
 

@@ -46,14 +46,7 @@ class PlannedPrefix:
 
 
 def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, notes: Sequence[str]) -> Group:
-    """What was measured, and the line that does it by hand.
-
-    Args:
-        plan: The prefixes, full training first.
-        title: Of the table.
-        steps: Steps that were taken.
-        notes: What the default said of its decision.
-    """
+    """What was measured, and the line that does it by hand."""
     with_memory = any(prefix.memory for prefix in plan)
     table = Table(title=f"Freezing a prefix of {title} from the start", box=SIMPLE_HEAD, pad_edge=False)
     columns = ["layers", "up to", "parameters", "FLOPs", "time", "ms", *["GB"] * with_memory, "p(safe)", "later"]

@@ -196,13 +196,7 @@ class LaterStage(Stage):
         return odds.cummin(0).values.sigmoid().tolist()
 
     def earliest(self, layers: int, depth: int, loss: float) -> float | None:
-        """The share of a run from which a prefix would be frozen, ``None`` if never.
-
-        Args:
-            layers: That may freeze.
-            depth: Layers of the prefix.
-            loss: Training loss by then, relative to that of the first batch.
-        """
+        """The share of a run from which a prefix would be frozen, ``None`` if never."""
         if depth > int(DEEPEST * layers + 1e-6):
             return None
         for check in range(math.ceil(EARLIEST * CHECKS - 1e-6), CHECKS):

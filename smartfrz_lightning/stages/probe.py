@@ -22,12 +22,6 @@ class Probe:
     While an optimizer steps, it holds the parameters of the heads alone, as the gradients of the others are to be those
     of heads that know something; all other gradients are zero. Between two batches the model and its optimizers are as
     they came, so that a validation, an average of the weights or a checkpoint sees nothing of the probe.
-
-    Args:
-        model: The model, before its first step.
-        optimizers: All that step.
-        sample_size: Watched weights a layer.
-        seed: Fixes which.
     """
 
     def __init__(

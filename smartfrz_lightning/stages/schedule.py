@@ -65,13 +65,7 @@ class Schedule:
         return (1 - self.weight(steps)) * self.trial_begin * steps
 
     def worth_trying(self, steps: float, done: float, saves: float) -> bool:
-        """Whether a prefix saves more than a trial costs that begins now, in the time for which it stays at least.
-
-        Args:
-            steps: Of the run.
-            done: Steps that are done.
-            saves: Share of a step that the prefix saves.
-        """
+        """Whether a prefix saves more than a trial costs that begins now, in the time for which it stays at least."""
         takes = self.trial_length(steps)
         left = min(self.frozen_until(steps), steps) - done
         return takes >= self.least_trial and saves * left >= takes
