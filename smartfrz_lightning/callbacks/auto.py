@@ -46,7 +46,7 @@ class AutoFreezeCallback(FreezingCallback):
         every_n_train_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(every_n_train_steps=every_n_train_steps or 1, **kwargs)
+        super().__init__(every_n_train_steps=1 if every_n_train_steps is None else every_n_train_steps, **kwargs)
         if evaluations_per_epoch < 1:
             raise ValueError(f"evaluations_per_epoch={evaluations_per_epoch}: must be at least 1")
         if not 0 < percentile < 100:

@@ -22,7 +22,7 @@ from smartfrz_lightning.callbacks.trainer_step import TrainerStep, cannot_verify
 from smartfrz_lightning.engine.freezer import Freezer
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import thaw_frozen_here
-from smartfrz_lightning.engine.state import check_version
+from smartfrz_lightning.engine.state import check_version, lost
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.trainer import callbacks_of, is_trial, trains_statistics_only, unscale
 from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
@@ -120,8 +120,11 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
                 f"{type(self).__name__} and {', '.join(rivals)} in one Trainer: both would act on the same layers, "
                 "keep one of them"
             )
-        if not self._knows(pl_module):  # an optimizer may be about to take what trains
-            thaw_frozen_here(pl_module)
+        if not self._knows(pl_module) and (again := thaw_frozen_here(pl_module)):  # before optimizers are made
+            rank_zero_info(
+                f"{type(self).__name__}: {len(again)} layers that an earlier fit froze train again; the callback "
+                "of that fit would keep them frozen."
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log = FreezeLog()
@@ -158,14 +161,10 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     # --- while training
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A checkpoint of the validation at an epoch's end was saved before that epoch's check.
-        if trainer.current_epoch:
-            with self._engine.ledger.timed():
-                self._engine.end_epoch(trainer.current_epoch - 1)
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         with self._engine.ledger.timed():
+            # A checkpoint of an epoch's last step or of the validation after it was saved before that epoch's check.
+            self._engine.end_epoch(trainer.current_epoch - 1)
             self._engine.before_batch(batch, train_statistics=trains_statistics_only(trainer))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -228,7 +227,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
             show_report(self._timeline, type(self).__name__, self._folder)
 
     def _knows(self, pl_module: LightningModule) -> bool:
-        return self._model is not None and self._model() is pl_module
+        same = self._model is not None and self._model() is pl_module
+        return same and (self._carried is None or not lost(self._carried, pl_module))
 
     # --- save and resume
 

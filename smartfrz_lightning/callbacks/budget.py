@@ -139,6 +139,8 @@ def choose_layers(
     """
     always = [at for at, name in enumerate(names) if name in fixed]
     least = sum(own[at] for at in always) + (down[always[0]] if always else 0)
+    if budget <= 0:
+        raise ValueError("budget: the forward pass alone costs more; raise it")
     if least > budget:
         raise ValueError(
             f"budget: the layers that always train ({', '.join(names[at] for at in always[:3])}) cost "

@@ -105,6 +105,8 @@ class PlanCallback(SmartFreezeCallback):
         later: LaterStage | bool = True,
         exclude: Sequence[str] | str = (),
     ) -> None:
+        if not isinstance(start, StartStage | None):
+            raise ValueError(f"start={start!r}: must be a StartStage")
         start = start or StartStage()
         self._measure = _Measure(start)
         super().__init__(start, verify=False, later=self._measure, exclude=exclude, report=False)
@@ -133,7 +135,7 @@ class PlanCallback(SmartFreezeCallback):
         if not trainer.is_global_zero or not self._measure.seconds or run.cost is None:
             return
         self.plan = self._planned(run)
-        print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self.timeline.notes))
+        print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self.timeline.notes, self.exclude))
         if not self._measure.over:
             print_shown(f"The run ended after {run.steps} steps, before all prefixes were measured: take a longer one.")
         if trainer.loggers and trainer.log_dir is not None:

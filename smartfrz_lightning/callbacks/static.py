@@ -34,7 +34,8 @@ class StaticFreezeCallback(FreezingCallback):
 
     def __init__(self, layers: int | float = 0.5, **kwargs: Any) -> None:
         super().__init__(every_n_train_steps=1, **kwargs)
-        if not isinstance(layers, int | float) or layers < 0 or (layers >= 1 and not isinstance(layers, int)):
+        known = isinstance(layers, int | float) and not isinstance(layers, bool) and layers >= 0
+        if not known or (layers >= 1 and not isinstance(layers, int)):
             raise ValueError(
                 f"layers={layers!r}: give a whole number of layers, such as 3, or a share below 1, such as 0.5"
             )

@@ -46,7 +46,7 @@ class TrainerStep(ShadowStep):
     """Of a Trainer, under automatic optimization."""
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
-        super().__init__()
+        super().__init__(module)
         self._trainer, self._module = trainer, module
         self._scaler: Any = None
         self._own: Any = None
@@ -55,13 +55,16 @@ class TrainerStep(ShadowStep):
         self._scaler = copy.deepcopy(getattr(self._trainer.precision_plugin, "scaler", None))
         self._own = vars(self._module).get("training_step")
         self._plain = self._module.training_step
-        vars(self._module)["training_step"] = self.watching(self._plain, lambda: self._module.device)
+        vars(self._module)["training_step"] = self.watching(self._plain)
 
     def disarm(self) -> None:
         vars(self._module).pop("training_step", None)
         if self._own is not None:
             vars(self._module)["training_step"] = self._own
-        self._call, self.loss, self._scaler = None, None, None
+        self._call, self.loss, self._scaler, self._begun = None, None, None, []
+
+    def others(self) -> list[Callback]:
+        return [callback for callback in callbacks_of(self._trainer) if _reads_gradients(callback)]
 
     def all_well(self, well: bool) -> bool:
         return self._trainer.strategy.reduce_boolean_decision(well, all=True)
@@ -80,8 +83,8 @@ class TrainerStep(ShadowStep):
     def take(self, shadow: ShadowWeights, stepped: bool, last: Callable[[], bool]) -> Tensor | None:
         trainer, module, optimizer = self._trainer, self._module, shadow.optimizer
         view = _TrainerView(trainer, optimizer, trainer.global_step - stepped)
-        watching = [c for c in callbacks_of(trainer) if _reads_gradients(c)]
-        with self._repeated(module, module.device) as (args, kwargs):
+        watching = self.others()
+        with self._repeated() as (args, kwargs):
 
             def body() -> Tensor | None:
                 vars(module).update(_trainer=view, _current_fx_name="training_step", optimizers=lambda **_: optimizer)
@@ -94,13 +97,14 @@ class TrainerStep(ShadowStep):
                     raise error or RuntimeError("it fails on another process")
                 if stepped and not (self._scaler is not None and loss is None):
                     self._step(view, optimizer, watching)
+                vars(view)["global_step"] = trainer.global_step
                 if not last():  # that of the module itself is yet to come
                     outputs = {**(out if isinstance(out, Mapping) else {}), "loss": part} if part is not None else {}
                     outputs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in outputs.items()}
                     module.on_train_batch_end(outputs, *[*args, *kwargs.values()][:2])
                 return loss
 
-            return shadow.swapped(body, *watching)
+            return shadow.swapped(body, self._begun)
 
     def _passes(
         self, view: "_TrainerView", watching: list[Callback], args: tuple, kwargs: dict[str, Any]

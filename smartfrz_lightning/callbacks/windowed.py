@@ -54,8 +54,8 @@ class WindowedFreezingCallback(FreezingCallback, ABC):
         least = {"window": (window, 2), "sample_size": (sample_size, 1)}
         least["snapshot_every_n_steps"] = (1 if snapshot_every_n_steps is None else snapshot_every_n_steps, 1)
         for name, (value, bound) in least.items():
-            if value < bound:
-                raise ValueError(f"{name}={value}: must be at least {bound}")
+            if not isinstance(value, int) or value < bound:
+                raise ValueError(f"{name}={value!r}: must be a whole number of at least {bound}")
         self.front_only = front_only
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self.window = window

@@ -28,6 +28,7 @@ class Decider:
     ) -> None:
         self._method, self._run = method, run
         self._frozen, self._ledger, self._processes = frozen, ledger, processes
+        self._told: set[str] = set()
 
     def step_done(self) -> None:
         """A step is done; the method is asked if it wants to be."""
@@ -63,6 +64,9 @@ class Decider:
         thawed = [layer for layer in run.layers if layer.name in decision.thaw and layer.name in set(run.frozen)]
         chosen = [layer for layer in run.active if layer.name in decision.freeze]
         stopped = self._frozen.leave_one_training(chosen, thawed)
+        for name in [layer.name for layer in chosen if layer not in stopped and layer.name not in self._told]:
+            self._told.add(name)
+            run.say(f"{name!r} goes on training: it is the last thing that one of the optimizers trains.")
         if not stopped and not thawed:
             return
         self._frozen.change(stopped, thawed)

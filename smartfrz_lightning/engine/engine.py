@@ -118,7 +118,7 @@ class Engine:
 
     def gradients_ready(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step; the gradients are complete."""
-        self._find()
+        self._find(over=False)
         if not self.run.layers:
             return
         self.run.latest_rates = self.run.rates
@@ -134,8 +134,8 @@ class Engine:
         if self.run.layers:
             self.method.optimizer_stepped(self.run, optimizer)
 
-    def _find(self) -> None:
-        if found := self._observer.find(self.processes.agree):
+    def _find(self, over: bool = True) -> None:
+        if found := self._observer.find(self.processes.agree, over):
             self._decider.pin(pin(found, self.method.exclude))
             self.method.layers_found(self.run)
 
@@ -177,12 +177,13 @@ class Engine:
                 resume, is not checked again.
             last: Whether training ends with it: nothing is left to save then.
         """
-        self.stop_watching()
         number = self._checked_epoch + 1 if epoch is None else epoch
-        if self.run.layers and number > self._checked_epoch:
-            self._checked_epoch = number
-            if not last and self.method.epoch_check_due(self.run, number):
-                self._decider.check()
+        if number <= self._checked_epoch:
+            return
+        self.stop_watching()
+        self._checked_epoch = number
+        if self.run.layers and not last and self.method.epoch_check_due(self.run, number):
+            self._decider.check()
 
     def end(self) -> None:
         """Training ended or was interrupted: everything that watches it goes. May be called more than once."""

@@ -47,8 +47,8 @@ class FreezingMethod(FreezingRule, ABC):
                 f"every_n_epochs={every_n_epochs} and every_n_train_steps={every_n_train_steps}: give one of them"
             )
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
         self._given_interval = bool(every_n_epochs or every_n_train_steps)
         self.every_n_epochs = every_n_epochs if every_n_train_steps else every_n_epochs or 1
         self.every_n_train_steps = every_n_train_steps

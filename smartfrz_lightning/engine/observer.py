@@ -53,11 +53,15 @@ class Observer:
         if only:
             self._close()
 
-    def find(self, agree: Callable[[Any], Any] = lambda value: value) -> list[Layer]:
-        """The layers, if they were to be found in this batch, which is watched no further for that."""
-        watch, self._watch = self._watch, None
-        if watch is None:
+    def find(self, agree: Callable[[Any], Any] = lambda value: value, over: bool = True) -> list[Layer]:
+        """The layers, if they were to be found in this batch, which is watched no further for that.
+
+        Before the batch is over there are none while an optimizer is toggled: those of the others are yet to run.
+        """
+        watch = self._watch
+        if watch is None or (watch.toggled and not over):
             return []
+        self._watch = None
         watch.stop()
         if not (self._saw_loss or any(parameter.grad is not None for parameter in self._model.parameters())):
             return []  # a skipped step does not show what leads to the loss

@@ -15,11 +15,13 @@ def frozen_here(model: nn.Module) -> dict[str, Layer]:
     return model.__dict__.setdefault(_MARK, {})
 
 
-def thaw_frozen_here(model: nn.Module) -> None:
-    """Let them train again."""
-    layers = frozen_here(model)
-    thaw(model, layers.values())
+def thaw_frozen_here(model: nn.Module) -> list[str]:
+    """Let them train again, as far as they are still there; returns their names."""
+    layers, there = frozen_here(model), dict(model.named_parameters())
+    names = [name for name, layer in layers.items() if there.keys() >= set(layer.parameters)]
+    thaw(model, [layers[name] for name in names])
     layers.clear()
+    return names
 
 
 class StillFrozen:

@@ -4,43 +4,38 @@ import contextlib
 import copy
 import functools
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from smartfrz_lightning.engine.attributes import Attributes, attributes, attributes_as
+from smartfrz_lightning.engine.moving import may_move
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import drawing_from, random_states, register_gradient_hooks
-
-_TORCH = set(vars(nn.Module())) - {"training"}
 
 
 class ShadowWeights:
     """Parameters, buffers and an optimizer of their own, with a frozen prefix that trains.
 
-    Only tensors are copied: parameters that train, those of the prefix, those that move without gradients (an average
-    of the weights), and all buffers. Inside of ``swapped`` the model has them in place of its own.
+    Only tensors are copied: parameters that train, those of the prefix, those that may move without gradients (see
+    ``may_move``), and all buffers. Inside of ``swapped`` the model has them in place of its own.
 
     Args:
         model: The model, between two steps.
         optimizer: What steps it.
         prefix: Frozen layers; in the second set they train.
-        moving: Names of parameters without gradients that move all the same.
 
     Raises:
         Exception: Whatever copying the optimizer's state raises.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, prefix: Sequence[Layer], moving: Collection[str] = ()
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, prefix: Sequence[Layer]) -> None:
         self._model = model
         released = {name for layer in prefix for name in layer.parameters}
+        moving = set(may_move(model, released))
         self._norms = [model.get_submodule(name) for layer in prefix for name in layer.stateful]
         self.tensors: dict[str, Tensor] = {}
         memo: dict[int, Any] = {}
@@ -58,15 +53,15 @@ class ShadowWeights:
         self._memo = memo
         self.optimizer = _copy_optimizer(optimizer, memo)
 
-    def swapped(self, body: Callable[[], Any], *others: object) -> Any:
+    def swapped(self, body: Callable[[], Any], begun: Attributes) -> Any:
         """Call a function while the model has the second set of weights; plain attributes are put back afterwards.
 
         Args:
             body: What to call.
-            others: Further objects whose plain attributes are put back.
+            begun: Plain attributes that the model's modules, and other objects, have meanwhile.
         """
         given = {f"module.{name}": tensor for name, tensor in self.tensors.items()}
-        with _attributes_put_back([*self._model.modules(), *others], self._memo):
+        with attributes_as(begun, self._memo):
             for norm in self._norms:
                 norm.training = self._model.training
             out = torch.func.functional_call(_Body(self._model), given, (body,))
@@ -126,56 +121,25 @@ def _copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Any:
     return made
 
 
-@contextlib.contextmanager
-def _attributes_put_back(owners: Sequence[object], memo: Mapping[int, Any]) -> Iterator[None]:
-    """Give objects copies of their lists, dicts, tensors and generators, and take these away again."""
-    before = [(owner, {k: v for k, v in vars(owner).items() if k not in _TORCH}) for owner in owners]
-    for owner, attributes in before:
-        for name, value in attributes.items():
-            own = _copied(value, memo)
-            if own is not value:
-                vars(owner)[name] = own
-    try:
-        yield
-    finally:
-        for owner, attributes in before:
-            for name in [name for name in vars(owner) if name not in _TORCH and name not in attributes]:
-                del vars(owner)[name]
-            vars(owner).update(attributes)
-
-
-def _copied(value: Any, memo: Mapping[int, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return memo.get(id(value), value if value.grad_fn is not None else value.detach().clone())
-    if isinstance(value, torch.Generator):
-        return value.clone_state()
-    if isinstance(value, dict):
-        made = copy.copy(value)
-        made.update({key: _copied(entry, memo) for key, entry in value.items()})
-        return made
-    if type(value) in (list, set, deque, tuple):
-        entries = [_copied(entry, memo) for entry in value]
-        return deque(entries, value.maxlen) if isinstance(value, deque) else type(value)(entries)
-    if isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
-        made = copy.copy(value)
-        vars(made).update({key: _copied(entry, memo) for key, entry in vars(value).items()})
-        return made
-    return value
-
-
 class ShadowStep(ABC):
     """How a loop takes a training step on a second set of weights, in the batch that the model has just seen.
 
-    While it is armed, the batch and the random state are taken down when the loop's ``training_step`` begins.
+    While it is armed, the batch, the random state and plain attributes are taken down when the loop's ``training_step``
+    begins.
+
+    Args:
+        model: Takes the steps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self.loss: Tensor | None = None
         """Of the model's own step in this batch."""
         self.repeated = False
         """Whether a batch was repeated; what books it takes that back."""
         self._call: tuple[tuple, dict[str, Any]] | None = None
         self._drawn: Any = None
+        self._begun: Attributes = []
         self._why = ""
 
     @abstractmethod
@@ -211,14 +175,25 @@ class ShadowStep(ABC):
         """The mean over processes."""
         return values
 
-    def watching(self, training_step: Callable[..., Any], device: Callable[[], torch.device]) -> Callable[..., Any]:
+    def others(self) -> list[Any]:
+        """What a step may change besides the model's modules."""
+        return []
+
+    @property
+    def device(self) -> torch.device:
+        """Of the model."""
+        return next(self._model.parameters()).device
+
+    def watching(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
         """``training_step``, taking down what it is called with."""
 
         @functools.wraps(training_step)
         def step(*args: Any, **kwargs: Any) -> Any:
             self.loss, self._why = None, ""
             try:
-                self._drawn = random_states(device())
+                self._drawn = random_states(self.device)
+                own = {id(parameter): parameter for parameter in self._model.parameters()}
+                self._begun = attributes([*self._model.modules(), *self.others()], own)
                 self._call = copy.deepcopy((args, kwargs))
             except Exception as error:  # whatever a batch is made of
                 self._call, self._why = None, f"its batch cannot be copied ({type(error).__name__}: {error})"
@@ -229,7 +204,7 @@ class ShadowStep(ABC):
         return step
 
     @contextlib.contextmanager
-    def _repeated(self, model: nn.Module, device: torch.device) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    def _repeated(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
         """The call that was taken down, with what is drawn at random in it; the model's own gradients stay as they are.
 
         Raises:
@@ -238,11 +213,11 @@ class ShadowStep(ABC):
         if self._call is None:
             raise RuntimeError(self._why or "its training_step was not called in this batch")
         call, self._call, self.repeated = self._call, None, True
-        before = [(parameter, parameter.grad) for parameter in model.parameters()]
+        before = [(parameter, parameter.grad) for parameter in self._model.parameters()]
         for parameter, _ in before:
             parameter.grad = None
         try:
-            with drawing_from(self._drawn, device), torch.enable_grad():
+            with drawing_from(self._drawn, self.device), torch.enable_grad():
                 yield call
             if any(parameter.grad is not None for parameter, _ in before):
                 raise RuntimeError("it holds a function that computes with the model's own weights")
@@ -260,21 +235,17 @@ class LoopStep(ShadowStep):
     """
 
     def __init__(self, model: nn.Module, training_step: Callable[..., Any]) -> None:
-        super().__init__()
-        self._model, self._plain = model, training_step
-        self.training_step = training_step
-
-    def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
+        super().__init__(model)
+        self._plain = self.training_step = training_step
 
     def arm(self) -> None:
-        self.training_step = self.watching(self._plain, self._device)
+        self.training_step = self.watching(self._plain)
 
     def disarm(self) -> None:
-        self.training_step, self._call, self.loss = self._plain, None, None
+        self.training_step, self._call, self.loss, self._begun = self._plain, None, None, []
 
     def take(self, shadow: ShadowWeights, stepped: bool, last: Callable[[], bool]) -> Tensor | None:
-        with self._repeated(self._model, self._device()) as (args, kwargs):
+        with self._repeated() as (args, kwargs):
 
             def body() -> Tensor | None:
                 loss = loss_of(self._plain(*args, **kwargs))
@@ -285,7 +256,7 @@ class LoopStep(ShadowStep):
                     shadow.optimizer.zero_grad()
                 return loss
 
-            return shadow.swapped(body)
+            return shadow.swapped(body, self._begun)
 
 
 def loss_of(output: Any) -> Tensor | None:

@@ -25,12 +25,16 @@ def restore(state: dict[str, Any], model: nn.Module) -> Timeline:
         ValueError: It is of another version, or was saved with another model.
     """
     check_version(state, "freezing callback")
-    timeline = Timeline.from_state_dict(state["timeline"])
-    known = dict(model.named_parameters())
-    lost = [name for layer in timeline.layers for name in layer.parameters if name not in known]
-    if lost:
+    if names := lost(state, model):
         raise ValueError(
-            f"the checkpoint froze layers of another model: no parameter {lost[:3]} here. Resume with the model that "
+            f"the checkpoint froze layers of another model: no parameter {names[:3]} here. Resume with the model that "
             "was saved, or without ckpt_path"
         )
-    return timeline
+    return Timeline.from_state_dict(state["timeline"])
+
+
+def lost(state: dict[str, Any], model: nn.Module) -> list[str]:
+    """Parameters of the layers in a saved state that a model does not have."""
+    known = dict(model.named_parameters())
+    layers = Timeline.from_state_dict(state["timeline"]).layers
+    return [name for layer in layers for name in layer.parameters if name not in known]

@@ -26,6 +26,7 @@ class LayerWatch:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._training = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._ran: dict[str, int] = {}
         self._norms: dict[str, Any] = {}
         self._use = ParameterUse()
@@ -47,6 +48,11 @@ class LayerWatch:
                 self._names.setdefault(id(parameter), own)  # FSDP2 puts gathered weights in place of its own
 
         return hook
+
+    @property
+    def toggled(self) -> bool:
+        """Whether something is kept from training for now, as ``toggle_optimizer`` does in turn."""
+        return not all(parameter.requires_grad for parameter in self._training)
 
     def leads_to(self, *losses: Tensor) -> None:
         """These are the losses; call it before their ``backward``."""

@@ -34,7 +34,7 @@ def gather_layers(model: nn.Module, facts: StepFacts) -> list[Layer]:
     Raises:
         ValueError: The model has no trainable parameter.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError("the model has no trainable parameter: set requires_grad=True on what is to be trained")

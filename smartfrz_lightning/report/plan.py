@@ -45,7 +45,9 @@ class PlannedPrefix:
     default: bool
 
 
-def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, notes: Sequence[str]) -> Group:
+def plan_table(
+    plan: Sequence[PlannedPrefix], title: str, steps: int, notes: Sequence[str], exclude: Sequence[str] = ()
+) -> Group:
     """What was measured, and the line that does it by hand."""
     with_memory = any(prefix.memory for prefix in plan)
     table = Table(title=f"Freezing a prefix of {title} from the start", box=SIMPLE_HEAD, pad_edge=False)
@@ -71,7 +73,8 @@ def plan_table(plan: Sequence[PlannedPrefix], title: str, steps: int, notes: Seq
         f"would freeze for good, if the training loss is by then {EXPECTED_LOSS:g} of the first. {steps} steps taken.",
         *(f"SmartFreezeCallback(): {note}" for note in notes),
     ]
-    lines += [f"by hand: StaticFreezeCallback(layers={one.layers})" for one in plan if one.default]
+    less = f", exclude={list(exclude)}" if exclude else ""
+    lines += [f"by hand: StaticFreezeCallback(layers={one.layers}{less})" for one in plan if one.default]
     return Group(table, Text("\n".join(lines)))
 
 

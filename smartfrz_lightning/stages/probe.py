@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from smartfrz_lightning.engine.moving import may_move
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
@@ -31,7 +32,7 @@ class Probe:
         self._layers: list[Layer] = []
         self._heads: dict[str, nn.Parameter] = {}
         self._before = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
-        self._before |= _averages(model)
+        self._before |= {name: model.get_parameter(name).detach().clone() for name in may_move(model)}
         self._moved: dict[str, Tensor] = {}
         self._aside = False  # whether what the probe moved is put aside
         self._states: list[dict[str, Any]] = [{} for _ in optimizers]  # of the heads, as the probe left them
@@ -158,15 +159,6 @@ class Probe:
 
     def _empty(self) -> Tensor:
         return torch.empty(len(self._layers), self._sample_size, device=next(self._model.parameters()).device)
-
-
-def _averages(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters without gradients that may be averages of those that train: together they are no larger."""
-    still = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    training = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if sum(parameter.numel() for parameter in still.values()) > training:
-        return {}
-    return {name: parameter.detach().clone() for name, parameter in still.items()}
 
 
 def _own(group: dict[str, Any]) -> dict[str, Any]:

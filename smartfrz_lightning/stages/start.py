@@ -142,7 +142,7 @@ class StartStage(Stage):
             return
         if stepped and not self._probe.looked:
             self._probe.set_aside()
-            self._give_up(run, "the optimizer steps with a closure, whose gradients are not seen in this loop")
+            self._give_up(run, "the gradients of its first step were not seen")
         else:
             self._probe.batch_done(stepped)
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.rule import Decision
@@ -41,7 +41,6 @@ class VerifyStage(Stage):
         self._stays: int | None = None  # layers of the prefix that stay, once that is decided
         self._adopts = False
         self._settings: list[dict[str, Any]] = []
-        self._sums: dict[str, float] | None = None
         self._stepped = True
 
     def busy(self, run: TrainingRun) -> bool:
@@ -50,7 +49,6 @@ class VerifyStage(Stage):
     def start(self, run: TrainingRun) -> None:
         if not run.steps:
             self._over = False
-        self._sums = {} if run.cannot_verify else _sums(run.model)
         if run.cannot_verify and not run.steps:
             run.say(
                 f"A frozen prefix cannot be tried: {run.cannot_verify}. Layers freeze only as far as p(safe) is at "
@@ -127,12 +125,10 @@ class VerifyStage(Stage):
 
     def _open(self, run: TrainingRun, taker: ShadowStep, prefix: list[Layer], steps: int) -> None:
         optimizer, why = run.optimizers[0], ""
-        now, before = _sums(run.model), self._sums or {}
-        moving = [name for name, value in now.items() if value != before.get(name, value)]
         size = sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
         try:
             fits = taker.has_room(4 * size)
-            shadow = ShadowWeights(run.model, optimizer, prefix, moving) if fits else None
+            shadow = ShadowWeights(run.model, optimizer, prefix) if fits else None
             why = "" if fits else "it does not fit into the memory of the device"
         except Exception as error:  # whatever an optimizer holds
             shadow, why = None, f"its weights cannot be copied ({type(error).__name__}: {error})"
@@ -257,10 +253,3 @@ def _prefix(run: TrainingRun) -> list[Layer]:
 
 def _confidence(run: TrainingRun, prefix: Sequence[Layer]) -> list[float]:
     return [run.confidence.get(layer.name, 1.0) for layer in prefix]
-
-
-@torch.no_grad()
-def _sums(model: nn.Module) -> dict[str, float]:
-    """Of parameters without gradients: those of an average of the weights move."""
-    still = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {name: float(parameter.double().sum()) for name, parameter in still.items()}

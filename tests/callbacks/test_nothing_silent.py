@@ -15,7 +15,6 @@ from smartfrz_lightning import (
     IntervalFreezeCallback,
     LinearFreezeCallback,
     MovementFreezeCallback,
-    StaticFreezeCallback,
 )
 
 
@@ -78,17 +77,6 @@ def test_a_run_of_a_single_epoch_is_checked(make_trainer):
     freezer = AttentionFreezeCallback(threshold=0.9, front_only=True)
     make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(Longer(mlp(norm=False), still))
     assert freezer.frozen == ["net.0", "net.4", "net.7"] and 0.1 < freezer.timeline.saved < 0.7
-
-
-def test_a_window_of_one_snapshot_shows_no_movement():
-    with pytest.raises(ValueError, match="window=1: must be at least 2"):
-        MovementFreezeCallback(window=1)
-
-
-def test_a_small_share_of_few_layers_is_one_layer(make_trainer):
-    freezer = StaticFreezeCallback(layers=0.2)
-    make_trainer(freezer, max_epochs=1).fit(Classifier(mlp()))
-    assert freezer.frozen == ["net.0"]
 
 
 class OwnSteps(Classifier):

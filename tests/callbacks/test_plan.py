@@ -75,11 +75,12 @@ def test_random_weights_are_named_as_the_reason(make_trainer, capsys):
     assert "no layer that trains has been trained before" in out and "by hand" not in out
 
 
-def test_what_is_excluded_is_no_part_of_it(make_trainer, tmp_path):
+def test_what_is_excluded_is_no_part_of_it(make_trainer, tmp_path, capsys):
     plan = PlanCallback(StartStage(Safe(), probe_steps=4), exclude="net.7")
     trainer = make_trainer(plan, max_epochs=20, limit_val_batches=0, logger=CSVLogger(tmp_path))
     trainer.fit(Classifier(trained(mlp())))
     assert [prefix.last for prefix in plan.plan][-1] == "net.4"
+    assert "by hand: StaticFreezeCallback(layers=1, exclude=['net.7'])" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "lightning_logs" / "version_0" / "freeze_plan.png").stat().st_size > 5000
 
 

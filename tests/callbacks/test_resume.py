@@ -215,6 +215,30 @@ def test_fit_twice_goes_on_and_another_model_starts_afresh(make_trainer):
     assert freezer.timeline.steps == 8 and freezer.timeline.events[0].step == 2
 
 
+def test_a_model_that_is_another_by_then_starts_afresh(make_trainer, caplog):
+    freezer, model = ScriptedFreeze({2: [0]}), Classifier(mlp())
+    make_trainer(freezer, max_epochs=1).fit(model)
+    model.net[9] = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 3))
+    with caplog.at_level("INFO"):
+        make_trainer(freezer, max_epochs=1).fit(model)
+    assert "1 layers that an earlier fit froze train again" in caplog.text
+    assert freezer.frozen == ["net.0"] and freezer.timeline.steps == 8
+
+
+def test_an_epoch_that_was_saved_at_its_last_step_is_checked_after_the_resume(make_trainer, tmp_path):
+    def fit(*callbacks, **how):
+        model, freezer = Unscheduled(), GradientNormFreezeCallback(alpha=0.5)
+        make_trainer(freezer, *callbacks, max_epochs=6, enable_checkpointing=True).fit(model, **how)
+        return model, [(event.layer, event.step) for event in freezer.timeline.events]
+
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
+    whole, events = fit(every)
+    assert events[0][1] % 8 == 0
+    resumed, again = fit(ckpt_path=tmp_path / f"step={events[0][1]}.ckpt")
+    assert again == events
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
 def test_a_checkpoint_of_another_model_or_version_is_refused(make_trainer, tmp_path):
     freezer = ScriptedFreeze({2: [0]})
     make_trainer(freezer, max_epochs=1).fit(Classifier(mlp()))

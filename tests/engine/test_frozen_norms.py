@@ -102,16 +102,6 @@ def test_whoever_validates_before_a_batch_was_measured_has_the_statistics_until_
     assert all(torch.equal(tensor, frozen.seen[1][name]) for name, tensor in plain.seen[1].items())
 
 
-def test_a_run_that_is_stopped_before_anything_was_measured_keeps_the_count(make_trainer):
-    class Stopped(Long):
-        def on_train_batch_end(self, *_):
-            self.trainer.should_stop = self.trainer.global_step >= 20
-
-    model = Stopped()
-    make_trainer(ScriptedFreeze({20: [0]}), max_epochs=4, limit_val_batches=0).fit(model)
-    assert model.net[1].num_batches_tracked == 20 and model.net[1].momentum == 0.1 and not model.net[1].training
-
-
 def test_what_never_trained_keeps_its_statistics(make_trainer):
     model = Long()
     before = {name: buffer.clone() for name, buffer in model.net[1].named_buffers()}

@@ -2,20 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from models import Classifier, Vectors, mlp
+from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
-from torch.utils.data import DataLoader
 
 from smartfrz_lightning import AutoFreezeCallback, FreezingCallback, GradientNormFreezeCallback
-from smartfrz_lightning.engine import Freezer
-from smartfrz_lightning.freezing import freeze, hold_still
-from smartfrz_lightning.layers import find_layers
 
 
 class Modes(Callback):
@@ -70,50 +64,6 @@ def test_a_block_with_a_moving_average_keeps_its_dropout(make_trainer):
     freezer, modes = ScriptedFreeze({4: [0]}), Modes()
     make_trainer(freezer, modes, max_epochs=2, limit_val_batches=0).fit(model)
     assert freezer.frozen == ["net.0"] and all(modes.training[-1].values())
-
-
-class Tree(nn.Module):
-    """A random tree of modules, some of them with buffers that move."""
-
-    def __init__(self, draw, depth):
-        super().__init__()
-        self.counts = draw(st.booleans())
-        if self.counts:
-            self.register_buffer("seen", torch.zeros(1))
-        if draw(st.booleans()):
-            self.weight = nn.Parameter(torch.eye(6))
-        kinds = [lambda: nn.Linear(6, 6), lambda: nn.BatchNorm1d(6), lambda: nn.Dropout(0.1), lambda: nn.LayerNorm(6)]
-        kinds += [lambda: Tree(draw, depth - 1)] * bool(depth)
-        self.inner = nn.ModuleList(draw(st.sampled_from(kinds))() for _ in range(draw(st.integers(1, 3))))
-
-    def forward(self, x):
-        if self.counts:
-            self.seen += 1
-        x = x @ self.weight if hasattr(self, "weight") else x
-        for module in self.inner:
-            x = module(x)
-        return x
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data())
-def test_holding_still_changes_the_mode_of_frozen_norms_alone(data):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 6), Tree(data.draw, 2), nn.Linear(6, 2))
-    layers = find_layers(net, torch.rand(4, 6))
-    frozen = [layer for layer in layers if not layer.always_trains and data.draw(st.booleans())]
-    freeze(net, frozen)
-    still = {name for layer in frozen for name in layer.stateful}
-    for _ in range(2):
-        for name, module in net.named_modules():
-            assert module.training == (name not in still), name
-            assert name not in still or isinstance(module, nn.BatchNorm1d)
-        net.train()
-        hold_still(net, frozen)
-    norms = {name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm1d)}
-    if {layer.name for layer in frozen} == {layer.name for layer in layers if not layer.always_trains}:
-        held = {name for layer in layers if layer.always_trains for name in layer.stateful}
-        assert still == norms - held
 
 
 @pytest.mark.parametrize("every_step", [False, True], ids=["unfreeze", "the loop of a GAN"])
@@ -266,18 +216,3 @@ def test_gradients_can_be_taken_away_before_the_optimizer_steps(make_trainer):
     make_trainer(TakesAway(), max_epochs=1, limit_val_batches=0).fit(model)
     assert not torch.equal(before[0], model.net[0].weight)
     assert torch.equal(before[1], model.net[4].weight)  # from the first step on
-
-
-def test_ddp_in_a_loop_of_ones_own_is_told_by_the_engine():
-    """One process here; two in test_loops_of_two.py."""
-    net = mlp(norm=False)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    freezer = Freezer(net, optimizer, ScriptedFreeze({2: [0]}))
-    for x, y in DataLoader(Vectors(), 8):
-        with freezer.batch((x, y)):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), y).backward()
-            optimizer.step()
-    freezer.end()
-    assert freezer.run.frozen == ["0"] and freezer.run.steps == 8
-    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
-from smartfrz_lightning.stages.start import choose_prefix, probe_length
+from smartfrz_lightning.stages.start import choose_prefix
 
 
 def some(layers=6, batches=4, seed=0):
@@ -89,7 +89,3 @@ def test_what_is_chosen_is_what_was_asked_for(fronts, share):
     held = choose_prefix(costs, sure, threshold=0.5, save=share)
     assert sure[held - 1] == max(enough) if enough else held == choose_prefix(costs, sure, threshold=0.5)
     assert not enough or costs[held - 1] <= 1 - share + 1e-9
-
-
-def test_the_length_of_a_probe():
-    assert [probe_length(steps) for steps in (0, 99, 100, 1499, 1500, 10**6)] == [0, 1, 2, 29, 30, 30]

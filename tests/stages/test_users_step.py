@@ -1,10 +1,12 @@
 """The second pass of a trial goes through the user's own training step, and touches nothing else."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -45,7 +47,22 @@ class Scaled(InOrder):
         return self.scale * super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize(("kind", "callbacks"), [(Weighted, ()), (Scaled, (SetsWeight,))])
+class Counted(InOrder):
+    """Has a counter, a generator of numpy's, and a number that goes by the step."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.calls, self.factor, self.generator = 0, 1.0, np.random.default_rng(0)
+
+    def training_step(self, batch, batch_idx):
+        self.calls += 1
+        return self.factor / self.calls * self.generator.random() * super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.factor = 1.0 + self.global_step % 3
+
+
+@pytest.mark.parametrize(("kind", "callbacks"), [(Weighted, ()), (Scaled, (SetsWeight,)), (Counted, ())])
 def test_the_trial_sees_what_hooks_and_other_callbacks_change(make_trainer, kind, callbacks):
     def fit(freezer):
         torch.manual_seed(3)
@@ -63,6 +80,29 @@ def test_the_trial_sees_what_hooks_and_other_callbacks_change(make_trainer, kind
         return ByHand(StartStage(Safe()), verify=False, later=False)
 
     assert same(fit(smart(verdict=NEVER)), fit(by_hand()))
+
+
+class Target(InOrder):
+    """A frozen copy of the network that moves for the first time in the middle of a trial."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.target = copy.deepcopy(net).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 18:
+            self.target.load_state_dict(self.net.state_dict())
+        return super().training_step(batch, batch_idx) + (self(batch[0]) - self.target(batch[0])).square().mean()
+
+
+def test_a_copy_that_moves_in_a_trial_is_not_that_of_the_shadow_weights(make_trainer):
+    def fit(verify):
+        torch.manual_seed(3)
+        model = Target(quiet_mlp())
+        make_trainer(smart(verify=verify, verdict=ANYWAY), max_epochs=EPOCHS).fit(model)
+        return model
+
+    assert same(fit(True), fit(False))
 
 
 def test_gradient_masks_act_on_the_shadow_weights(make_trainer):
