@@ -54,3 +54,27 @@ def measured(runs: Runs) -> list[list[str]]:
             cells.append(f"{spread(points, 1, True)} at {flops:.2f}{took}" if points else "–")
         rows.append([title, spread([100 * row["value"] for row in runs.full(case).values()], 1), *cells])
     return rows
+
+
+FIELD = {
+    "smart": "the default",
+    "static": "half of the layers by hand",
+    "interval": "one layer after another (Yuan et al. 2022)",
+    "budget": "within a budget (GreenTrainer)",
+    "grades": "by changes of gradients (GradES)",
+    "autofreeze": "by gradient norms (AutoFreeze)",
+    "freezeout": "linear freezing (FreezeOut)",
+    "paper": "the paper's predictor, ours at a threshold of 0.9",
+}
+
+
+def field(runs: Runs) -> list[list[str]]:
+    """The methods of the field in two cases: points at FLOPs, and points above full training shortened to the same."""
+    rows = []
+    for method, name in FIELD.items():
+        cells = []
+        for case in ("efficientnet_tuned", "resnet32_short"):
+            points, flops = runs.points(case, method), runs.flops(case, method)
+            cells += [f"{spread(points, 1, True)} at {spread(flops)}", spread(runs.above(case, method), 1, True)]
+        rows.append([name, *cells])
+    return rows

@@ -250,6 +250,9 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "grid_resnet32": partial(grid, case="rates_resnet32_tuned"),
     "paper_reported": lambda runs: _markdown(papers.REPORTED, papers.reported()),
     "paper_measured": lambda runs: _markdown(papers.MEASURED, papers.measured(runs)),
+    "field": lambda runs: _markdown(
+        ["", "EfficientNet-Lite0", "at equal FLOPs", "ResNet-32", "at equal FLOPs"], papers.field(runs)
+    ),
     "cache": cache,
     "cache_in_benchmarks": cache_in_benchmarks,
     "memory": lambda runs: _markdown(memory.SHOWN, memory.table()),

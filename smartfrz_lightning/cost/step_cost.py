@@ -19,12 +19,15 @@ class LayerFlops:
         own: Products with its weights.
         following: Products without weights (attention) between it and the next layer.
         passing: Products with weights that never train, between it and the next layer.
+        inner: Of its own products, those behind others of its own: over time in a recurrent layer, the last projection of
+            an attention.
     """
 
     layer: str
     own: float = 0
     following: float = 0
     passing: float = 0
+    inner: float = 0
 
     @property
     def forward(self) -> float:
@@ -37,9 +40,9 @@ class StepCost:
     """What a training step costs, from the FLOPs of its forward pass by layer.
 
     The weight gradient of a layer costs what its forward products cost. Activation gradients stop behind the first
-    layer that trains: a product with a weight costs its forward FLOPs once more, one of two activations twice. Branches
-    that run beside each other (a two-tower network) are taken as if one followed the other. What checkpointed blocks
-    compute again is not counted.
+    products of the first layer that trains: a product with a weight costs its forward FLOPs once more, one of two
+    activations twice. Branches that run beside each other (a two-tower network) are taken as if one followed the other,
+    and a layer that is called several times in a row as if once. What checkpointed blocks compute again is not counted.
 
     Attributes:
         layers: FLOPs of each layer, in forward order.
@@ -71,6 +74,7 @@ class StepCost:
         forward = self.before + sum(cost.forward for cost in self.layers)
         weight = sum(cost.own for cost in self.layers if cost.layer not in frozen)
         activation = sum(cost.own for cost in self.layers[first + 1 :])
+        activation += sum(cost.inner for cost in self.layers[first : first + 1])
         activation += sum(2 * cost.following + cost.passing for cost in self.layers[first:])
         return StepFlops(forward, weight, activation)
 
@@ -102,6 +106,7 @@ def step_cost(model: nn.Module, layers: Sequence[Layer], segments: Sequence[tupl
         if module in number_of:
             at = number_of[module]
             cost.layers[at].own += flops
+            cost.layers[at].inner += flops * _inner(model.get_submodule(module))
         elif at is None:
             cost.before += flops
         elif module and _multiplies(model, module):
@@ -109,6 +114,16 @@ def step_cost(model: nn.Module, layers: Sequence[Layer], segments: Sequence[tupl
         else:
             cost.layers[at].following += flops
     return cost
+
+
+def _inner(module: nn.Module) -> float:
+    sizes = {name: p.numel() for name, p in module.named_parameters() if p.ndim > 1}
+    if isinstance(module, nn.RNNBase):
+        first = sum(size for name, size in sizes.items() if name.startswith("weight_ih_l0"))
+        return 1 - first / sum(sizes.values())
+    if isinstance(module, nn.MultiheadAttention):
+        return sizes["out_proj.weight"] / sum(sizes.values())
+    return 0.0
 
 
 def _multiplies(model: nn.Module, module: str) -> bool:

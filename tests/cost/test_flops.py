@@ -130,6 +130,8 @@ def test_recurrent_layers_cost_what_their_products_cost(kind, gates):
     net, x = Recurrent(), torch.rand(8, 12)
     cost = measured(net, find_layers(net, x), lambda: net(x))
     assert [layer.own for layer in cost.layers][1] == 2 * 8 * 7 * gates * 64 * (32 + 64)
+    through_time = 2 * 8 * 7 * gates * 64 * 64
+    assert cost.when_frozen({"first"}).activation_gradient == through_time + cost.layers[2].own
 
 
 def test_compiled_models_are_measured_too():
