@@ -19,8 +19,8 @@ class LayerFlops:
         own: Products with its weights.
         following: Products without weights (attention) between it and the next layer.
         passing: Products with weights that never train, between it and the next layer.
-        inner: Of its own products, those behind others of its own: over time in a recurrent layer, the last projection of
-            an attention.
+        inner: Of its own products, those behind others of its own: over time in a recurrent layer, the last projection
+            of an attention.
     """
 
     layer: str
