@@ -47,21 +47,6 @@ class Recording:
     sizes: list[int]
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        layers, checks = len(self.layers), len(self.check_step)
-        wrong = [
-            name
-            for name, shape in {
-                "snapshots": (len(self.snapshot_step), layers, self.snapshots.shape[-1]),
-                "cka": (checks, layers),
-                **{name: (checks,) for name in ("check_epoch", "progress", "lr", "train_loss")},
-            }.items()
-            if tuple(getattr(self, name).shape) != shape
-        ]
-        if wrong or len(self.sizes) != layers:
-            shapes = {name: tuple(getattr(self, name).shape) for name in wrong}
-            raise ValueError(f"a recording of {layers} layers and {checks} checks does not go with {shapes or 'sizes'}")
-
     def save(self, path: str | Path) -> None:
         """Write the file in one piece: it is there whole or not at all."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
@@ -74,22 +59,16 @@ class Recording:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is cut short, of another format or version, or its layers do not match its tensors.
+            ValueError: It is cut short, or of another format or version.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no recording at {str(path)!r}: make one with HistoryRecorder(path=...)")
-        try:
-            tensors, header = read_tensors(path)
-        except ValueError as error:
-            raise ValueError(f"{error}: record it again") from error
+        tensors, header = read_tensors(path)
         if header.pop("format", None) != FORMAT:
             raise ValueError(f"{str(path)!r} is not a recording of HistoryRecorder")
         if (version := header.pop("version", None)) != VERSION:
             raise ValueError(f"{str(path)!r} is a recording of version {version}, this is {VERSION}: record it again")
-        try:
-            return cls(**tensors, **header)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"recording {str(path)!r} does not fit together: {error}") from error
+        return cls(**tensors, **header)
 
 
 def check_recordings(recordings: dict[str, Recording]) -> int:

@@ -84,22 +84,9 @@ def _plan(parameters: Mapping[str, Tensor], layer: Layer, sample_size: int, seed
 
 
 def _gather(parameter: Tensor, index: Tensor, out: Tensor) -> None:
-    if parameter.is_sparse:
-        out.copy_(_take_sparse(parameter.coalesce(), index))
-        return
     values = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+    values = values.to_dense() if values.is_sparse else values
     if values.is_contiguous() and values.dtype == out.dtype:
         torch.index_select(values.view(-1), 0, index, out=out)
     else:  # channels_last and low precision: positions count in logical order all the same
         out.copy_(torch.take(values, index))
-
-
-def _take_sparse(gradient: Tensor, index: Tensor) -> Tensor:
-    """Values at flat positions of a gradient that has some of the rows, as embeddings give it."""
-    places, values = gradient.indices()[0], gradient.values().flatten(1)
-    width = values.shape[1]
-    rows, columns = index // width, index % width
-    if not len(places):
-        return torch.zeros_like(index, dtype=values.dtype)
-    at = torch.searchsorted(places, rows).clamp(max=len(places) - 1)
-    return values[at, columns].masked_fill(places[at] != rows, 0)

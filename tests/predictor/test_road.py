@@ -104,11 +104,6 @@ def test_damaged_recordings_are_refused(recorded, tmp_path):
     (folder / "cut.safetensors").write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="cut short"):
         Recording.load(folder / "cut.safetensors")
-    (folder / "other.safetensors").write_bytes(
-        whole.replace(b'\\"net.9\\"', b'\\"net.9\\"'.replace(b"net.9", b'a\\",\\"'))
-    )
-    with pytest.raises(ValueError):
-        Recording.load(folder / "other.safetensors")
     with pytest.raises(FileNotFoundError, match="no recording"):
         Recording.load(folder / "nothing.safetensors")
 
