@@ -45,7 +45,7 @@ class FrozenNorms:
                 continue
             count = module.num_batches_tracked
             assert count is not None and module.running_mean is not None and module.running_var is not None
-            self._recalibrating[name] = {"left": batches, "momentum": module.momentum, "before": int(count)}
+            self._recalibrating[name] = {"left": batches, "momentum": module.momentum}
             self._modules.remove(module)
             # The next batch takes the place of these; whoever validates, or ends, before it comes has them.
             count.zero_()
@@ -83,13 +83,9 @@ class FrozenNorms:
 
     def end(self) -> None:
         """Training is over: what has not done goes to eval mode with what it has."""
-        for name, about in self._recalibrating.items():
+        for name in self._recalibrating:
             self._put_back(name)
-            norm = self._norm(name)
-            norm.training = False
-            count = norm.num_batches_tracked
-            if count is not None and not count:
-                count.fill_(about["before"])  # nothing was measured
+            self._norm(name).training = False
         self._recalibrating.clear()
 
     def _begin(self, name: str) -> None:
