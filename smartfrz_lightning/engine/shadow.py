@@ -35,7 +35,7 @@ class ShadowWeights:
     def __init__(self, model: nn.Module, optimizer: Optimizer, prefix: Sequence[Layer]) -> None:
         self._model = model
         released = {name for layer in prefix for name in layer.parameters}
-        moving = set(may_move(model, released))
+        moving = set(may_move(model, 2, released))
         self._norms = [model.get_submodule(name) for layer in prefix for name in layer.stateful]
         self.tensors: dict[str, Tensor] = {}
         memo: dict[int, Any] = {}

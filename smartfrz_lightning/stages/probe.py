@@ -32,7 +32,7 @@ class Probe:
         self._layers: list[Layer] = []
         self._heads: dict[str, nn.Parameter] = {}
         self._before = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
-        self._before |= {name: model.get_parameter(name).detach().clone() for name in may_move(model)}
+        self._before |= {name: model.get_parameter(name).detach().clone() for name in may_move(model, 1)}
         self._moved: dict[str, Tensor] = {}
         self._aside = False  # whether what the probe moved is put aside
         self._states: list[dict[str, Any]] = [{} for _ in optimizers]  # of the heads, as the probe left them
