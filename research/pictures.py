@@ -86,7 +86,10 @@ NAMES = {
 
 
 def rivals(path: Path) -> None:
-    """Points against time, a panel a case in which full training was shortened too, by three seeds or more."""
+    """Points against time, or FLOPs where that is not known.
+
+    A panel a case in which full training was shortened too, by three seeds or more.
+    """
     runs = Runs()
     cases = [
         case

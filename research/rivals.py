@@ -1,6 +1,6 @@
 """What practitioners do in place of freezing: the head first, and learning rates that decay towards the input.
 
-For ``smartfrz benchmark``; see ``configs/practice/``. Needs the extra ``imagenet``.
+For ``smartfrz benchmark``; see ``research/configs/practice/`` and ``field/``. Needs the extra ``imagenet``.
 """
 
 from collections.abc import Callable

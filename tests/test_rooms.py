@@ -53,6 +53,7 @@ def files():
 def test_imports_go_down_only(place, path):
     room = place.parts[0].removesuffix(".py")
     for module in imports(path):
+        assert room == "private" or not any(part.startswith("_") for part in module.split(".")), f"{place}: {module}"
         if module.split(".")[0] == "smartfrz_lightning" and (room, room_of(module)) != ("cli", ""):
             assert room_of(module), f"{place} imports the whole package"
             assert ROOMS.index(room_of(module)) <= ROOMS.index(room), f"{place} imports {module}, from a higher room"

@@ -36,11 +36,14 @@ def _measured(results: Sequence[Result], method: str, benchmark: Benchmark) -> d
     pairs = [(result, find_result(list(results), benchmark.baseline, result["seed"])) for result in own]
 
     def paired(value: Callable[[Result], float], combine: Callable[[float, float], float]) -> list[float]:
-        return [combine(value(one), value(full)) for one, full in pairs if full is not None and value(full)]
+        return [combine(value(one), value(full)) for one, full in pairs if full is not None]
+
+    def relative(value: Callable[[Result], float]) -> list[float]:
+        return paired(value, lambda one, full: one / full if full else math.nan)
 
     plain = method == benchmark.baseline
     differences = [] if plain else paired(itemgetter("value"), lambda one, full: 100 * (one - full))
-    seconds = paired(lambda result: cost(result, "seconds"), lambda one, full: one / full)
+    seconds = relative(lambda result: cost(result, "seconds"))
     values = [100 * result["value"] for result in own]
     row = {
         "method": method,
@@ -48,11 +51,9 @@ def _measured(results: Sequence[Result], method: str, benchmark: Benchmark) -> d
         f"{benchmark.metric}, % ± sd": _number(_mean(values), ".2f", _sd(values)),
         f"to {benchmark.baseline}, points ± 95 % CI": _number(_mean(differences), "+.2f", margin(differences)),
         "": _verdict(differences),
-        "FLOPs": _number(_mean(paired(lambda result: cost(result, "flops"), lambda one, full: one / full)), ".2f"),
+        "FLOPs": _number(_mean(relative(lambda result: cost(result, "flops"))), ".2f"),
         "time ± sd": _number(_mean(seconds), ".2f", _sd(seconds)),
-        "GPU memory": _number(
-            _mean(paired(lambda result: result.get("peak_bytes") or 0, lambda one, full: one / full)), ".2f"
-        ),
+        "GPU memory": _number(_mean(relative(lambda result: result.get("peak_bytes") or math.nan)), ".2f"),
         "in the callback, % of time": _number(
             _mean([100 * result["timeline"]["callback_seconds"] / cost(result, "seconds") for result in own]), ".1f"
         ),

@@ -122,8 +122,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
             )
         if not self._knows(pl_module) and (again := thaw_frozen_here(pl_module)):  # before optimizers are made
             rank_zero_info(
-                f"{type(self).__name__}: {len(again)} layers that an earlier fit froze train again; the callback "
-                "of that fit would keep them frozen."
+                f"{type(self).__name__}: layers that an earlier fit froze train again: {', '.join(again[:3])}"
+                f"{' and others' if len(again) > 3 else ''}."
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -71,6 +71,12 @@ class _Measure(Stage):
         freeze = [name for name in names[:depth] if name not in frozen]
         return Decision(freeze, [name for name in names[depth:] if name in frozen], untrained=True)
 
+    def decision_applied(self, run: TrainingRun) -> None:
+        depth = self._next()
+        if depth is not None and len(run.frozen) != depth:  # something in it cannot freeze
+            self._depths.remove(depth)
+            self.over = self._next() is None
+
 
 def _accelerated(run: TrainingRun) -> bool:
     return next(run.model.parameters()).device.type in ("cuda", "xpu")
@@ -135,7 +141,7 @@ class PlanCallback(SmartFreezeCallback):
         if not trainer.is_global_zero or not self._measure.seconds or run.cost is None:
             return
         self.plan = self._planned(run)
-        print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self.timeline.notes, self.exclude))
+        print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self.timeline.notes[:1], self.exclude))
         if not self._measure.over:
             print_shown(f"The run ended after {run.steps} steps, before all prefixes were measured: take a longer one.")
         if trainer.loggers and trainer.log_dir is not None:

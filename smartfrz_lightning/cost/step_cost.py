@@ -122,7 +122,7 @@ def _inner(module: nn.Module) -> float:
         first = sum(size for name, size in sizes.items() if name.startswith("weight_ih_l0"))
         return 1 - first / sum(sizes.values())
     if isinstance(module, nn.MultiheadAttention):
-        return sizes["out_proj.weight"] / sum(sizes.values())
+        return sum(size for name, size in sizes.items() if name.startswith("out_proj.")) / sum(sizes.values())
     return 0.0
 
 

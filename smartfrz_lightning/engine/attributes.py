@@ -21,14 +21,16 @@ Attributes = list[tuple[object, dict[str, Any]]]
 
 def attributes(owners: Iterable[object], memo: Mapping[int, Any]) -> Attributes:
     """Copies of what objects hold: lists, dicts, tensors and generators; for what ``memo`` has by ``id``, that."""
-    return [(owner, {k: _copied(v, memo) for k, v in vars(owner).items() if k not in _TORCH}) for owner in owners]
+    seen = dict(memo)
+    return [(owner, {k: _copied(v, seen) for k, v in vars(owner).items() if k not in _TORCH}) for owner in owners]
 
 
 @contextlib.contextmanager
 def attributes_as(begun: Attributes, memo: Mapping[int, Any]) -> Iterator[None]:
     """Give objects the attributes that they had, in copies, and put back what they have now afterwards."""
     now = [(owner, {k: v for k, v in vars(owner).items() if k not in _TORCH}) for owner, _ in begun]
-    _set([(owner, {k: _copied(v, memo) for k, v in own.items()}) for owner, own in begun])
+    seen = dict(memo)
+    _set([(owner, {k: _copied(v, seen) for k, v in own.items()}) for owner, own in begun])
     try:
         yield
     finally:
@@ -42,22 +44,26 @@ def _set(owned: Attributes) -> None:
         vars(owner).update(own)
 
 
-def _copied(value: Any, memo: Mapping[int, Any]) -> Any:
+def _copied(value: Any, seen: dict[int, Any]) -> Any:
+    """A copy; what several objects hold is one in the copies too."""
+    if id(value) in seen:
+        return seen[id(value)]
+    made = value
     if isinstance(value, Tensor):
-        return memo.get(id(value), value if value.grad_fn is not None else value.detach().clone())
-    if isinstance(value, torch.Generator):
-        return value.clone_state()
-    if isinstance(value, random.Random | np.random.Generator | np.random.RandomState):
-        return copy.deepcopy(value)
-    if isinstance(value, dict):
+        made = value if value.grad_fn is not None else value.detach().clone()
+    elif isinstance(value, torch.Generator):
+        made = value.clone_state()
+    elif isinstance(value, random.Random | np.random.Generator | np.random.RandomState):
+        made = copy.deepcopy(value)
+    elif isinstance(value, dict):
+        made = seen[id(value)] = copy.copy(value)
+        made.update({key: _copied(entry, seen) for key, entry in value.items()})
+    elif type(value) in (list, set, deque, tuple):
+        entries = [_copied(entry, seen) for entry in value]
+        made = deque(entries, value.maxlen) if isinstance(value, deque) else type(value)(entries)
+    elif isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
         made = copy.copy(value)
-        made.update({key: _copied(entry, memo) for key, entry in value.items()})
-        return made
-    if type(value) in (list, set, deque, tuple):
-        entries = [_copied(entry, memo) for entry in value]
-        return deque(entries, value.maxlen) if isinstance(value, deque) else type(value)(entries)
-    if isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
-        made = copy.copy(value)
-        vars(made).update({key: _copied(entry, memo) for key, entry in vars(value).items()})
-        return made
-    return value
+        vars(made).update({key: _copied(entry, seen) for key, entry in vars(value).items()})
+    if made is not value:
+        seen[id(value)] = made
+    return made

@@ -21,7 +21,7 @@ class FreezingMethod(FreezingRule, ABC):
             ``"*.attn.*"``.
 
     Raises:
-        ValueError: Both intervals are given, or one is below 1.
+        ValueError: Both intervals are given, or one is no whole number of at least 1.
 
     Examples:
         >>> from torch import nn

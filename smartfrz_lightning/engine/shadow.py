@@ -51,6 +51,7 @@ class ShadowWeights:
             name: tensor.detach().clone() for name, tensor in self.tensors.items() if not tensor.requires_grad
         }
         self._memo = memo
+        self._training = [parameter.requires_grad for parameter in model.parameters()]
         self.optimizer = _copy_optimizer(optimizer, memo)
 
     def swapped(self, body: Callable[[], Any], begun: Attributes) -> Any:
@@ -73,6 +74,8 @@ class ShadowWeights:
         """Take the settings of the optimizer's own groups for the next step; returns whether the groups still match."""
         groups = self.optimizer.param_groups
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in settings]:
+            return False
+        if [parameter.requires_grad for parameter in self._model.parameters()] != self._training:
             return False
         for group, own in zip(groups, settings, strict=True):
             group.update({name: value for name, value in own.items() if name != "params"})
@@ -196,7 +199,10 @@ class ShadowStep(ABC):
                 self._begun = attributes([*self._model.modules(), *self.others()], own)
                 self._call = copy.deepcopy((args, kwargs))
             except Exception as error:  # whatever a batch is made of
-                self._call, self._why = None, f"its batch cannot be copied ({type(error).__name__}: {error})"
+                self._call, self._why = (
+                    None,
+                    f"its batch or the module's attributes cannot be copied ({error!r})",
+                )
             out = training_step(*args, **kwargs)
             self.loss = loss_of(out)
             return out

@@ -141,7 +141,8 @@ class StartStage(Stage):
         if self._probe is None or not run.layers:
             return
         if stepped and not self._probe.looked:
-            self._probe.set_aside()
+            if self._probe.steps:
+                self._probe.set_aside()
             self._give_up(run, "the gradients of its first step were not seen")
         else:
             self._probe.batch_done(stepped)

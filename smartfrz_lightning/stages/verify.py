@@ -191,7 +191,7 @@ class _Trial:
         own = taker.loss
         try:
             if stepped and not self.shadow.follow(settings):
-                raise RuntimeError("the optimizer got other parameters meanwhile")
+                raise RuntimeError("other parameters train by now")
             loss = taker.take(self.shadow, stepped, lambda: self._taken + stepped >= self._steps)
         except Exception as error:  # whatever the user's code raises
             self.failed = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -221,7 +221,7 @@ def test_a_model_that_is_another_by_then_starts_afresh(make_trainer, caplog):
     model.net[9] = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 3))
     with caplog.at_level("INFO"):
         make_trainer(freezer, max_epochs=1).fit(model)
-    assert "1 layers that an earlier fit froze train again" in caplog.text
+    assert "layers that an earlier fit froze train again: net.0." in caplog.text
     assert freezer.frozen == ["net.0"] and freezer.timeline.steps == 8
 
 

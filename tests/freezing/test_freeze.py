@@ -11,7 +11,7 @@ from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 
-from smartfrz_lightning.freezing.freeze import freeze
+from smartfrz_lightning.freezing.freeze import freeze, thaw
 from smartfrz_lightning.layers.finder import find_layers
 
 OPTIMIZERS = {
@@ -139,3 +139,41 @@ def test_an_optimizer_step_right_after_the_freeze_moves_nothing(kind, set_to_non
     optimizer.step()
     moved = {name for name, tensor in net.state_dict().items() if not torch.equal(before[name], tensor)}
     assert moved and not moved & set(layer.parameters)
+
+
+@pytest.mark.parametrize("numbers", [[0], [0, 1], [1], [0, 2]])
+def test_loss_and_gradients_equal_those_of_a_model_frozen_by_hand(numbers):
+    x, y = torch.randn(8, 12), torch.randint(3, (8,))
+    ours, by_hand = mlp(), mlp()
+    by_hand.load_state_dict(ours.state_dict())
+    freeze(ours, [find_layers(ours, x)[number] for number in numbers])
+    linears = [module for module in by_hand if isinstance(module, nn.Linear)]
+    norms = {linears[0]: by_hand[1], linears[1]: by_hand[5]}
+    for number in numbers:
+        linears[number].requires_grad_(False)
+        if linears[number] in norms:
+            norms[linears[number]].requires_grad_(False).eval()
+    results = []
+    for net in (ours, by_hand):
+        torch.manual_seed(1)
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        results.append([loss, *(p.grad for p in net.parameters())])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or torch.equal(mine, theirs)
+
+
+def test_thaw_undoes_freeze():
+    """A step after freeze and thaw is the step that would have been without them."""
+    once, never, x = mlp(), mlp(), torch.randn(8, 12)
+    layers = find_layers(once, x)
+    freeze(once, layers[:2])
+    thaw(once, layers[:2])
+    results = []
+    for net in (once, never):
+        torch.manual_seed(1)
+        net(x).square().sum().backward()
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+        results.append(net.state_dict())
+    assert all(torch.equal(results[0][name], tensor) for name, tensor in results[1].items())

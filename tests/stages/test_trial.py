@@ -197,10 +197,10 @@ class Uncopied(InOrder):
         return [*batch, (value for value in ())] if self.trainer.training else batch  # a generator cannot be copied
 
 
-MISHAPS = {Holding: "model's own weights", Failing: "not with all of it", Growing: "got other parameters"}
+MISHAPS = {Holding: "model's own weights", Failing: "not with all of it", Growing: "other parameters train by now"}
 
 
-MISHAPS |= {Uncopied: "batch cannot be copied"}
+MISHAPS |= {Uncopied: "attributes cannot be copied"}
 
 
 @pytest.mark.parametrize("kind", MISHAPS)
