@@ -215,16 +215,6 @@ def test_fit_twice_goes_on_and_another_model_starts_afresh(make_trainer):
     assert freezer.timeline.steps == 8 and freezer.timeline.events[0].step == 2
 
 
-def test_a_model_that_is_another_by_then_starts_afresh(make_trainer, caplog):
-    freezer, model = ScriptedFreeze({2: [0]}), Classifier(mlp())
-    make_trainer(freezer, max_epochs=1).fit(model)
-    model.net[9] = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 3))
-    with caplog.at_level("INFO"):
-        make_trainer(freezer, max_epochs=1).fit(model)
-    assert "layers that an earlier fit froze train again: net.0." in caplog.text
-    assert freezer.frozen == ["net.0"] and freezer.timeline.steps == 8
-
-
 def test_an_epoch_that_was_saved_at_its_last_step_is_checked_after_the_resume(make_trainer, tmp_path):
     def fit(*callbacks, **how):
         model, freezer = Unscheduled(), GradientNormFreezeCallback(alpha=0.5)

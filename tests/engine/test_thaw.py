@@ -144,3 +144,13 @@ def test_a_second_freezer_of_a_model_begins_with_everything():
                 optimizer.step()
         freezer.end()
         assert freezer.run.frozen == ["0"]
+
+
+def test_a_model_that_is_another_by_then_starts_afresh(make_trainer, caplog):
+    freezer, model = ScriptedFreeze({2: [0]}), Classifier(mlp())
+    make_trainer(freezer, max_epochs=1).fit(model)
+    model.net[9] = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3))
+    with caplog.at_level("INFO"):
+        make_trainer(freezer, max_epochs=1).fit(model)
+    assert "layers that an earlier fit froze train again: net.0." in caplog.text
+    assert freezer.frozen == ["net.0"] and freezer.timeline.steps == 8
