@@ -48,18 +48,20 @@ class Scaled(InOrder):
 
 
 class Counted(InOrder):
-    """Has a counter, a generator of numpy's, and a number that goes by the step."""
+    """Has a counter, a generator of numpy's, and a buffer that moves after every third step."""
 
     def __init__(self, net):
         super().__init__(net)
-        self.calls, self.factor, self.generator = 0, 1.0, np.random.default_rng(0)
+        self.calls, self.generator = 0, np.random.default_rng(0)
+        self.register_buffer("factor", torch.ones(()))
 
     def training_step(self, batch, batch_idx):
         self.calls += 1
-        return self.factor / self.calls * self.generator.random() * super().training_step(batch, batch_idx)
+        return self.factor.clone() / self.calls * self.generator.random() * super().training_step(batch, batch_idx)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        self.factor = 1.0 + self.global_step % 3
+        if self.global_step % 3 == 0:
+            self.factor += 0.1
 
 
 @pytest.mark.parametrize(("kind", "callbacks"), [(Weighted, ()), (Scaled, (SetsWeight,)), (Counted, ())])
