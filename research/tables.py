@@ -1,7 +1,6 @@
 """The tables of README and documentation, made of the published runs."""
 
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from research.outcomes.later import (
 from research.outcomes.one_predictor import SHOWN
 from research.outcomes.one_predictor import comparison as one_predictor_rows
 from research.runs import RUNS, Runs, spread
-from smartfrz_lightning.benchmark.table import margin
+from smartfrz_lightning.benchmark.table import verdict
 
 CASES = {
     "efficientnet_short": "EfficientNet-Lite0 (ImageNet), ten classes of CIFAR-100, 248 steps",
@@ -111,16 +110,6 @@ def cache_in_benchmarks(runs: Runs) -> str:
             points = spread([100 * (row["value"] - other["value"]) for row, other in pairs], 1, True)
             lines.append([name, f"`{method}`", str(len(pairs)), time, points])
     return _markdown(["", "method", "seeds", "time", "points"], lines)
-
-
-def verdict(points: list[float]) -> str:
-    """Whether a difference to full training is more than noise, by its 95 % interval (Student's t)."""
-    half = margin(points)
-    if math.isnan(half):
-        return "too few seeds"
-    if abs(fmean(points)) <= half:
-        return "no difference shown"
-    return "better" if fmean(points) > 0 else "worse"
 
 
 def shown_methods(runs: Runs, case: str) -> list[str]:

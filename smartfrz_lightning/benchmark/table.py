@@ -50,7 +50,7 @@ def _measured(results: Sequence[Result], method: str, benchmark: Benchmark) -> d
         "runs": str(len(own)),
         f"{benchmark.metric}, % ± sd": _number(_mean(values), ".2f", _sd(values)),
         f"to {benchmark.baseline}, points ± 95 % CI": _number(_mean(differences), "+.2f", margin(differences)),
-        "": _verdict(differences),
+        "": "" if plain else verdict(differences),
         "FLOPs": _number(_mean(relative(lambda result: cost(result, "flops"))), ".2f"),
         "time ± sd": _number(_mean(seconds), ".2f", _sd(seconds)),
         "GPU memory": _number(_mean(relative(lambda result: result.get("peak_bytes") or math.nan)), ".2f"),
@@ -84,12 +84,13 @@ def _published(method: str, benchmark: Benchmark) -> dict[str, str]:
     }
 
 
-def _verdict(differences: Sequence[float]) -> str:
+def verdict(differences: Sequence[float]) -> str:
+    """Whether a difference is more than noise, by its 95 % interval."""
     half = margin(differences)
     if math.isnan(half):
-        return ""
+        return "too few seeds"
     if abs(_mean(differences)) <= half:
-        return "not detected"
+        return "no difference shown"
     return "better" if _mean(differences) > 0 else "worse"
 
 

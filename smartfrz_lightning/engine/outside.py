@@ -1,6 +1,7 @@
 """Noticing what the user's own code thaws of what this package froze."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -17,11 +18,16 @@ def frozen_here(model: nn.Module) -> dict[str, Layer]:
 
 def thaw_frozen_here(model: nn.Module) -> list[str]:
     """Let them train again, as far as they are still there; returns their names."""
-    layers, there = frozen_here(model), dict(model.named_parameters())
-    names = [name for name, layer in layers.items() if there.keys() >= set(layer.parameters)]
-    thaw(model, [layers[name] for name in names])
+    layers, parameters, modules = frozen_here(model), dict(model.named_parameters()), dict(model.named_modules())
+
+    def there(layer: Layer) -> Layer:
+        known = tuple(name for name in layer.parameters if name in parameters)
+        return replace(layer, parameters=known, stateful=tuple(name for name in layer.stateful if name in modules))
+
+    left = [layer for layer in map(there, layers.values()) if layer.parameters]
+    thaw(model, left)
     layers.clear()
-    return names
+    return [layer.name for layer in left]
 
 
 class StillFrozen:

@@ -36,5 +36,4 @@ def restore(state: dict[str, Any], model: nn.Module) -> Timeline:
 def lost(state: dict[str, Any], model: nn.Module) -> list[str]:
     """Parameters of the layers in a saved state that a model does not have."""
     known = dict(model.named_parameters())
-    layers = Timeline.from_state_dict(state["timeline"]).layers
-    return [name for layer in layers for name in layer.parameters if name not in known]
+    return [name for layer in state["timeline"]["layers"] for name in layer["parameters"] if name not in known]

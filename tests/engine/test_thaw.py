@@ -150,6 +150,7 @@ def test_a_model_that_is_another_by_then_starts_afresh(make_trainer, caplog):
     freezer, model = ScriptedFreeze({2: [0]}), Classifier(mlp())
     make_trainer(freezer, max_epochs=1).fit(model)
     model.net[9] = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3))
+    model.net[1] = nn.Identity()  # the norm of the frozen layer
     with caplog.at_level("INFO"):
         make_trainer(freezer, max_epochs=1).fit(model)
     assert "layers that an earlier fit froze train again: net.0." in caplog.text
