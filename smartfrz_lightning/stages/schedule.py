@@ -23,6 +23,8 @@ class Schedule:
         trial_share: Length of the trial, as a share of the run.
         trial_steps: Its most steps, in a short and in a long run.
         least_trial: The fewest steps that tell anything.
+        bounds: Standard errors by which the loss of the shadow weights has to be higher for the prefix to stay, in a
+            short and in a long run, in which more can be saved later.
         trial_begin: When it begins in a short run, as a share of the run; in a long one at once.
         warm_up: The most steps for which it waits while learning rates rise.
     """
@@ -35,6 +37,7 @@ class Schedule:
     trial_share: float = 0.1
     trial_steps: tuple[int, int] = (50, 100)
     least_trial: int = 10
+    bounds: tuple[float, float] = (0.5, 2.0)
     trial_begin: float = 0.1
     warm_up: int = 250
 
@@ -46,7 +49,7 @@ class Schedule:
 
     def threshold(self, steps: float) -> float:
         """p(safe) at which a prefix is frozen that a trial follows."""
-        return self.verified + (self.unverified - self.verified) * self.weight(steps)
+        return self._between((self.verified, self.unverified), steps)
 
     def frozen_until(self, steps: float) -> float:
         """Steps for which a prefix that was frozen from the start stays so at least; ``inf`` in a short run."""
@@ -55,8 +58,11 @@ class Schedule:
 
     def trial_length(self, steps: float) -> int:
         """Steps of the trial."""
-        most = self.trial_steps[0] + (self.trial_steps[1] - self.trial_steps[0]) * self.weight(steps)
-        return int(min(most, self.trial_share * steps) + 1e-6)
+        return int(min(self._between(self.trial_steps, steps), self.trial_share * steps) + 1e-6)
+
+    def bound(self, steps: float) -> float:
+        """Standard errors by which the loss of the shadow weights has to be higher for the prefix to stay."""
+        return self._between(self.bounds, steps)
 
     def begin(self, steps: float, warming_up: bool = False) -> float:
         """Steps of the run before the trial. In a long run none: what the trial releases has then missed nothing."""
@@ -73,3 +79,6 @@ class Schedule:
     def known(self, steps: float) -> float:
         """The length by which a run goes whose own is ``inf`` where it is not known."""
         return self.long if steps == math.inf else steps
+
+    def _between(self, ends: tuple[float, float], steps: float) -> float:
+        return ends[0] + (ends[1] - ends[0]) * self.weight(steps)

@@ -163,7 +163,7 @@ def test_a_run_without_a_known_length_is_told_so(make_trainer):
 @pytest.mark.parametrize("steps", [300, 500, 900, 999, 1001, 1100, 2000])
 def test_no_rule_has_a_border(steps):
     schedule = Schedule()
-    for rule in (schedule.threshold, schedule.begin, schedule.trial_length, schedule.weight):
+    for rule in (schedule.threshold, schedule.begin, schedule.trial_length, schedule.weight, schedule.bound):
         near, there = rule(steps - 1), rule(steps)
         assert abs(near - there) <= 0.01 * max(1.0, abs(there)) + 1  # whole steps
     kept = [min(1.0, schedule.frozen_until(n) / n) for n in (steps - 1, steps)]

@@ -11,6 +11,7 @@ from staging import (
     NEVER,
     NOTHING,
     OPTIMIZERS,
+    SHORT,
     InOrder,
     Safe,
     notes,
@@ -47,10 +48,12 @@ def test_a_prefix_that_is_better_left_alone_stays(make_trainer):
     assert freezer.frozen and "higher" in notes(freezer)
 
 
-def test_a_prefix_stays_if_the_loss_is_higher_by_half_a_standard_error():
-    assert [prefix_stays(gain, error=0.01) for gain in (-0.02, -0.006, -0.004, 0.0, 0.02)] == [True, True, *3 * [False]]
-    assert [prefix_stays(gain, error=math.nan) for gain in (-math.inf, math.inf, math.nan)] == [True, False, True]
-    assert not prefix_stays(-1.0, error=math.inf)
+def test_a_prefix_stays_if_the_loss_is_clearly_higher_and_more_clearly_in_a_long_run():
+    gains = (-0.03, -0.02, -0.006, -0.004, 0.0, 0.02)
+    assert [prefix_stays(gain, 0.01, SHORT.bound(100)) for gain in gains] == [*3 * [True], *3 * [False]]
+    assert [prefix_stays(gain, 0.01, SHORT.bound(5000)) for gain in gains] == [True, True, *4 * [False]]
+    assert [prefix_stays(gain, math.nan, 0.5) for gain in (-math.inf, math.inf, math.nan)] == [True, False, True]
+    assert not prefix_stays(-1.0, math.inf, 0.5)
 
 
 def test_the_likely_part_of_a_prefix_ends_with_the_last_layer_that_is_safe_enough():
