@@ -84,9 +84,12 @@ def _steps(steps: int, share: float) -> int:
 
 
 def outcome(
-    predictor: StartPredictor, case: Mapping[str, Any], losses: Mapping[str, Any], window: str, bound: float = 0.5
+    predictor: StartPredictor, case: Mapping[str, Any], losses: Mapping[str, Any], window: str, bound: float | None = None
 ) -> tuple[float, float]:
-    """Points and FLOPs that a case comes to, with its deepest prefix that the start stage would freeze."""
+    """Points and FLOPs that a case comes to, with its deepest prefix that the start stage would freeze.
+
+    Without a bound, that of its length.
+    """
     begin, length, ignored = WINDOWS[window]
     inputs = torch.tensor(case["inputs"])[:, [STORED.index(name) for name in INPUTS]]
     inputs[:, INPUTS.index("shift")] = torch.tensor(SHIFT_FLOOR).log()
@@ -98,6 +101,7 @@ def outcome(
     if not chosen:
         return 0.0, 1.0
     steps, depth = case["case"]["steps"], depths[chosen - 1]
+    bound = Schedule().bound(steps) if bound is None else bound
     first, takes = _steps(steps, begin) if begin else 0, _steps(steps, length)
     frozen = torch.tensor(losses["frozen"][str(depth)])[first : first + takes]
     full = torch.tensor(losses["released"][str(depth)] if begin else losses["full"])[:takes]
@@ -127,7 +131,7 @@ def bounds(file: Path) -> list[list[str]]:
     return [[f"{bound:g}", *_over_all(file, "ships", bound)] for bound in BOUNDS]
 
 
-def _over_all(file: Path, window: str, bound: float = 0.5) -> list[str]:
+def _over_all(file: Path, window: str, bound: float | None = None) -> list[str]:
     cases = [json.loads(line) for line in CASES.read_text().splitlines()]
     losses = [json.loads(line) for line in file.read_text().splitlines()]
     predictor = StartPredictor.load()
