@@ -12,14 +12,6 @@ def test_the_command_is_this_program():
     assert ours == {"smartfrz": "smartfrz_lightning.cli:main"}
 
 
-def test_benchmark_is_a_command_of_its_own(monkeypatch, capsys):
-    for arguments, expected in ((["--help"], "smartfrz benchmark"), (["benchmark", "--help"], "Run methods x seeds")):
-        monkeypatch.setattr("sys.argv", ["smartfrz", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert end.value.code == 0 and expected in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("config", "shorter", "said"),
     [

@@ -84,7 +84,11 @@ def _steps(steps: int, share: float) -> int:
 
 
 def outcome(
-    predictor: StartPredictor, case: Mapping[str, Any], losses: Mapping[str, Any], window: str, bound: float | None = None
+    predictor: StartPredictor,
+    case: Mapping[str, Any],
+    losses: Mapping[str, Any],
+    window: str,
+    bound: float | None = None,
 ) -> tuple[float, float]:
     """Points and FLOPs that a case comes to, with its deepest prefix that the start stage would freeze.
 

@@ -4,11 +4,9 @@ import csv
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from models import Classifier, mlp
 from torch.utils.data import IterableDataset
-from transformers import BertConfig, BertForSequenceClassification
 
 from smartfrz_lightning import AttentionFreezeCallback
 
@@ -49,14 +47,6 @@ def test_front_only_waits_for_the_layers_before(make_trainer):
     assert freezer.frozen == ["net.0"]
 
 
-@pytest.mark.parametrize("excluded", ["net.0", "net.4"])
-def test_what_is_excluded_does_not_stand_in_the_way(make_trainer, excluded):
-    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1, exclude=excluded)
-    make_trainer(freezer).fit(Classifier(mlp(norm=False), still))
-    assert freezer.frozen == [name for name in ("net.0", "net.4", "net.7") if name != excluded]
-    assert freezer.timeline.saved > 0
-
-
 @pytest.mark.parametrize("length", [{"max_epochs": -1, "max_steps": 20}, {"max_epochs": -1, "max_time": "00:00:00:02"}])
 def test_loaders_without_length_and_runs_without_epochs(make_trainer, length):
     class Endless(IterableDataset):
@@ -71,37 +61,3 @@ def test_loaders_without_length_and_runs_without_epochs(make_trainer, length):
     trainer = make_trainer(freezer, limit_val_batches=0, **length)
     trainer.fit(model, torch.utils.data.DataLoader(Endless(), batch_size=None))
     assert freezer.frozen and freezer.timeline.steps >= 10
-
-
-def test_bert_from_a_config(make_trainer):
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
-
-    class Bert(Classifier):
-        def training_step(self, batch, batch_idx):
-            ids = (batch[0].abs() * 20).long().clamp_max(49)
-            return self.net(input_ids=ids, labels=batch[1] % 2).loss
-
-        def validation_step(self, *_):
-            pass
-
-    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1)
-    make_trainer(freezer).fit(Bert(BertForSequenceClassification(config), still))
-    assert len(freezer.frozen) == len(freezer.layers) - 1
-
-
-def test_memory_of_the_optimizer_is_given_back(make_trainer):
-    model, freezer = (
-        Classifier(mlp(), lambda p: torch.optim.Adam(p, lr=1e-6)),
-        AttentionFreezeCallback(threshold=0.9, front_only=True),
-    )
-    freezer._spacing = 1
-
-    class Look(Callback):
-        def on_train_end(self, trainer, pl_module):
-            self.states = len(trainer.optimizers[0].state)
-            self.parameters = len(trainer.optimizers[0].param_groups[0]["params"])
-
-    look = Look()
-    make_trainer(freezer, look).fit(model)
-    active = sum(p.requires_grad for p in model.parameters())
-    assert look.states == active < look.parameters

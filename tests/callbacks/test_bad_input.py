@@ -43,6 +43,7 @@ from smartfrz_lightning.stages import LaterStage, StartStage
         (AttentionFreezeCallback, {"every_n_epochs": 1, "every_n_train_steps": 10}, "give one of them"),
         (AttentionFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number between 0 and 1"),
         (AttentionFreezeCallback, {"predictor": str(StartPredictor.shipped)}, "is no smartfrz-predictor of version 1"),
+        (LaterStage, {"predictor": str(StartPredictor.shipped)}, "is no smartfrz-later-predictor"),
         (LaterStage, {"threshold": 1}, "threshold=1: must be a number between 0 and 1"),
         (SmartFreezeCallback, {"threshold": 0.0}, "threshold=0.0"),
         (SmartFreezeCallback, {"threshold": 1}, "threshold=1"),
@@ -181,10 +182,3 @@ def test_batches_that_are_too_small_for_cka(make_trainer, tmp_path):
     torch.save({"state_dict": Small(mlp()).state_dict()}, tmp_path / "end.ckpt")
     with pytest.raises(ValueError, match="the batch has 3 examples, and CKA needs at least 4"):
         make_trainer(SimilarityFreezeCallback(str(tmp_path / "end.ckpt"))).fit(Small(mlp()))
-
-
-def test_a_missing_extra_is_named():
-    from smartfrz_lightning.extras import require
-
-    with pytest.raises(ImportError, match=r"smartfrz-lightning\[vision\]"):
-        require("a_package_that_is_not_there", "vision")

@@ -70,11 +70,6 @@ def test_grad_scaler(make_trainer):
     assert len(model.losses) == 64 and freezer.timeline.steps == 64
 
 
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_gradient_clipping(make_trainer, algorithm):
-    check(make_trainer, Classifier(mlp()), gradient_clip_val=0.01, gradient_clip_algorithm=algorithm)
-
-
 class Scheduled(Classifier):
     def __init__(self, net, scheduler):
         super().__init__(net)
@@ -149,11 +144,6 @@ def test_two_optimizers_that_are_toggled(make_trainer):
         "critic.2",
         "critic.4",
     ]
-
-
-def test_weight_averaging(make_trainer):
-    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging").EMAWeightAveraging
-    check(make_trainer, Classifier(mlp()), averaging(decay=0.9))
 
 
 def test_stochastic_weight_averaging_measures_all_statistics_anew(make_trainer):

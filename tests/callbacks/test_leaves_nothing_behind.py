@@ -113,24 +113,6 @@ def test_transforms_and_higher_order_operators_cost_a_warning_at_most(make_train
     assert surroundings() == before
 
 
-def test_flex_attention(make_trainer):
-    from torch.nn.attention.flex_attention import flex_attention
-
-    class Attends(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inputs, self.outputs = nn.Linear(12, 96), nn.Linear(32, 3)
-
-        def forward(self, x):
-            x = self.inputs(x)
-            q, k, v = x.detach().view(len(x), 3, 1, 2, 16).unbind(1)  # on a CPU it has no backward pass
-            return self.outputs(x[:, :32] + flex_attention(q, k, v).flatten(1))
-
-    freezer = ScriptedFreeze({4: [0]})
-    make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(Classifier(Attends()))
-    assert freezer.frozen == ["net.inputs"]
-
-
 @pytest.mark.parametrize("hook", ["setup", "configure_model"])
 def test_patterns_for_a_model_that_is_built_late(make_trainer, tmp_path, hook):
     class Late(Classifier):
@@ -264,8 +246,3 @@ def test_a_users_metric_by_the_name_frozen_stays(make_trainer, tmp_path):
     assert curve == [(1, 0), (3, 1), (5, 1), (7, 1), (9, 1), (11, 1), (13, 1), (15, 1)]
     saved = [float(row[at["freeze/flops_saved"]]) for row in rows[1:] if row[at["freeze/flops_saved"]]]
     assert saved == sorted(saved) and saved[0] == 0 < saved[-1] < 1
-
-
-def test_barebones_says_nothing(recwarn):
-    Trainer(max_steps=4, accelerator="cpu", barebones=True, callbacks=[ScriptedFreeze({2: [0]})]).fit(Classifier(mlp()))
-    assert not [w for w in recwarn if "barebones" in str(w.message) or "self.log" in str(w.message)]

@@ -183,14 +183,6 @@ def test_similarity_goes_on_measuring_after_a_resume_between_two_epochs(make_tra
     assert again.timeline.events == whole.timeline.events
 
 
-def test_a_budget_of_flops_may_be_another_one_after_a_resume(make_trainer, tmp_path):
-    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
-    make_trainer(interval(), every, max_epochs=5, enable_checkpointing=True).fit(Seeded())
-    more = IntervalFreezeCallback(flops_reduction=0.3)
-    make_trainer(more, max_epochs=5).fit(Seeded(), ckpt_path=tmp_path / "step=8.ckpt")
-    assert more.timeline.saved == pytest.approx(0.3, abs=0.02)
-
-
 @pytest.mark.parametrize(("before", "after"), [((), "net.4"), ("net.4", ())], ids=["added", "taken away"])
 def test_windows_of_what_is_excluded_on_resume(make_trainer, tmp_path, before, after):
     def made(exclude):
@@ -237,25 +229,6 @@ def test_a_checkpoint_of_another_model_or_version_is_refused(make_trainer, tmp_p
     other.load_state_dict(state)
     with pytest.raises(ValueError, match="another model"):
         make_trainer(other).fit(Classifier(torch.nn.Linear(12, 3)))
-
-
-def test_exported_weights_are_the_models_own(make_trainer, tmp_path):
-    model = Classifier(mlp())
-    keys = list(model.state_dict())
-    trainer = make_trainer(smart(), max_epochs=2)
-    trainer.fit(model)
-    trainer.save_checkpoint(tmp_path / "end.ckpt")
-    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
-    assert list(saved["state_dict"]) == keys
-
-
-def test_a_checkpoint_without_our_state_starts_freezing_afresh(make_trainer, tmp_path):
-    trainer = make_trainer(max_epochs=1)
-    trainer.fit(Classifier(mlp()))
-    trainer.save_checkpoint(tmp_path / "plain.ckpt")
-    freezer = ScriptedFreeze({2: [0]})
-    make_trainer(freezer, max_epochs=2).fit(Classifier(mlp()), ckpt_path=tmp_path / "plain.ckpt")
-    assert freezer.frozen == ["net.0"] and freezer.timeline.steps == 8
 
 
 def test_validation_test_and_prediction_alone_leave_the_model_alone(make_trainer):

@@ -1,6 +1,6 @@
-"""Hundreds of random combinations, each interrupted and resumed. The number in a test's name reproduces it.
+"""Random combinations, each interrupted and resumed. The number in a test's name reproduces it.
 
-Run with ``pytest -m slow tests/callbacks/test_stress.py``.
+Hundreds more with ``pytest -m slow tests/callbacks/test_stress.py``.
 """
 
 import random
@@ -51,8 +51,7 @@ class Random(Seeded):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 300))])
 def test_random_combination(make_trainer, tmp_path, seed):
     lot = random.Random(f"run {seed}")
     count = sum(isinstance(module, nn.Linear) for module in Random(seed).net)

@@ -43,29 +43,6 @@ def test_a_buffer_that_moves_on_the_lightning_module_puts_nothing_in_eval_mode(m
     assert [name for name, training in modes.training[-1].items() if not training] == ["net.1"]
 
 
-class Block(nn.Module):
-    """A block with a weight of its own, an EMA of its outputs, dropout inside and functional dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(16, 12) / 4)
-        self.dropout = nn.Dropout(0.5)
-        self.register_buffer("ema", torch.zeros(16))
-
-    def forward(self, x):
-        x = nn.functional.dropout(x @ self.weight.T, 0.2, self.training)
-        if self.training:
-            self.ema.lerp_(x.detach().mean(0), 0.1)
-        return self.dropout(x)
-
-
-def test_a_block_with_a_moving_average_keeps_its_dropout(make_trainer):
-    model = Classifier(nn.Sequential(Block(), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 3)))
-    freezer, modes = ScriptedFreeze({4: [0]}), Modes()
-    make_trainer(freezer, modes, max_epochs=2, limit_val_batches=0).fit(model)
-    assert freezer.frozen == ["net.0"] and all(modes.training[-1].values())
-
-
 @pytest.mark.parametrize("every_step", [False, True], ids=["unfreeze", "the loop of a GAN"])
 def test_a_layer_that_the_users_code_thaws_is_taken_over_and_said(make_trainer, every_step):
     class Thaws(Classifier):
@@ -175,44 +152,3 @@ def test_a_gradscaler_that_overflows_costs_no_evaluation(make_trainer, method):
     state = freezer.state_dict()["method"]
     assert all(torch.isfinite(tensor).all() for tensor in state["gradients"].values())
     assert all(0 <= norm < float("inf") for norm in state.get("norms", {}).values())
-
-
-def test_a_method_starts_afresh_with_every_model(make_trainer):
-    class Counts(FreezingCallback):
-        """As CONTRIBUTING says: what is known of a model is set in reset."""
-
-        def reset(self):
-            self.asked = 0
-
-        def select(self, run):
-            self.asked += 1
-            return [run.active[0].name] if self.asked == 2 else []
-
-        def method_state(self):
-            return {"asked": self.asked}
-
-        def load_method_state(self, state, run):
-            self.asked = state["asked"]
-
-    method = Counts()
-    for _ in range(2):
-        make_trainer(method, max_epochs=4, limit_val_batches=0).fit(Classifier(mlp()))
-        assert [(event.layer, event.step) for event in method.timeline.events] == [("net.0", 16)]
-
-
-def test_gradients_can_be_taken_away_before_the_optimizer_steps(make_trainer):
-    class TakesAway(FreezingCallback):
-        """No gradient reaches the second layer."""
-
-        def select(self, run):
-            return []
-
-        def gradients_ready(self, run, optimizer):
-            for name in run.layers[1].parameters:
-                run.model.get_parameter(name).grad = None
-
-    model = Classifier(mlp(norm=False))
-    before = [model.net[number].weight.detach().clone() for number in (0, 4)]
-    make_trainer(TakesAway(), max_epochs=1, limit_val_batches=0).fit(model)
-    assert not torch.equal(before[0], model.net[0].weight)
-    assert torch.equal(before[1], model.net[4].weight)  # from the first step on

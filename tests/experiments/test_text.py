@@ -111,9 +111,3 @@ def test_a_decoder_and_a_head_of_another_size(tmp_path, make_trainer):
     model = TextClassifier(str(tmp_path / "gpt"))
     make_trainer(max_epochs=1).fit(model, datamodule=data)
     assert model(input_ids=torch.tensor([[5, 6], [5, 3]])).shape == (2, 2)
-
-
-@pytest.mark.skipif(not COLA.is_dir(), reason="data/cola is not there")
-def test_the_real_cola():
-    sizes = {"in_domain_train": 8551, "in_domain_dev": 527, "out_of_domain_dev": 516}
-    assert {name: len(read_glue(COLA / f"{name}.tsv", "cola")) for name in sizes} == sizes

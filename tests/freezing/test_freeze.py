@@ -4,14 +4,12 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 
-from smartfrz_lightning.freezing.freeze import freeze, thaw
+from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.layers.finder import find_layers
 
 OPTIMIZERS = {
@@ -31,48 +29,6 @@ class Watch(Callback):
         self.states.append({name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()})
 
 
-def random_net(draw):
-    layers, width = [], 12
-    for _ in range(draw(st.integers(2, 4))):
-        out = draw(st.sampled_from([4, 8]))
-        layers += [nn.Linear(width, out, bias=draw(st.booleans()))]
-        layers += draw(st.sampled_from([[], [nn.BatchNorm1d(out)], [nn.LayerNorm(out)]]))
-        layers += [nn.ReLU()] + draw(st.sampled_from([[], [nn.Dropout(0.2)]]))
-        width = out
-    return nn.Sequential(*layers, nn.Linear(width, 3))
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_frozen_is_bitwise_still_and_the_rest_moves(make_trainer, data):
-    torch.manual_seed(data.draw(st.integers(0, 100)))
-    net = random_net(data.draw)
-    count = sum(isinstance(module, nn.Linear) for module in net)
-    first = data.draw(st.lists(st.integers(0, count - 2), min_size=1, unique=True))
-    step = data.draw(st.integers(1, 3))
-    watch, freezer = Watch(), ScriptedFreeze({step: first})
-    model = Classifier(net, OPTIMIZERS[data.draw(st.sampled_from(["sgd", "adamw"]))])
-    accumulate = data.draw(st.sampled_from([1, 2]))
-    trainer = make_trainer(
-        freezer,
-        watch,
-        max_epochs=2,
-        precision=data.draw(st.sampled_from(["32-true", "bf16-mixed"])),
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=data.draw(st.sampled_from([None, 0.5])),
-    )
-    trainer.fit(model)
-    assert sorted(freezer.frozen) == sorted(freezer.layers[number].name for number in first)
-    frozen = [layer for layer in freezer.layers if layer.name in freezer.frozen]
-    still = {name for layer in frozen for name in layer.parameters}
-    still |= {f"{module}.{b}" for layer in frozen for module in layer.stateful for b in ("running_mean", "running_var")}
-    before, after = watch.states[step * accumulate - 1], watch.states[-1]
-    for name in still:
-        assert torch.equal(before[name], after[name]), name
-    for name in (layer.weights[0] for layer in freezer.layers if layer.name not in freezer.frozen):
-        assert not torch.equal(before[name], after[name]), name
-
-
 def test_lbfgs_leaves_frozen_layers_alone(make_trainer):
     # Its state hangs on the first parameter, which trains on here.
     watch, freezer = Watch(), ScriptedFreeze({3: [1, 2]})
@@ -80,20 +36,6 @@ def test_lbfgs_leaves_frozen_layers_alone(make_trainer):
     trainer.fit(Classifier(mlp(norm=False), OPTIMIZERS["lbfgs"]))
     for name in (name for layer in freezer.layers[1:3] for name in layer.parameters):
         assert torch.equal(watch.states[2][name], watch.states[-1][name]), name
-
-
-def test_dropout_goes_on_in_a_frozen_layer_and_norms_stay_in_eval_after_user_calls_train(make_trainer):
-    model, freezer = Classifier(mlp()), ScriptedFreeze({2: [0]})
-
-    class CallsTrain(Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            pl_module.train()
-
-    watch = Watch()
-    make_trainer(freezer, watch, CallsTrain(), max_epochs=2).fit(model)
-    assert model.net[3].training
-    assert torch.equal(watch.states[1]["net.1.running_mean"], watch.states[-1]["net.1.running_mean"])
-    assert not torch.equal(watch.states[1]["net.5.running_mean"], watch.states[-1]["net.5.running_mean"])
 
 
 def test_every_optimizer_keeps_something_to_train(make_trainer):
@@ -162,18 +104,3 @@ def test_loss_and_gradients_equal_those_of_a_model_frozen_by_hand(numbers):
     for mine, theirs in zip(*results, strict=True):
         assert (mine is None) == (theirs is None)
         assert mine is None or torch.equal(mine, theirs)
-
-
-def test_thaw_undoes_freeze():
-    """A step after freeze and thaw is the step that would have been without them."""
-    once, never, x = mlp(), mlp(), torch.randn(8, 12)
-    layers = find_layers(once, x)
-    freeze(once, layers[:2])
-    thaw(once, layers[:2])
-    results = []
-    for net in (once, never):
-        torch.manual_seed(1)
-        net(x).square().sum().backward()
-        torch.optim.SGD(net.parameters(), lr=0.1).step()
-        results.append(net.state_dict())
-    assert all(torch.equal(results[0][name], tensor) for name, tensor in results[1].items())

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from smartfrz_lightning.predictor.later import LaterPredictor
 from smartfrz_lightning.predictor.later_inputs import later_inputs
-from smartfrz_lightning.stages import LaterStage, StartStage
+from smartfrz_lightning.stages import LaterStage
 
 RECORDED = Path("research/results/moments.jsonl")
 
@@ -40,30 +39,8 @@ def test_what_it_calls_safe_was_safe_in_the_recorded_runs():
     assert len(sure) > 30 and sum(sure) / len(sure) > 0.85 > sum(was) / len(was) + 0.2
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda whole: whole[:-5], "cut short"),
-        (lambda whole: whole.replace(b"later-predictor", b"other-predictor"), "is no smartfrz-later-predictor"),
-        (lambda whole: whole.replace(b'"version\\": 1', b'"version\\": 9'), "of version 1"),
-    ],
-    ids=["cut", "of another kind", "of another version"],
-)
-def test_files_that_are_not_a_later_predictor_are_refused(tmp_path, change, says):
-    path = tmp_path / "p.safetensors"
-    predictor = LaterPredictor()
-    predictor.save(path, runs=3)
-    assert torch.equal(LaterPredictor.load(path)(later_inputs(4, 0.5, 0.5)), predictor(later_inputs(4, 0.5, 0.5)))
-    whole = path.read_bytes()
-    assert change(whole) != whole
-    path.write_bytes(change(whole))
-    with pytest.raises(ValueError, match=says):
-        LaterStage(str(path))
-
-
-def test_a_predictor_of_another_stage_is_refused(tmp_path):
-    LaterPredictor().save(tmp_path / "p.safetensors")
-    with pytest.raises(ValueError, match="is no smartfrz-start-predictor"):
-        StartStage(str(tmp_path / "p.safetensors"))
-    with pytest.raises(FileNotFoundError, match="predictor="):
-        LaterStage(str(tmp_path / "none.safetensors"))
+def test_a_file_holds_the_predictor(tmp_path):
+    predictor, inputs = LaterPredictor(), later_inputs(4, 0.5, 0.5)
+    predictor.mean += 1.0
+    predictor.save(tmp_path / "p.safetensors", runs=3)
+    assert torch.equal(LaterPredictor.load(tmp_path / "p.safetensors")(inputs), predictor(inputs))

@@ -1,7 +1,6 @@
 """What the start predictor sees, and the file that it lives in."""
 
 import hypothesis.strategies as st
-import pytest
 import torch
 from hypothesis import given, settings
 
@@ -61,18 +60,13 @@ def test_the_shipped_predictor_wants_a_gentle_prefix_and_not_all_of_the_body():
     assert torch.equal(safe(0.3, shift=0.1), gentle) and (safe(0.3, shift=3.0) < gentle).all()  # it has a floor
 
 
-def test_a_file_says_what_it_is(tmp_path):
+def test_a_file_holds_the_predictor(tmp_path):
     path = tmp_path / "mine.safetensors"
     predictor = StartPredictor(shift_floor=-1.0)
     predictor.mean += 1.0
     predictor.save(path, cases=3)
     inputs = torch.rand(5, len(INPUTS)) - 2
     assert torch.equal(StartPredictor.load(path)(inputs), predictor(inputs))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="is cut short or not a safetensors file"):
-        StartPredictor.load(path)
-    with pytest.raises(FileNotFoundError, match="no such file; leave it out"):
-        StartPredictor.load(tmp_path / "none.safetensors")
 
 
 @given(

@@ -4,35 +4,11 @@ import time
 
 import pytest
 import torch
-from models import Classifier, Vectors, mlp
+from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
-from torch.utils.data import DataLoader
 
 from smartfrz_lightning.report import FreezeEvent, Ledger, Timeline
-
-
-class Sizes(Classifier):
-    """Batches of given sizes, in this order, every epoch."""
-
-    def __init__(self, sizes, net=None):
-        super().__init__(net or mlp(norm=False))
-        self.sizes = sizes
-
-    def train_dataloader(self):
-        data = Vectors(sum(self.sizes))
-        ends = [sum(self.sizes[: number + 1]) for number in range(len(self.sizes))]
-        parts = [list(range(end - size, end)) for size, end in zip(self.sizes, ends, strict=True)]
-        return DataLoader(data, batch_sampler=parts)
-
-
-@pytest.mark.parametrize("step", [3, 4])
-def test_a_short_batch_after_a_freeze_is_no_saving(make_trainer, step):
-    freezer = ScriptedFreeze({step: [0, 1, 2]})
-    make_trainer(freezer, max_epochs=4, limit_val_batches=0).fit(Sizes([16, 16, 16, 16, 8]))
-    first, later = (state.flops.total for state in freezer.timeline.states)
-    done = {3: 48, 4: 64}[step]
-    assert freezer.timeline.saved == pytest.approx((1 - later / first) * (4 * 72 - done) / (4 * 72))
 
 
 def test_every_closure_of_lbfgs_is_booked(make_trainer):

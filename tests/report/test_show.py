@@ -9,7 +9,6 @@ from models import Classifier, mlp
 from rich.console import Console
 from scripted import ScriptedFreeze
 
-from smartfrz_lightning import FreezingCallback
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.report.show import timeline_table
 from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
@@ -85,15 +84,6 @@ def test_the_report_goes_where_it_is_told(make_trainer, tmp_path, capsys, monkey
     system = fsspec.filesystem("memory")
     assert system.exists("/reports/freeze_timeline.csv") and system.exists("/reports/freeze_timeline.png")
     assert not list(tmp_path.rglob("freeze_timeline*")) and not (tmp_path / "memory:").exists()
-
-
-def test_a_method_that_names_no_layer(make_trainer):
-    class Lost(FreezingCallback):
-        def select(self, run):
-            return ["net.99"]
-
-    with pytest.raises(ValueError, match=r"Lost.select returned \['net.99'\]"):
-        make_trainer(Lost()).fit(Classifier(mlp()))
 
 
 def test_long_names_are_readable_in_80_columns():

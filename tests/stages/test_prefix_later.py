@@ -22,9 +22,6 @@ from staging import (
 )
 from torch.utils.data import DataLoader
 
-from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.stages import StartStage
-
 
 def test_what_trains_again_trains_for_a_fifth_of_the_run_before_it_freezes(make_trainer):
     freezer = smart(Safe(), later=later(9.0, 9.0, 9.0, progress=0.45), verdict=ANYWAY, schedule=LONG)
@@ -94,26 +91,6 @@ def test_a_prefix_deeper_than_two_thirds_is_cut(make_trainer):
     freezer = smart(Safe((1.1, 3.0)), later=later(9.0, 9.0, 9.0), verdict=ANYWAY, schedule=LONG)
     make_trainer(freezer, max_epochs=EPOCHS, limit_val_batches=0).fit(Classifier(trained(mlp())))
     assert freezer.frozen == FROZEN and "2 of the 3 layers" in notes(freezer)
-
-
-class ReleasedByHand(SmartFreezeCallback):
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.timeline.steps == 48:
-            self._engine.change(thaw_now=FROZEN)
-
-
-def test_in_a_long_run_the_prefix_trains_after_two_fifths(make_trainer):
-    def fit(freezer):
-        torch.manual_seed(3)
-        model = InOrder(quiet_mlp(), OPTIMIZERS["adamw"])
-        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
-        return model, freezer
-
-    model, freezer = fit(smart(verdict=ANYWAY, schedule=LONG, later=later(-9.0, -9.0, -9.0)))
-    other, _ = fit(ReleasedByHand(StartStage(Safe()), verify=False, later=False))
-    assert model.losses == other.losses and same(model, other) and freezer.frozen == []
-    assert "0 of the 2 layers that were frozen from the start stay frozen after 48 steps" in notes(freezer)
 
 
 def test_data_without_a_loader_length_counts_as_a_long_run(make_trainer):

@@ -7,18 +7,11 @@ from staging import FROZEN, InOrder, Safe, Watch, moved, notes, probing, quiet_m
 from torch import nn
 
 from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.stages.start import choose_prefix, probe_length
+from smartfrz_lightning.stages.start import probe_length
 
 
 def test_the_length_of_the_probe_is_a_share_of_the_run():
     assert [probe_length(steps) for steps in (99, 100, 200, 100_000, float("inf"))] == [1, 2, 4, 30, 30]
-
-
-def test_prefixes_are_chosen_by_threshold_or_saving():
-    costs, safe = [0.9, 0.7, 0.5, 0.3], [0.95, 0.9, 0.8, 0.2]
-    assert choose_prefix(costs, safe, threshold=0.85) == 2 and choose_prefix(costs, safe, threshold=0.99) == 0
-    assert choose_prefix(costs, safe, threshold=0.75, save=0.2) == 2  # the safest that saves as much
-    assert choose_prefix(costs, safe, threshold=0.85, save=0.5) == 2  # as much as is safe
 
 
 class Adapter(nn.Module):
@@ -63,12 +56,6 @@ def test_a_layer_without_gradient_or_of_zeros_tells_nothing():
         assert (told - plain).abs().max() < 1  # in logarithms; the norm of a zero is at -20
 
 
-def test_from_scratch_nothing_is_frozen(make_trainer):
-    freezer = probing(Safe((1.1, 3.0)))
-    make_trainer(freezer).fit(Classifier(mlp()))
-    assert not freezer.frozen and "no layer that trains has been trained before" in notes(freezer)
-
-
 def test_new_layers_behind_pretrained_ones_train(make_trainer):
     net = mlp()
     trained(net[:7])
@@ -84,12 +71,6 @@ def test_excluded_and_frozen_layers_are_left_alone(make_trainer):
     make_trainer(freezer).fit(Classifier(net))
     assert freezer.frozen == [] or "net.4" not in freezer.frozen
     assert not net[0].weight.requires_grad and net[4].weight.requires_grad
-
-
-def test_a_run_that_is_too_short_says_how_long_it_has_to_be(make_trainer):
-    freezer = SmartFreezeCallback()
-    make_trainer(freezer).fit(Classifier(trained(mlp())))
-    assert "needs a run of 100 steps, and this one has 24" in freezer.timeline.notes[0]
 
 
 def test_a_run_that_ends_within_the_probe_says_so(make_trainer):
