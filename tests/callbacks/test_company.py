@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.plugins import MixedPrecision
-from models import Classifier, Vectors, mlp
+from models import Classifier, Manual, Vectors, mlp, scheduled
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -70,47 +70,21 @@ def test_grad_scaler(make_trainer):
     assert len(model.losses) == 64 and freezer.timeline.steps == 64
 
 
-class Scheduled(Classifier):
-    def __init__(self, net, scheduler):
-        super().__init__(net)
-        self.scheduler = scheduler
-
-    def configure_optimizers(self):
-        optimizer = super().configure_optimizers()
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
-
-
 @pytest.mark.parametrize(
     "scheduler",
     [
-        lambda o: torch.optim.lr_scheduler.StepLR(o, 1),
-        lambda o: {"scheduler": torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 32), "interval": "step"},
-        lambda o: {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(o), "monitor": "val_loss"},
+        scheduled(lambda o: torch.optim.lr_scheduler.StepLR(o, 1)),
+        scheduled(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 32), interval="step"),
+        scheduled(torch.optim.lr_scheduler.ReduceLROnPlateau),
     ],
     ids=["epoch", "step", "plateau"],
 )
 def test_schedulers(make_trainer, scheduler):
-    check(make_trainer, Scheduled(mlp(), scheduler))
-
-
-class Manual(Classifier):
-    """Manual optimization, with gradient accumulation of the user's own."""
-
-    def __init__(self, net):
-        super().__init__(net)
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        loss = super().training_step(batch, batch_idx)
-        self.manual_backward(loss / 2)
-        if batch_idx % 2:
-            optimizer.step()
-            optimizer.zero_grad()
+    check(make_trainer, Classifier(mlp(), scheduler))
 
 
 def test_manual_optimization(make_trainer):
-    _, freezer = check(make_trainer, Manual(mlp()), max_epochs=8)
+    _, freezer = check(make_trainer, Manual(mlp(), every=2), max_epochs=8)
     assert freezer.timeline.steps == 32 and freezer.timeline.saved > 0
 
 

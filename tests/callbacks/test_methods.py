@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
-from models import Classifier, mlp
+from models import Classifier, Manual, mlp, scheduled, still, two
 
 from smartfrz_lightning import (
     BudgetFreezeCallback,
@@ -55,35 +55,30 @@ def test_linear_keeps_the_groups_of_the_optimizer_apart(make_trainer):
 
 
 def test_linear_refuses_a_scheduler(make_trainer):
-    class Scheduled(Classifier):
-        def configure_optimizers(self):
-            optimizer = super().configure_optimizers()
-            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
-
+    stepwise = scheduled(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1))
     with pytest.raises(ValueError, match="StepLR.*return the optimizer alone"):
-        make_trainer(LinearFreezeCallback()).fit(Scheduled(mlp()))
+        make_trainer(LinearFreezeCallback()).fit(Classifier(mlp(), stepwise))
 
 
-@pytest.mark.parametrize("rate", [1e-9, 0.5])
-def test_similarity_freezes_what_stays_alike(make_trainer, tmp_path, rate):
-    model = Classifier(mlp(norm=False), lambda p: torch.optim.SGD(p, lr=rate))
+def fast(parameters):
+    return torch.optim.SGD(parameters, lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "step"),
+    [
+        (still, 8),
+        (fast, None),
+        (scheduled(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0), fast), 16),
+    ],
+    ids=["still", "moves", "still after an epoch"],
+)
+def test_similarity_freezes_what_stays_alike_over_an_epoch(make_trainer, tmp_path, optimizer, step):
+    model = Classifier(mlp(norm=False), optimizer)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "end.ckpt")
     freezer = SimilarityFreezeCallback(str(tmp_path / "end.ckpt"), epsilon=1e-3)
     make_trainer(freezer).fit(model)
-    assert moments(freezer) == (dict.fromkeys(LAYERS[:-1], 8) if rate < 1e-6 else {})
-
-
-def test_similarity_looks_at_one_epoch(make_trainer, tmp_path):
-    class Stops(Classifier):
-        def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.parameters(), lr=0.5)
-            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0)]
-
-    model = Stops(mlp(norm=False))
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "end.ckpt")
-    freezer = SimilarityFreezeCallback(str(tmp_path / "end.ckpt"), epsilon=1e-3)
-    make_trainer(freezer).fit(model)
-    assert moments(freezer) == dict.fromkeys(LAYERS[:-1], 16)
+    assert moments(freezer) == (dict.fromkeys(LAYERS[:-1], step) if step else {})
 
 
 @pytest.mark.parametrize("interval", [None, 2])
@@ -175,30 +170,14 @@ def test_layers_that_are_not_used_do_not_count(make_trainer):
 
 def test_the_length_of_a_run_is_known_in_whatever_steps_it_counts(make_trainer):
     """``max_steps`` counts the steps of all optimizers."""
-
-    class Two(Classifier):
-        def __init__(self):
-            super().__init__(mlp())
-            self.automatic_optimization = False
-
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            self.manual_backward(loss)
-            for optimizer in self.optimizers():
-                optimizer.step()
-                optimizer.zero_grad()
-
-        def configure_optimizers(self):
-            return [torch.optim.SGD(half.parameters(), 0.1) for half in (self.net[:5], self.net[5:])]
-
-    model, freezer = Two(), LinearFreezeCallback(t_0=0.5)
+    model, freezer = Manual(mlp(), two(6)), LinearFreezeCallback(t_0=0.5)
     trainer = make_trainer(freezer, max_epochs=-1, max_steps=48)
     trainer.fit(model)
     assert trainer.global_step == 48 and freezer.timeline.steps == 24
     # The first optimizer keeps its last layer.
     assert moments(freezer) == {"net.0": 12, "net.7": 20}
     rates = {group["layer"]: group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups}
-    assert rates["net.9"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 23 / 24)))
+    assert rates["net.9"] == pytest.approx(0.025 * (1 + math.cos(math.pi * 23 / 24)))
 
 
 def test_a_budget_is_spent_by_gradients_that_did_not_overflow(make_trainer):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from models import Classifier, Vectors, mlp
+from models import Classifier, Manual, mlp, still
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,10 +16,6 @@ from smartfrz_lightning import (
     LinearFreezeCallback,
     MovementFreezeCallback,
 )
-
-
-def still(parameters):
-    return torch.optim.SGD(parameters, lr=0.0)
 
 
 class TiedLanguageModel(LightningModule):
@@ -70,41 +66,15 @@ def test_an_interval_passes_over_what_is_excluded(make_trainer, exclude):
 
 
 def test_a_run_of_a_single_epoch_is_checked(make_trainer):
-    class Longer(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Vectors(300), 8)
-
     freezer = AttentionFreezeCallback(threshold=0.9, front_only=True)
-    make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(Longer(mlp(norm=False), still))
+    make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(Classifier(mlp(norm=False), still, size=300))
     assert freezer.frozen == ["net.0", "net.4", "net.7"] and 0.1 < freezer.timeline.saved < 0.7
 
 
-class OwnSteps(Classifier):
-    """Manual optimization: several batches a step, or several steps a batch, or past Lightning's own optimizer."""
-
-    def __init__(self, every=1, times=1, raw=False):
-        super().__init__(mlp(norm=False))
-        self.automatic_optimization = False
-        self.every, self.times, self.raw = every, times, raw
-        self.rates = []
-
-    def train_dataloader(self):
-        return DataLoader(Vectors(96), 8)
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers(use_pl_optimizer=not self.raw)
-        for _ in range(self.times):
-            self.manual_backward(super().training_step(batch, batch_idx))
-            if (batch_idx + 1) % self.every == 0:
-                optimizer.step()
-                optimizer.zero_grad()
-        self.rates.append({group.get("layer"): group["lr"] for group in optimizer.param_groups})
-
-
 WAYS = {
-    "own accumulation": (lambda: OwnSteps(every=3), {}, 4),
-    "two steps a batch": (lambda: OwnSteps(times=2), {}, 12),
-    "past Lightning's optimizer": (lambda: OwnSteps(raw=True), {}, 12),
+    "own accumulation": (lambda: Manual(mlp(norm=False), every=4), {}, 2),
+    "two steps a batch": (lambda: Manual(mlp(norm=False), times=2), {}, 8),
+    "past Lightning's optimizer": (lambda: Manual(mlp(norm=False), raw=True), {}, 8),
     "a schedule of accumulation": (lambda: Classifier(mlp(norm=False)), {"scheduled": True}, None),
 }
 
@@ -141,13 +111,9 @@ def test_steps_and_epochs_of_events_are_those_of_lightning(make_trainer):
                 assert (event.step, event.epoch) == (trainer.global_step, epoch)
                 self.checked += 1
 
-    class Uneven(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Vectors(53), 8)  # seven batches, the last with five
-
     freezer = Watch({3: [0], 7: [1], 12: [2]}, {9: [0]})
     freezer.checked = 0
-    make_trainer(freezer, accumulate_grad_batches=2, max_epochs=4).fit(Uneven(mlp()))
+    make_trainer(freezer, accumulate_grad_batches=2, max_epochs=4).fit(Classifier(mlp(), size=53))  # seven batches
     assert freezer.checked == 4
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import Classifier, mlp
+from models import Classifier, mlp, scheduled
 from scripted import ScriptedFreeze
 from staging import Batches
 from torch.utils.data import DataLoader
@@ -26,11 +26,15 @@ from smartfrz_lightning import (
 )
 
 
+def cosine(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+
+
 class Seeded(Classifier):
     """Dropout depends on the step alone, so that a resumed run can draw the same."""
 
     def __init__(self):
-        super().__init__(mlp())
+        super().__init__(mlp(), scheduled(cosine, lambda p: torch.optim.AdamW(p, lr=1e-2), "step"))
 
     def train_dataloader(self):
         return Batches(self)
@@ -38,15 +42,11 @@ class Seeded(Classifier):
     def on_train_batch_start(self, batch, batch_idx):
         torch.manual_seed(self.global_step)
 
-    def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
 
 class Unscheduled(Seeded):
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-2, momentum=0.9)
+    def __init__(self):
+        super().__init__()
+        self.make = lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9)
 
 
 class Killed(Exception):
@@ -62,65 +62,29 @@ class Kill(Callback):
             raise Killed
 
 
-def smart():
-    return AttentionFreezeCallback(threshold=0.3, front_only=False, every_n_epochs=1, snapshot_every_n_steps=1)
-
-
-def by_step():
-    return AttentionFreezeCallback(
+METHODS = {
+    "smart": lambda: AttentionFreezeCallback(threshold=0.3, every_n_epochs=1, snapshot_every_n_steps=1),
+    "by step": lambda: AttentionFreezeCallback(
         front_only=True, threshold=0.3, every_n_train_steps=5, window=6, snapshot_every_n_steps=1
-    )
+    ),
+    "scripted": lambda: ScriptedFreeze({3: [0], 11: [2], 19: [1]}),
+    "thawing": lambda: ScriptedFreeze({3: [0, 1], 18: [0]}, thaw={13: [0]}),
+}
+OTHERS = {
+    "linear": lambda: LinearFreezeCallback(t_0=0.3),
+    "auto": lambda: AutoFreezeCallback(evaluations_per_epoch=2, percentile=70),
+    "gradient norm": lambda: GradientNormFreezeCallback(alpha=0.5),
+    "similarity": lambda: SimilarityFreezeCallback("reference.ckpt", epsilon=0.02),
+    "interval": lambda: IntervalFreezeCallback(flops_reduction=0.2),
+    "static": lambda: StaticFreezeCallback(layers=2),
+    "movement": lambda: MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1),
+    "grades": lambda: GradESFreezeCallback(tau=3.0, grace=0.3),
+    "budget": lambda: BudgetFreezeCallback(budget=0.6),
+    "random": lambda: RandomFreezeCallback("given.csv"),
+}
 
 
-def scripted():
-    return ScriptedFreeze({3: [0], 11: [2], 19: [1]})
-
-
-def thawing():
-    return ScriptedFreeze({3: [0, 1], 18: [0]}, thaw={13: [0]})
-
-
-def linear():
-    return LinearFreezeCallback(t_0=0.3)
-
-
-def auto():
-    return AutoFreezeCallback(evaluations_per_epoch=2, percentile=70)
-
-
-def gradient_norm():
-    return GradientNormFreezeCallback(alpha=0.5)
-
-
-def similarity():
-    return SimilarityFreezeCallback("reference.ckpt", epsilon=0.02)
-
-
-def interval():
-    return IntervalFreezeCallback(flops_reduction=0.2)
-
-
-def static():
-    return StaticFreezeCallback(layers=2)
-
-
-def movement():
-    return MovementFreezeCallback(threshold=0.12, window=8, snapshot_every_n_steps=1)
-
-
-def grades():
-    return GradESFreezeCallback(tau=3.0, grace=0.3)
-
-
-def budget():
-    return BudgetFreezeCallback(budget=0.6)
-
-
-def drawn():
-    return RandomFreezeCallback("given.csv")
-
-
-@pytest.mark.parametrize("method", [smart, by_step, scripted, thawing])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("save", "kill"),
     [
@@ -134,20 +98,17 @@ def drawn():
     ],
 )
 def test_resume_is_bitwise_equal(make_trainer, tmp_path, method, save, kill):
-    check_resume(make_trainer, tmp_path, method, save, kill)
+    check_resume(make_trainer, tmp_path, METHODS[method], save, kill)
 
 
-OTHERS = [linear, auto, gradient_norm, similarity, interval, static, movement, drawn, grades, budget]
-
-
-@pytest.mark.parametrize("method", OTHERS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize("method", OTHERS)
 @pytest.mark.parametrize(("save", "kill"), [({"every_n_train_steps": 13}, 15), ({"save_on_train_epoch_end": True}, 20)])
 def test_every_method_resumes_bitwise_equal(make_trainer, tmp_path, monkeypatch, method, save, kill):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Seeded().state_dict()}, "reference.ckpt")
     Path("given.csv").write_text("layer,step\nnet.0,6\nnet.4,18\nnet.7,30\nnet.9,\n")
-    module = Unscheduled if method is linear else Seeded
-    check_resume(make_trainer, tmp_path, method, save, kill, module)
+    module = Unscheduled if method == "linear" else Seeded
+    check_resume(make_trainer, tmp_path, OTHERS[method], save, kill, module)
 
 
 def check_resume(make_trainer, tmp_path, method, save, kill, module=Seeded):
@@ -174,7 +135,7 @@ def test_similarity_goes_on_measuring_after_a_resume_between_two_epochs(make_tra
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Seeded().state_dict()}, "reference.ckpt")
     every = ModelCheckpoint(tmp_path / "saved", "{epoch}", save_on_train_epoch_end=True, save_top_k=-1)
-    whole, again = similarity(), similarity()
+    whole, again = OTHERS["similarity"](), OTHERS["similarity"]()
     make_trainer(whole, every, max_epochs=5, enable_checkpointing=True).fit(Seeded())
     last = whole.timeline.events[-1].step
     assert last >= 16

@@ -8,9 +8,10 @@ import random
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from models import scheduled
 from scripted import ScriptedFreeze
 from test_company import Watch
-from test_resume import Kill, Killed, Seeded
+from test_resume import Kill, Killed, Seeded, cosine
 from torch import nn
 
 OPTIMIZERS = {
@@ -41,14 +42,11 @@ class Random(Seeded):
         torch.manual_seed(seed)
         self.net = random_net(lot)
         self.make = OPTIMIZERS[lot.choice(list(OPTIMIZERS))]
-        self.scheduled = lot.random() < 0.5
+        if lot.random() < 0.5:
+            self.make = scheduled(cosine, self.make, "step")
 
     def configure_optimizers(self):
-        optimizer = self.make(self.parameters())
-        if not self.scheduled:
-            return optimizer
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.make(self.parameters())
 
 
 @pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 300))])

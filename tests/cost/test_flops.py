@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from models import Classifier, mlp
+from models import Classifier, Manual, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -147,24 +147,12 @@ def test_compiled_models_are_measured_too():
 
 
 def test_manual_optimization_with_two_passes_a_step(make_trainer):
-    class Twice(Classifier):
-        def __init__(self):
-            super().__init__(mlp(norm=False))
-            self.automatic_optimization = False
-
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
-            for _ in range(2):
-                optimizer.zero_grad()
-                self.manual_backward(super().training_step(batch, batch_idx))
-                optimizer.step()
-
     def run(model):
         freezer = ScriptedFreeze({4: [0]})
         make_trainer(freezer, max_epochs=1).fit(model)
         return freezer.timeline.states
 
-    once, twice = run(Classifier(mlp(norm=False))), run(Twice())
+    once, twice = run(Classifier(mlp(norm=False))), run(Manual(mlp(norm=False), times=2))
     assert len(once) == len(twice) == 2
     for one, two in zip(once, twice, strict=True):
         assert two.flops.total == 2 * one.flops.total

@@ -48,12 +48,9 @@ def by_hand(optimizer):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_as_by_hand(make_trainer, optimizer):
-    class Uneven(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Vectors(76), 8)  # the last of ten batches has four
-
     torch.manual_seed(1)
-    model, watch, freezer = Uneven(mlp(), OPTIMIZERS[optimizer]), Watch(), ScriptedFreeze(FREEZE, THAW)
+    model = Classifier(mlp(), OPTIMIZERS[optimizer], size=76)  # the last of ten batches has four
+    watch, freezer = Watch(), ScriptedFreeze(FREEZE, THAW)
     trainer = make_trainer(freezer, watch, max_epochs=2, limit_val_batches=0)
     trainer.fit(model)
     assert trainer.optimizers[0].state.keys() == {

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Callback
-from models import Classifier, mlp
+from models import Classifier, Manual, mlp, two
 from scripted import ScriptedFreeze
 from torch import nn
 
@@ -39,22 +39,7 @@ def test_lbfgs_leaves_frozen_layers_alone(make_trainer):
 
 
 def test_every_optimizer_keeps_something_to_train(make_trainer):
-    class TwoOptimizers(Classifier):
-        automatic_optimization = False
-
-        def configure_optimizers(self):
-            parts = [self.net[:4].parameters(), self.net[4:].parameters()]
-            return [torch.optim.SGD(part, lr=0.1) for part in parts]
-
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            for optimizer in self.optimizers():
-                optimizer.zero_grad()
-            self.manual_backward(loss)
-            for optimizer in self.optimizers():
-                optimizer.step()
-
-    model, freezer = TwoOptimizers(mlp()), ScriptedFreeze({2: [0, 1, 2]})
+    model, freezer = Manual(mlp(), two(4)), ScriptedFreeze({2: [0, 1, 2]})
     make_trainer(freezer, max_epochs=1).fit(model)
     assert freezer.layers[0].name == "net.0" and "net.0" not in freezer.frozen
     assert freezer.frozen == ["net.4", "net.7"]

@@ -25,13 +25,39 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 
+def still(parameters):
+    return torch.optim.SGD(parameters, lr=1e-6)
+
+
+def two(number):
+    """Makes an optimizer of the first parameters, and one of the others."""
+
+    def made(parameters):
+        parameters = list(parameters)
+        return [sgd(parameters[:number]), sgd(parameters[number:])]
+
+    return made
+
+
+def scheduled(scheduler, optimizer=sgd, interval="epoch"):
+    """Makes an optimizer whose rates go by a scheduler."""
+
+    def made(parameters):
+        own = optimizer(parameters)
+        schedule = {"scheduler": scheduler(own), "interval": interval, "monitor": "val_loss"}
+        return {"optimizer": own, "lr_scheduler": schedule}
+
+    return made
+
+
 class Classifier(LightningModule):
     """A network, an optimizer and the losses it saw."""
 
-    def __init__(self, net, optimizer=None):
+    def __init__(self, net, optimizer=None, size=61, batch_size=8):
         super().__init__()
         self.net = net
         self.make = optimizer or sgd
+        self.size, self.batch_size = size, batch_size
         self.losses = []
 
     def forward(self, x):
@@ -49,10 +75,28 @@ class Classifier(LightningModule):
         return self.make(self.parameters())
 
     def train_dataloader(self):
-        return DataLoader(Vectors(), 8)
+        return DataLoader(Vectors(self.size), self.batch_size)
 
     def val_dataloader(self):
         return DataLoader(Vectors(), 32)
+
+
+class Manual(Classifier):
+    """Manual optimization: several batches a step or several steps a batch, maybe past Lightning's own optimizer."""
+
+    def __init__(self, net, optimizer=None, every=1, times=1, raw=False):
+        super().__init__(net, optimizer)
+        self.automatic_optimization = False
+        self.every, self.times, self.raw = every, times, raw
+
+    def training_step(self, batch, batch_idx):
+        optimizers = self.optimizers(use_pl_optimizer=not self.raw)
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        for _ in range(self.times):
+            self.manual_backward(super().training_step(batch, batch_idx))
+            for optimizer in optimizers if (batch_idx + 1) % self.every == 0 else ():
+                optimizer.step()
+                optimizer.zero_grad()
 
 
 class Endless(Classifier):

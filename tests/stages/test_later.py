@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
-from models import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp, scheduled, still
 from staging import NEVER, OPTIMIZERS, Safe, Told, notes, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
@@ -24,25 +24,12 @@ class Asked(LaterStage):
         return [run.active[0].name] if len(self.asked) == 1 else []
 
 
-def steady(parameters):
-    return torch.optim.SGD(parameters, 1e-6)
-
-
-class Warm(Classifier):
-    """Rates rise for the first 40 steps."""
-
-    def configure_optimizers(self):
-        optimizer = steady(self.parameters())
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 40))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def fit(make_trainer, kind=Classifier, epochs=10, **how):
+def fit(make_trainer, optimizer=still, epochs=10, **how):
     stage = Asked(**how)
     freezer = SmartFreezeCallback(start=False, verify=False, later=stage)
     asked = []
     stage_reset, stage.reset = stage.reset, lambda: (asked.extend(getattr(stage, "asked", [])), stage_reset())
-    make_trainer(freezer, max_epochs=epochs, limit_val_batches=0).fit(kind(mlp(), steady))
+    make_trainer(freezer, max_epochs=epochs, limit_val_batches=0).fit(Classifier(mlp(), optimizer))
     return asked, freezer
 
 
@@ -57,7 +44,8 @@ def test_at_the_end_of_epochs_in_a_run_of_many(make_trainer):
 
 
 def test_never_while_learning_rates_rise(make_trainer):
-    asked, _ = fit(make_trainer, Warm)
+    warm = scheduled(lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=40), still, interval="step")
+    asked, _ = fit(make_trainer, warm)
     assert [step for step, _ in asked] == list(range(48, 80, 4))
 
 
@@ -82,7 +70,7 @@ def late(predictor, **how):
 )
 def test_the_deepest_prefix_that_is_safe_freezes_at_once(make_trainer, odds, frozen):
     freezer = late(Told(*odds, progress=0.5))
-    make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Classifier(mlp(norm=False), steady))
+    make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
     names = ["net.0", "net.4", "net.7"][:frozen]
     assert freezer.frozen == names and {event.step for event in freezer.timeline.events} == ({40} if names else set())
     assert ("Nothing froze after the start: p(safe) was 0.27 at most" in notes(freezer)) == (not names)
@@ -95,7 +83,7 @@ def test_it_says_beforehand_when_it_would_freeze(make_trainer):
     stage = freezer.stages["later"]
     expected = [stage.earliest(3, depth, 0.3) for depth in (1, 2, 3)]
     assert expected == [0.5, 0.5, None] and late(Told(-1.0)).stages["later"].earliest(1, 1, 0.3) is None
-    make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Classifier(mlp(norm=False), steady))
+    make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
     assert {event.epoch / 10 for event in freezer.timeline.events} == {0.5}
 
 
@@ -209,10 +197,6 @@ def test_stages_of_ones_own(make_trainer):
         def check_due(self, run):
             return run.steps == 6
 
-    class Longer(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Vectors(), 8)
-
     freezer = SmartFreezeCallback(start=StartStage(Safe(), probe_steps=2), verify=False, later=Second())
-    make_trainer(freezer, limit_val_batches=0).fit(Longer(mlp()))
+    make_trainer(freezer, limit_val_batches=0).fit(Classifier(mlp()))
     assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.4", 6)]

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
-from models import Classifier, Vectors, mlp
+from models import Classifier, Manual, mlp, two
 from staging import (
     FROZEN,
     NOTHING,
@@ -56,11 +56,7 @@ def test_the_probe_leaves_no_trace(make_trainer, trainer, optimizer, predictor):
 
 
 def test_the_head_learns_in_the_probe(make_trainer):
-    class Losses(InOrder):
-        def train_dataloader(self):
-            return DataLoader(Vectors(8), 8)  # the same batch each time
-
-    model = Losses(quiet_mlp(norm=False))
+    model = Classifier(quiet_mlp(norm=False), size=8)  # the same batch each time
     make_trainer(probing(), max_epochs=8).fit(model)
     assert all(later < before for before, later in zip(model.losses[: STEPS - 1], model.losses[1:STEPS], strict=True))
     assert model.losses[STEPS] > model.losses[STEPS - 1]  # the head is as it came
@@ -145,25 +141,8 @@ def test_resume_behind_the_probe_is_exact(make_trainer, tmp_path, step):
 
 
 def test_groups_and_several_optimizers(make_trainer):
-    class Two(Classifier):
-        def __init__(self):
-            super().__init__(trained(mlp()))
-            self.automatic_optimization = False
-
-        def configure_optimizers(self):
-            body, head = self.net[:7], self.net[7:]
-            return [torch.optim.AdamW(body.parameters(), 0.01), torch.optim.SGD(head.parameters(), 0.01)]
-
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            for optimizer in self.optimizers():
-                optimizer.zero_grad()
-            self.manual_backward(loss)
-            for optimizer in self.optimizers():
-                optimizer.step()
-
     watch, freezer = Watch(), probing(NOTHING)
-    make_trainer(freezer, watch).fit(Two())
+    make_trainer(freezer, watch).fit(Manual(trained(mlp()), two(8)))
     assert moved(watch.states[0], watch.states[STEPS]) == set() == watch.optimizers[STEPS]
 
     def split(parameters):

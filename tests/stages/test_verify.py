@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from models import scheduled
 from staging import (
     ANYWAY,
     EPOCHS,
@@ -77,12 +78,9 @@ def test_what_is_released_in_a_long_run_has_missed_nothing_but_the_probe(make_tr
 
 @pytest.mark.parametrize(("until", "begin"), [(1, 2), (8, 8), (60, 12)])
 def test_the_trial_waits_for_the_learning_rate(make_trainer, until, begin):
-    class WarmingUp(InOrder):
-        def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.parameters(), 0.1)
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / until))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def warming_up(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / until))
 
     freezer = smart(verdict=ANYWAY, schedule=LONG)
-    make_trainer(freezer, max_epochs=EPOCHS).fit(WarmingUp())
+    make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(optimizer=scheduled(warming_up, interval="step")))
     assert f"Trial, steps {begin} to {begin + 12}" in notes(freezer)
