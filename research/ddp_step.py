@@ -39,7 +39,7 @@ class FrontInTurn(FreezingCallback):
         >>> from research.ddp_step import FrontInTurn
         >>> from smartfrz_lightning.engine import TrainingRun
         >>> from smartfrz_lightning.layers import Layer
-        >>> from smartfrz_lightning.report import Timeline
+        >>> from smartfrz_lightning.report.timeline import Timeline
         >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
         >>> run = TrainingRun(torch.nn.Identity(), timeline=Timeline(layers, steps=5))
         >>> list(FrontInTurn(steps=5).select(run))

@@ -17,8 +17,7 @@ from jsonargparse import auto_cli
 
 from research.runs import Runs
 from research.tables import CASES, shown_methods
-from smartfrz_lightning.predictor.later import LaterPredictor
-from smartfrz_lightning.predictor.later_inputs import later_inputs
+from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
 from smartfrz_lightning.stages.later import DEEPEST, EARLIEST
 
 LOSSES = (0.6, 0.3, 0.1)

@@ -12,7 +12,7 @@ from smartfrz_lightning import (  # callbacks are known by their short names
     PlanCallback,
     SmartFreezeCallback,
 )
-from smartfrz_lightning.benchmark.command import benchmark_command
+from smartfrz_lightning.benchmark.suite import benchmark_command
 from smartfrz_lightning.private.trainer import FitCLI, callbacks_of
 from smartfrz_lightning.stages import LaterStage, StartStage
 

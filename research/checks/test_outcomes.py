@@ -8,7 +8,7 @@ from research.outcomes.networks import build
 from research.outcomes.outcome import Outcome, Run
 from research.outcomes.probe import probe_gradients
 from research.outcomes.training import train
-from smartfrz_lightning.cost import LayerFlops, StepFlops
+from smartfrz_lightning.cost.step_cost import LayerFlops, StepFlops
 from smartfrz_lightning.layers import find_layers
 
 CASE = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 4, 4, 1)

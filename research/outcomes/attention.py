@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from research.outcomes.branches import Branch
 from research.outcomes.later import SCORES, Example, out_of_family, recordings, scores, show
-from smartfrz_lightning.predictor.later_inputs import INPUTS
+from smartfrz_lightning.predictor.later import INPUTS
 from smartfrz_lightning.predictor.network import AttentionPredictor
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smartfrz_lightning.predictor.later_inputs import later_inputs
+from smartfrz_lightning.predictor.later import later_inputs
 
 MARGIN = 1.0
 """Points of accuracy that freezing a prefix may cost and still count as safe."""

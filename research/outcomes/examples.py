@@ -11,7 +11,7 @@ from torch import Tensor
 
 from research.outcomes.outcome import Outcome, Run
 from smartfrz_lightning.extras import require
-from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
+from smartfrz_lightning.predictor.start import INPUTS, start_inputs
 from smartfrz_lightning.stages.start import LEAST, probe_length
 
 require("sklearn", "vision")

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from research.outcomes.examples import Example
 from smartfrz_lightning.extras import require
-from smartfrz_lightning.predictor.start import StartPredictor
-from smartfrz_lightning.predictor.start_inputs import INPUTS
+from smartfrz_lightning.predictor.start import INPUTS, StartPredictor
 
 require("sklearn", "vision")
 

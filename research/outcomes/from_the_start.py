@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from research.outcomes.branches import MARGIN
-from smartfrz_lightning.predictor.later import LaterPredictor
-from smartfrz_lightning.predictor.later_inputs import later_inputs
+from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
 from smartfrz_lightning.stages.later import CHECKS, DEEPEST, EARLIEST
 
 SHOWN = ("p(safe) after two fifths", "prefixes", "points", "worst", "cost at most 1 point")

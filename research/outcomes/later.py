@@ -27,8 +27,7 @@ from torch import Tensor
 
 from research.outcomes.branches import MARGIN, Branch, branches, ends, learned, trials
 from research.outcomes.outcome import Outcome
-from smartfrz_lightning.predictor.later import LaterPredictor
-from smartfrz_lightning.predictor.later_inputs import INPUTS
+from smartfrz_lightning.predictor.later import INPUTS, LaterPredictor
 from smartfrz_lightning.stages.later import DEEPEST, EARLIEST
 
 PLACE = ["depth", "left"]

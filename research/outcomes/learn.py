@@ -21,7 +21,7 @@ from research.outcomes.examples import Example, load_examples
 from research.outcomes.fitting import HARMLESS, fit, harmless, out_of_family, recorded
 from research.outcomes.judge import shown, verdict
 from research.outcomes.rules import choose
-from smartfrz_lightning.predictor.start_inputs import INPUTS
+from smartfrz_lightning.predictor.start import INPUTS
 
 DEPTH = ["depth", "depth_squared"]
 CHOSEN = [*DEPTH, "front_to_all", "left"]

@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from research.outcomes.branches import MARGIN, learned
 from research.outcomes.later import examples, regression, show
-from smartfrz_lightning.predictor.later_inputs import later_inputs
+from smartfrz_lightning.predictor.later import later_inputs
 
 COLUMNS = ("depth", "left", "loss", "gradient")
 SHOWN = ("learned from", "inputs", "log loss at the start", "AUROC at the start", "log loss later", "AUROC later")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from research.outcomes.case import Case
-from smartfrz_lightning.cost import LayerFlops, StepCost, StepFlops
+from smartfrz_lightning.cost.step_cost import LayerFlops, StepCost, StepFlops
 from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
 
 FORMAT, VERSION = "smartfrz-outcome", 1
@@ -59,7 +59,7 @@ class Outcome:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> import torch
-        >>> from smartfrz_lightning.cost import LayerFlops, StepFlops
+        >>> from smartfrz_lightning.cost.step_cost import LayerFlops, StepFlops
         >>> from research.outcomes.case import Case
         >>> from research.outcomes.outcome import Outcome, Run
         >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 100, 4, 1)

@@ -15,7 +15,8 @@ from research.outcomes.outcome import Outcome, Run
 from research.outcomes.probe import probe_gradients
 from research.outcomes.setup import set_up
 from research.outcomes.training import Moment, evaluate, train
-from smartfrz_lightning.cost import ForwardFlops, step_cost
+from smartfrz_lightning.cost.forward import ForwardFlops
+from smartfrz_lightning.cost.step_cost import step_cost
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.layers.layer import Layer
 

@@ -43,15 +43,7 @@ class Frontier:
 def frontier_of(
     results: Sequence[Result], baseline: str, shortened: Sequence[str], seed: int, by: str
 ) -> Frontier | None:
-    """The frontier of a seed, ``None`` where its runs are not there or cost no less than the whole run.
-
-    Args:
-        results: All results of a benchmark.
-        baseline: Name of the whole run.
-        shortened: Names of the shortened ones.
-        seed: The seed.
-        by: The cost: ``"flops"`` or ``"seconds"``.
-    """
+    """The frontier of a seed, ``None`` where its runs are not there or cost no less than the whole run."""
     full = find_result(list(results), baseline, seed)
     shorter = [r for name in shortened if (r := find_result(list(results), name, seed)) is not None]
     if full is None or not shorter:

@@ -16,16 +16,13 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from smartfrz_lightning.benchmark.batch_sizes import BatchSizes
-from smartfrz_lightning.benchmark.clock import TrainingClock
-from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
+from smartfrz_lightning.benchmark.meter import EpochSeed, TrainingMeter
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.callbacks.base import FreezingCallback
-from smartfrz_lightning.predictor.later import LaterPredictor
-from smartfrz_lightning.predictor.start import StartPredictor
 from smartfrz_lightning.predictor.weights import SHIPPED
 from smartfrz_lightning.private.pytorch import tree_leaves
 from smartfrz_lightning.private.trainer import FitCLI, callbacks_of
@@ -47,18 +44,7 @@ def run_once(
     max_steps: int | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
-    """Do one run.
-
-    Args:
-        benchmark: The benchmark.
-        name: Of the run.
-        run: How it differs from the experiment.
-        seed: Its seed.
-        max_steps: End after so many optimizer steps.
-        on_epoch: Called after every epoch.
-
-    Returns:
-        Everything that the table and the picture are made of, as plain values.
+    """Do one run; returns everything that the table and the picture are made of, as plain values.
 
     Raises:
         SettingsError: The config cannot be parsed, validation does not log the benchmark's metric, or the number of
@@ -75,15 +61,15 @@ def run_once(
             cli = FitCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
         except SystemExit as error:  # what is wrong stands in the log
             raise SettingsError("its config cannot be parsed") from error
-        trainer, clock, sizes = cli.trainer, TrainingClock(), BatchSizes()
+        trainer, meter = cli.trainer, TrainingMeter()
         _check_processes(trainer)
         callbacks = callbacks_of(trainer)
         freezing = [type(one).__name__ for one in callbacks if isinstance(one, FreezingCallback)]
         if len(freezing) > len(chosen):
             raise SettingsError(f"the experiment has a {freezing[0]}: take it out, methods name their callbacks")
-        callbacks[:0] = [clock, EpochSeed(seed), *([] if chosen else [sizes])]
+        callbacks[:0] = [meter, EpochSeed(seed)]
         if on_epoch is not None:
-            callbacks.append(_AfterEpoch(on_epoch))
+            callbacks.append(LambdaCallback(on_train_epoch_end=lambda trainer, _: on_epoch(trainer)))
         for old in folder.glob("freeze_timeline*"):
             old.unlink()  # of a run that was killed: reports overwrite nothing
         if torch.cuda.is_available():
@@ -95,7 +81,7 @@ def run_once(
         freezer = next((c for c in callbacks if isinstance(c, FreezingCallback)), None)
         timeline = freezer.timeline if freezer else Timeline()
         if not chosen:
-            timeline = _plain_timeline(_arguments(benchmark, run, seed, folder, [MEASURE], 1), sizes)
+            timeline = _plain_timeline(_arguments(benchmark, run, seed, folder, [MEASURE], 1), meter)
     if benchmark.metric not in metrics:
         raise SettingsError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
     result = {
@@ -105,7 +91,7 @@ def run_once(
         "value": metrics[benchmark.metric],
         "metrics": metrics,
         "steps": trainer.global_step,
-        "seconds": clock.seconds,
+        "seconds": meter.seconds,
         "timeline": timeline.state_dict(),
         "peak_bytes": peak,
         **_circumstances(trainer.world_size),
@@ -137,16 +123,8 @@ def _check_processes(trainer: Trainer) -> None:
 def digest(benchmark: Benchmark, run: Run) -> str:
     """Fingerprint of all that a run depends on: its settings, this package's code, the predictor."""
     experiment = [Path(path).read_text() for path in benchmark.experiment]
-    settings = [
-        experiment,
-        run.callback,
-        run.arguments,
-        run.overrides,
-        run.share,
-        benchmark.metric,
-        _code(),
-        _predictor(run),
-    ]
+    settings = [experiment, run.callback, run.arguments, run.overrides, run.share, benchmark.metric]
+    settings += [_code(), _predictor(run)]
     return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -158,18 +136,18 @@ def _code() -> str:
 
 def _predictor(run: Run) -> str:
     given = [Path(leaf) for leaf in tree_leaves(run.arguments) if isinstance(leaf, str)]  # one may be a predictor
-    paths = [SHIPPED, StartPredictor.shipped, LaterPredictor.shipped, *given]
+    paths = [*sorted(SHIPPED.glob("*.safetensors")), *given]
     return sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
 
 
-def _plain_timeline(arguments: list[str], sizes: BatchSizes) -> Timeline:
+def _plain_timeline(arguments: list[str], meter: TrainingMeter) -> Timeline:
     """What a plain fit cost: its batches, at the price of one step of the same experiment that is measured now."""
-    cli, own = FitCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True}), BatchSizes()
+    cli, own = FitCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True}), TrainingMeter()
     callbacks_of(cli.trainer).append(own)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     measured = next(c for c in callbacks_of(cli.trainer) if isinstance(c, FreezingCallback)).timeline
-    start = replace(measured.states[0], work=sizes.seen / own.first)  # its batch may have another size
-    return Timeline(layers=measured.layers, states=[start], cost=measured.cost, steps=sizes.steps)
+    start = replace(measured.states[0], work=meter.seen / own.first)  # its batch may have another size
+    return Timeline(layers=measured.layers, states=[start], cost=measured.cost, steps=meter.steps)
 
 
 def _arguments(
@@ -180,10 +158,10 @@ def _arguments(
         arguments.append(f"--config={json.dumps(overrides)}")
     for callback in benchmark.fill(copy.deepcopy(callbacks), seed):
         arguments.append(f"--trainer.callbacks+={json.dumps(callback)}")
-    fixed = {"default_root_dir": folder, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    fixed = {"default_root_dir": str(folder), "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     fixed |= {"enable_progress_bar": False, "enable_model_summary": False}
     fixed |= {"max_steps": max_steps} if max_steps else {}
-    return [*arguments, f"--seed_everything={seed}", *(f"--trainer.{key}={_text(v)}" for key, v in fixed.items())]
+    return [*arguments, f"--config={json.dumps({'seed_everything': seed, 'trainer': fixed})}"]
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
@@ -215,20 +193,8 @@ def _merge(tree: dict[str, Any], other: dict[str, Any], name: str) -> None:
             tree[key] = value
 
 
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)
-
-
-class _AfterEpoch(Callback):
-    def __init__(self, call: Callable[[Trainer], None]) -> None:
-        self.call = call
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.call(trainer)
-
-
 def _circumstances(world_size: int) -> dict[str, Any]:
-    cuda = torch.cuda.is_available()
+    cuda, own = torch.cuda.is_available(), f"{platform.machine()}, {torch.get_num_threads()} threads"
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
     commit = ""
@@ -243,8 +209,6 @@ def _circumstances(world_size: int) -> dict[str, Any]:
             "lightning": lightning.__version__,
             "smartfrz_lightning": __version__,
         },
-        "hardware": torch.cuda.get_device_name()
-        if cuda
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "hardware": torch.cuda.get_device_name() if cuda else own,
         "processes": world_size,
     }

@@ -1,11 +1,14 @@
-"""Run a whole benchmark: what is not done yet, in order, with progress; then the table and the picture."""
+"""The command ``smartfrz benchmark``: what is not done yet, in order, with progress; then the table and the picture."""
 
 import logging
+import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 
+from jsonargparse import ActionConfigFile, ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -14,15 +17,39 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from smartfrz_lightning.benchmark.picture import accuracy_cost
 from smartfrz_lightning.benchmark.results import Result, append_result, find_result, read_results
 from smartfrz_lightning.benchmark.run import SettingsError, digest, log_file, processes, run_once
-from smartfrz_lightning.benchmark.spec import Benchmark, Run
+from smartfrz_lightning.benchmark.spec import Benchmark, Published, Run
 from smartfrz_lightning.benchmark.table import compare, to_markdown, to_rich
 
 
-def run_benchmark(benchmark: Benchmark) -> bool:
-    """Do every run that has no result yet, then write the table and the picture into the output folder.
+def benchmark_command(args: Sequence[str] | None = None) -> None:
+    """Run the benchmark that a config describes; exits with 1 if a run failed."""
+    benchmark = read_benchmark(args)
+    try:
+        done = run_benchmark(benchmark)
+    except SystemExit as stop:  # Lightning's answer to SIGTERM, which would pass for success
+        sys.exit(stop.code or f"stopped; the same command goes on with {benchmark.output}")
+    if not done and rank_zero_only.rank == 0:  # a launcher kills all once one of them fails, the first is not done yet
+        sys.exit(1)
 
-    Returns:
-        Whether all runs are done; those that failed are named on the screen.
+
+def read_benchmark(args: Sequence[str] | None = None) -> Benchmark:
+    """The benchmark that a config describes."""
+    parser = ArgumentParser(
+        prog="smartfrz benchmark",
+        description="Run methods x seeds of one experiment, side by side, into one table and picture. Started again, "
+        "it goes on where it was stopped.",
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of the benchmark")
+    parser.add_class_arguments(Benchmark)
+    read = parser.parse_args(args).as_dict()
+    # By hand: classes that settings name are those of the experiment, and not to be made here.
+    for name, kind in (("methods", Run), ("published", Published)):
+        read[name] = {key: kind(**settings) for key, settings in read[name].items()}
+    return Benchmark(**{field.name: read[field.name] for field in fields(Benchmark)})
+
+
+def run_benchmark(benchmark: Benchmark) -> bool:
+    """Do every run that has no result yet, then write the table and the picture; returns whether all runs are done.
 
     Raises:
         ValueError: The output folder holds results of other settings.
@@ -79,27 +106,16 @@ def _do(
 ) -> Result:
     folder = benchmark.folder(name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with _warnings_only():
+    with ExitStack() as levels:  # no line of Lightning's in every run; whoever calls from Python has its log back
+        for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric")):
+            levels.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.WARNING)
+        try:
             return run_once(benchmark, name, run, seed, steps, on_epoch)
-    except Exception:
-        with log_file(folder).open("a") as log:
-            traceback.print_exc(file=log)
-        raise
-
-
-@contextmanager
-def _warnings_only() -> Iterator[None]:
-    """No line of Lightning's in every run; whoever calls from Python has its log back afterwards."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        except Exception:
+            with log_file(folder).open("a") as log:
+                traceback.print_exc(file=log)
+            raise
 
 
 def _show(benchmark: Benchmark, results: list[Result]) -> None:

@@ -78,8 +78,11 @@ class AutoFreezeCallback(FreezingCallback):
         now, before = self._gradients.norms(run.active), self._norms
         self._gradients.clear()
         self._norms = now
-        rates = change_rates(before, {name: norm for name, norm in now.items() if name in before})
-        return connected(run.layers, run.frozen, below_percentile(rates, self.percentile)) if rates else []
+        rates = {n: abs(before[n] - now[n]) / before[n] if before[n] else 0.0 for n in now if n in before}
+        if not rates:
+            return []
+        limit = torch.quantile(torch.tensor(list(rates.values()), dtype=torch.float64), self.percentile / 100)
+        return connected(run.layers, run.frozen, [name for name, rate in rates.items() if rate < limit])
 
     def method_state(self) -> dict[str, Any]:
         return {"gradients": self._gradients.state_dict(), "norms": self._norms}
@@ -87,14 +90,3 @@ class AutoFreezeCallback(FreezingCallback):
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         self._gradients.load_state_dict(state["gradients"], run.model)
         self._norms = state["norms"]
-
-
-def change_rates(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
-    """Relative change of each layer's norm; 0 where it was 0 before."""
-    return {name: abs(before[name] - now[name]) / before[name] if before[name] else 0.0 for name in now}
-
-
-def below_percentile(rates: dict[str, float], percentile: float) -> list[str]:
-    """Layers whose rate lies below a percentile of all rates."""
-    limit = torch.quantile(torch.tensor(list(rates.values()), dtype=torch.float64), percentile / 100)
-    return [name for name, rate in rates.items() if rate < limit]

@@ -24,7 +24,7 @@ from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import thaw_frozen_here
 from smartfrz_lightning.engine.state import check_version, lost
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.private.trainer import callbacks_of, is_trial, trains_statistics_only, unscale
+from smartfrz_lightning.private.trainer import callbacks_of, trains_statistics_only, unscale
 from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
 
 # Lightning gives every callback these methods of the LightningModule, which keep it alive.
@@ -142,14 +142,14 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         )
         if state is not None:
             self._freezer.load_state_dict(state)
-        before_late_restore(trainer, self.state_key, self._freezer.restoring)
+        before_late_restore(trainer, self.state_key, self._freezer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         forget_late_restore(trainer)
         self._loaded = self._carried = None  # taken up before
         folder = trainer.log_dir  # asks all processes
         own = self.report if isinstance(self.report, str) else folder if trainer.loggers else None
-        self._folder = None if is_trial(trainer) else own
+        self._folder = None if trainer.fast_dev_run else own  # pyright: ignore[reportAttributeAccessIssue]
         self._global_step = trainer.global_step
         if trainer.global_step == 0:
             self._engine.new_run()
@@ -162,7 +162,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     # --- while training
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        with self._engine.ledger.timed():
+        with self.timeline.timed():
             # A checkpoint of an epoch's last step or of the validation after it was saved before that epoch's check.
             self._engine.end_epoch(trainer.current_epoch - 1)
             self._engine.before_batch(batch, train_statistics=trains_statistics_only(trainer))
@@ -175,7 +175,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
             self._engine.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        with self._engine.ledger.timed():
+        with self.timeline.timed():
             if self.reads_gradients:
                 unscale(trainer, getattr(optimizer, "optimizer", optimizer))
             self._engine.note_gradients(optimizer)
@@ -183,7 +183,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        with self._engine.ledger.timed():
+        with self.timeline.timed():
             if trains_statistics_only(trainer):
                 return
             stepped = trainer.global_step != self._global_step
@@ -194,7 +194,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.should_stop or trainer.global_step == trainer.max_steps
         last |= trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
-        with self._engine.ledger.timed():
+        with self.timeline.timed():
             self._engine.end_epoch(trainer.current_epoch, last)
 
     # --- after training
@@ -217,8 +217,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     def _leave(self, trainer: Trainer, report: bool) -> None:
         """Nothing of the model is held any more, but what a further fit of it needs."""
         self._engine.end()
-        self._engine.ledger.end_fit()
         self._timeline, self._carried, self._epoch = self.timeline, self._engine.state_dict(), self._engine.run.epoch
+        self._timeline.fit_seconds = self._carried["timeline"]["fit_seconds"]
         self._freezer = None
         self.reset()
         for attached in _ATTACHED:

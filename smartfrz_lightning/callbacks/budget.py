@@ -45,12 +45,7 @@ class BudgetFreezeCallback(FreezingCallback):
     works_sharded = False
     thaws = True
 
-    def __init__(
-        self,
-        budget: float = 0.5,
-        every_n_epochs: int = 1,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, budget: float = 0.5, every_n_epochs: int = 1, **kwargs: Any) -> None:
         super().__init__(every_n_epochs=every_n_epochs, **kwargs)
         if not 0 < budget < 1:
             raise ValueError(f"budget={budget}: must lie between 0 and 1, as a share of the FLOPs of a full step")
@@ -121,18 +116,10 @@ def choose_layers(
     fixed: Collection[str],
     budget: float,
 ) -> list[str]:
-    """The most valuable layers whose backward pass fits into a budget, by dynamic programming.
+    """The most valuable layers whose backward pass fits into a budget, in forward order, by dynamic programming.
 
-    Args:
-        names: All layers in forward order.
-        own: Cost of each layer's weight gradient.
-        down: Cost of the activation gradients, if this is the deepest layer that trains.
-        values: What training a layer is worth; 0 where nothing is said.
-        fixed: Layers that train in any case.
-        budget: What the backward pass may cost.
-
-    Returns:
-        Those that train, in forward order.
+    A layer costs its ``own`` weight gradient, the deepest one that trains the activation gradients ``down`` to it; the
+    ``fixed`` ones train in any case.
 
     Raises:
         ValueError: What trains in any case costs more than the budget.

@@ -37,12 +37,7 @@ class GradESFreezeCallback(FreezingCallback):
 
     works_sharded = False
 
-    def __init__(
-        self,
-        tau: float,
-        grace: float = 0.5,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, tau: float, grace: float = 0.5, **kwargs: Any) -> None:
         super().__init__(every_n_train_steps=1, **kwargs)
         if not tau > 0:
             raise ValueError(f"tau={tau}: must be above 0")

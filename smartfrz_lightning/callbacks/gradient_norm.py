@@ -1,6 +1,5 @@
 """GradientNormFreezeCallback: the front grows to the layer of least gradient norm (PipeTransformer)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -34,11 +33,7 @@ class GradientNormFreezeCallback(FreezingCallback):
 
     works_sharded = False
 
-    def __init__(
-        self,
-        alpha: float = 1 / 3,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, alpha: float = 1 / 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha={alpha}: must lie above 0 and be at most 1")
@@ -59,8 +54,9 @@ class GradientNormFreezeCallback(FreezingCallback):
         self._checks += 1
         if self._checks == 1:
             return []
-        size = front_size(norms, len(front(used, run.frozen)), self.alpha)
-        active = run.active
+        frozen, active = len(front(used, run.frozen)), run.active
+        least = min(range(frozen, len(norms)), key=lambda number: norms[number])
+        size = min(int(frozen + self.alpha * (len(norms) - frozen)), least)
         ready = {layer.name for layer in used[:size] if layer in active}
         return connected(run.layers, run.frozen, ready)
 
@@ -70,15 +66,3 @@ class GradientNormFreezeCallback(FreezingCallback):
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         self._gradients.load_state_dict(state["gradients"], run.model)
         self._checks = state["checks"]
-
-
-def front_size(norms: Sequence[float], frozen: int, alpha: float) -> int:
-    """How many layers the front should have.
-
-    Args:
-        norms: Gradient norm of every layer in forward order; those of the frozen ones do not count.
-        frozen: Layers in the front now.
-        alpha: Largest share of the others to freeze.
-    """
-    least = min(range(frozen, len(norms)), key=lambda number: norms[number])
-    return min(int(frozen + alpha * (len(norms) - frozen)), least)

@@ -1,15 +1,12 @@
 """LinearFreezeCallback: layer-wise cosine learning rates that end one after another (FreezeOut)."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.layers.layer import Layer
 
 
 class LinearFreezeCallback(FreezingCallback):
@@ -79,12 +76,9 @@ class LinearFreezeCallback(FreezingCallback):
                     group["lr"] = 0.5 * group["full_lr"] * (1 + math.cos(math.pi * min(1.0, done / end)))
 
     def check_due(self, run: TrainingRun) -> bool:
-        return bool(self._over(run))
+        return bool(self.select(run))
 
     def select(self, run: TrainingRun) -> list[str]:
-        return self._over(run)
-
-    def _over(self, run: TrainingRun) -> list[str]:
         done, ends = run.progress or 0.0, self._ends(run)
         return [layer.name for layer in run.active if done >= ends[layer.name]]
 
@@ -94,23 +88,20 @@ class LinearFreezeCallback(FreezingCallback):
         return {layer.name: 1.0 if layer.always_trains else ends[layer.name] for layer in run.layers}
 
     def _split_groups(self, run: TrainingRun) -> None:
+        """Give every layer its own parameter groups, one for each group that its parameters were in.
+
+        A new group has the settings of the old one, and two entries more: ``layer``, its name (empty for parameters of
+        no layer), and ``full_lr``, the rate that the old group had.
+        """
+        owner = {id(run.model.get_parameter(name)): layer.name for layer in run.layers for name in layer.parameters}
         for optimizer in run.optimizers:
-            if run.layers and not any("full_lr" in group for group in optimizer.param_groups):
-                split_groups(optimizer, run.model, run.layers)
-
-
-def split_groups(optimizer: Optimizer, model: nn.Module, layers: Sequence[Layer]) -> None:
-    """Give every layer its own parameter groups, one for each group that its parameters were in.
-
-    A new group has the settings of the old one, and two entries more: ``layer``, its name (empty for parameters of no
-    layer), and ``full_lr``, the rate that the old group had.
-    """
-    owner = {id(model.get_parameter(name)): layer.name for layer in layers for name in layer.parameters}
-    groups = []
-    for group in optimizer.param_groups:
-        for layer in [*(layer.name for layer in layers), ""]:
-            at = [n for n, parameter in enumerate(group["params"]) if owner.get(id(parameter), "") == layer]
-            if at:
-                own = {key: [group[key][n] for n in at] for key in ("params", "param_names") if key in group}
-                groups.append({**group, **own, "layer": layer, "full_lr": group["lr"]})
-    optimizer.param_groups[:] = groups
+            if not run.layers or any("full_lr" in group for group in optimizer.param_groups):
+                continue
+            groups = []
+            for group in optimizer.param_groups:
+                for layer in [*(layer.name for layer in run.layers), ""]:
+                    at = [n for n, parameter in enumerate(group["params"]) if owner.get(id(parameter), "") == layer]
+                    if at:
+                        own = {key: [group[key][n] for n in at] for key in ("params", "param_names") if key in group}
+                        groups.append({**group, **own, "layer": layer, "full_lr": group["lr"]})
+            optimizer.param_groups[:] = groups

@@ -44,15 +44,7 @@ class MovementFreezeCallback(WindowedFreezingCallback):
     def ready(self, windows: Tensor, names: list[str], steps: list[int]) -> dict[str, float]:
         if len(steps) < self.window:
             return {}
-        movement = relative_movement(windows).tolist()
+        first, last = windows[:, 0], windows[:, -1]
+        moved = ((last - first).norm(dim=-1) / last.norm(dim=-1).clamp_min(1e-12)).tolist()
         # The further below the threshold, the surer.
-        return {
-            name: 1 - value / self.threshold
-            for name, value in zip(names, movement, strict=True)
-            if value < self.threshold
-        }
-
-
-def relative_movement(windows: Tensor) -> Tensor:
-    """``||w_last - w_first|| / ||w_last||`` of windows ``[layers, snapshots, sample_size]``, as ``[layers]``."""
-    return (windows[:, -1] - windows[:, 0]).norm(dim=-1) / windows[:, -1].norm(dim=-1).clamp_min(1e-12)
+        return {n: 1 - value / self.threshold for n, value in zip(names, moved, strict=True) if value < self.threshold}

@@ -106,10 +106,7 @@ class PlanCallback(SmartFreezeCallback):
     """
 
     def __init__(
-        self,
-        start: StartStage | None = None,
-        later: LaterStage | bool = True,
-        exclude: Sequence[str] | str = (),
+        self, start: StartStage | None = None, later: LaterStage | bool = True, exclude: Sequence[str] | str = ()
     ) -> None:
         if not isinstance(start, StartStage | None):
             raise ValueError(f"start={start!r}: must be a StartStage")

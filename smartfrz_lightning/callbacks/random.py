@@ -1,13 +1,14 @@
 """RandomFreezeCallback: a control that saves as much as a given run, with layers drawn by lot."""
 
 import random
-from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.report.timeline import read_freeze_steps
+
+_DRAWS = 100  # orders of freezing
 
 
 class RandomFreezeCallback(FreezingCallback):
@@ -61,43 +62,19 @@ class RandomFreezeCallback(FreezingCallback):
         return run.cost is not None and run.steps in self.freeze_steps.values()
 
     def select(self, run: TrainingRun) -> list[str]:
+        """Of many random orders of freezing, the start of one that comes nearest to the cost of the other run."""
         assert run.cost is not None
-        step = run.cost
         there = {name for name, step in self.freeze_steps.items() if step is not None and step <= run.steps}
-
-        def cost(frozen: Collection[str]) -> float:
-            return step.when_frozen(frozen).total
-
+        target = run.cost.when_frozen(there).total
+        best, least = [], abs(run.cost.when_frozen(run.frozen).total - target)
         lot = random.Random(f"{self.seed}/{run.steps}")
         names = [layer.name for layer in run.active]
-        return draw_to_cost(names, run.frozen, cost(there), cost, lot)
-
-
-def draw_to_cost(
-    candidates: Sequence[str],
-    frozen: Sequence[str],
-    target: float,
-    cost: Callable[[Collection[str]], float],
-    lot: random.Random,
-    draws: int = 100,
-) -> list[str]:
-    """Of many random orders of freezing, the start of one that comes nearest to a cost.
-
-    Args:
-        candidates: What may freeze.
-        frozen: What is frozen already.
-        target: The cost to come to.
-        cost: Cost of a step with these layers frozen.
-        lot: Source of chance.
-        draws: Orders to try.
-    """
-    best, least = [], abs(cost(frozen) - target)
-    for _ in range(draws):
-        order = lot.sample(list(candidates), len(candidates))
-        for count in range(1, len(order) + 1):
-            now = cost([*frozen, *order[:count]])
-            if abs(now - target) < least:
-                best, least = order[:count], abs(now - target)
-            if now < target:
-                break
-    return best
+        for _ in range(_DRAWS):
+            order = lot.sample(names, len(names))
+            for count in range(1, len(order) + 1):
+                now = run.cost.when_frozen([*run.frozen, *order[:count]]).total
+                if abs(now - target) < least:
+                    best, least = order[:count], abs(now - target)
+                if now < target:
+                    break
+        return best

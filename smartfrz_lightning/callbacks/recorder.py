@@ -33,9 +33,7 @@ class HistoryRecorder(FreezingCallback):
         path: Where the recording goes; ``recording.safetensors`` in the run's log folder by default.
         network: Name of the architecture, by which networks are held out later; by default its class name.
         checks_per_epoch: How often CKA is measured. Without epochs a tenth of the run counts as one.
-        snapshot_every_n_steps: Optimizer steps between snapshots; by default so many that 30 cover 1.5 epochs.
         sample_size: Sampled weights a layer.
-        seed: Fixes which weights are sampled.
         probe_examples: Validation examples on which CKA is measured, at least.
         exclude: Patterns of layers to leave out.
 
@@ -52,29 +50,17 @@ class HistoryRecorder(FreezingCallback):
         path: str | None = None,
         network: str | None = None,
         checks_per_epoch: int = 8,
-        snapshot_every_n_steps: int | None = None,
         sample_size: int = 1024,
-        seed: int = 0,
         probe_examples: int = 512,
         exclude: Sequence[str] | str = (),
     ) -> None:
         super().__init__(report=False, exclude=exclude)
-        for name, value in (
-            ("checks_per_epoch", checks_per_epoch),
-            ("snapshot_every_n_steps", snapshot_every_n_steps),
-            ("sample_size", sample_size),
-            ("probe_examples", probe_examples),
-        ):
-            if value is not None and value < 1:
+        counts = {"checks_per_epoch": checks_per_epoch, "sample_size": sample_size, "probe_examples": probe_examples}
+        for name, value in counts.items():
+            if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
-        self.reference = reference
-        self.path = path
-        self.network = network
-        self.checks_per_epoch = checks_per_epoch
-        self.snapshot_every_n_steps = snapshot_every_n_steps
-        self.sample_size = sample_size
-        self.seed = seed
-        self.probe_examples = probe_examples
+        self.reference, self.path, self.network = reference, path, network
+        self.checks_per_epoch, self.sample_size, self.probe_examples = checks_per_epoch, sample_size, probe_examples
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.world_size > 1:
@@ -119,7 +105,7 @@ class HistoryRecorder(FreezingCallback):
     def layers_found(self, run: TrainingRun) -> None:
         if self._probe is not None and not self._recorded:
             self._recorded = [layer for layer in run.layers if layer.always_trains not in ("unused", "excluded")]
-            self._sampler = WeightSampler(run.model, self._recorded, self.sample_size, self.seed)
+            self._sampler = WeightSampler(run.model, self._recorded, self.sample_size)
             self._probe.meet_reference(load_reference(self.reference, run.model), self._recorded)
 
     def batch_done(self, run: TrainingRun, stepped: bool) -> None:
@@ -127,16 +113,12 @@ class HistoryRecorder(FreezingCallback):
             self._losses.append(run.loss)
 
     def step_done(self, run: TrainingRun) -> None:
-        every = self.snapshot_every_n_steps
-        if run.passed(self._spacing) if every is None else run.steps % every == 0:
+        if run.passed(self._spacing):
             row = torch.empty(len(self._recorded), self.sample_size, device=next(run.model.parameters()).device)
             self._snapshots.append(self._sampler(row).cpu())
             self._snapshot_steps.append(run.steps)
-        if run.passed(self._check_spacing):
-            self._check(run)
-
-    def _check(self, run: TrainingRun) -> None:
-        assert self._probe is not None
+        if self._probe is None or not run.passed(self._check_spacing):
+            return
         self._checks.append(
             {
                 "cka": self._probe.cka(self._recorded),
@@ -173,10 +155,8 @@ class HistoryRecorder(FreezingCallback):
             sizes=[layer.size for layer in self._recorded],
             settings={
                 "batches_per_epoch": trainer.num_training_batches,
-                "snapshot_every_n_steps": self.snapshot_every_n_steps,
                 "snapshot_every_n_batches": self._spacing,
                 "check_every_n_batches": self._check_spacing,
-                "sample_seed": self.seed,
                 "optimizer": type(trainer.optimizers[0]).__name__,
                 "versions": {"torch": torch.__version__, "smartfrz_lightning": __version__},
             },

@@ -9,7 +9,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console, RenderableType
 
 from smartfrz_lightning.layers.layer import front
-from smartfrz_lightning.private.trainer import log_interval
 from smartfrz_lightning.report.show import plot_timeline, timeline_table
 from smartfrz_lightning.report.timeline import Timeline
 
@@ -27,11 +26,17 @@ class FreezeLog:
     def log(self, trainer: Trainer, timeline: Timeline, steps: int) -> None:
         """Call it after every step."""
         changed = len(timeline.events) != self._shown
-        interval = log_interval(trainer)
+        interval = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  # not declared in the class
         due = interval > 0 and steps % interval == 0
         if not (changed or due):
             return
-        values = frozen_metrics(timeline)
+        frozen = timeline.frozen
+        values = {
+            "freeze/layers": float(len(frozen)),
+            "freeze/front": float(len(front(timeline.layers, frozen))),
+            "freeze/step_flops": timeline.cost.relative(frozen) if timeline.cost else 1.0,
+            "freeze/flops_saved": timeline.saved,
+        }
         if changed:
             self._shown = len(timeline.events)
             trainer.progress_bar_metrics["freeze/layers"] = values["freeze/layers"]
@@ -42,26 +47,11 @@ class FreezeLog:
                 logger.log_metrics(values, step=steps - 1)  # counted from 0, as Lightning does
 
 
-def frozen_metrics(timeline: Timeline) -> dict[str, float]:
-    """What is frozen now, as numbers: layers, those of the front, and FLOPs of a step and saved so far, as shares."""
-    frozen = timeline.frozen
-    return {
-        "freeze/layers": float(len(frozen)),
-        "freeze/front": float(len(front(timeline.layers, frozen))),
-        "freeze/step_flops": timeline.cost.relative(frozen) if timeline.cost else 1.0,
-        "freeze/flops_saved": timeline.saved,
-    }
-
-
 def show_report(timeline: Timeline, title: str, folder: str | None) -> None:
     """Print the table of a run, and leave its CSV and picture in a folder.
 
-    Nothing that was written there before is overwritten. Whatever fails here costs a warning, never the finished fit.
-
-    Args:
-        timeline: Of the run.
-        title: Of the table.
-        folder: Where the files go, also ``s3://...`` and whatever else fsspec knows; none are written without one.
+    The folder may be ``s3://...`` and whatever else fsspec knows. Nothing that was written there before is overwritten.
+    Whatever fails here costs a warning, never the finished fit.
     """
     lines = []
     if folder is not None:

@@ -81,7 +81,8 @@ class SimilarityFreezeCallback(FreezingCallback):
                 self._cka.setdefault(layer.name, []).append(cka)
 
     def select(self, run: TrainingRun) -> list[str]:
-        ready = stable_layers({layer.name: self._cka.get(layer.name, []) for layer in run.active}, self.epsilon)
+        measured = {layer.name: self._cka.get(layer.name, []) for layer in run.active}
+        ready = [n for n, cka in measured.items() if len(cka) > 1 and max(cka) - min(cka) < self.epsilon]
         self._cka.clear()
         return connected(run.layers, run.frozen, ready) if self.front_only else ready
 
@@ -99,8 +100,3 @@ class SimilarityFreezeCallback(FreezingCallback):
     def end(self, run: TrainingRun) -> None:
         if self._probe is not None:
             self._probe.remove_hooks()
-
-
-def stable_layers(cka: dict[str, list[float]], epsilon: float) -> list[str]:
-    """Layers whose CKA was measured at least twice and stayed within a range below ``epsilon``."""
-    return [name for name, values in cka.items() if len(values) > 1 and max(values) - min(values) < epsilon]

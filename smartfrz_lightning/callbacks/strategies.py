@@ -1,7 +1,5 @@
 """Which of Lightning's strategies freezing works with, and what they need for it."""
 
-import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,9 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
+from smartfrz_lightning.engine.freezer import Freezer
+from smartfrz_lightning.engine.processes import Processes
+from smartfrz_lightning.freezing.freeze import freeze, thaw
 from smartfrz_lightning.freezing.wrappers import rebuild_ddp, reshard
 from smartfrz_lightning.private.trainer import begin_static_graph, checkpoint_file
 
@@ -39,18 +40,14 @@ def check_strategy(trainer: Trainer, method: str, works_sharded: bool) -> None:
         )
 
 
-def before_late_restore(
-    trainer: Trainer, state_key: str, take_up: Callable[[dict[str, Any]], contextlib.AbstractContextManager]
-) -> None:
+def before_late_restore(trainer: Trainer, state_key: str, freezer: Freezer) -> None:
     """Hand a callback its state before a strategy restores model and optimizers at once, after ``on_fit_start``.
 
     FSDP2 does so, and its optimizer states fit only once the same parameters are frozen as when they were saved. No
     hook knows the checkpoint's path by then, so the strategy's ``load_checkpoint`` is intercepted, once.
 
-    Args:
-        trainer: About to fit.
-        state_key: The callback's.
-        take_up: Called with its state, if the checkpoint has one; in what it returns, the checkpoint is loaded.
+    What thawed after the last step has no optimizer state yet, and FSDP2 wants one of all that trains: it is frozen
+    meanwhile.
     """
     strategy = trainer.strategy
     if not strategy.restore_checkpoint_after_setup:
@@ -62,9 +59,17 @@ def before_late_restore(
         path = Path(strategy.broadcast(checkpoint_path))
         file = checkpoint_file(path)
         saved = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=kwargs.get("weights_only"))
-        state = saved.get("callbacks", {}).get(state_key)
-        with contextlib.nullcontext() if state is None else take_up(state):
+        fresh = []
+        if (state := saved.get("callbacks", {}).get(state_key)) is not None:
+            freezer.load_state_dict(state)
+            now = freezer.run.global_steps
+            last = {event.layer: (event.kind, event.step) for event in freezer.timeline.events}
+            fresh = [layer for layer in freezer.run.layers if last.get(layer.name) == ("thaw", now)]
+        freeze(freezer.run.model, fresh)
+        try:
             return load(checkpoint_path, **kwargs)
+        finally:
+            thaw(freezer.run.model, fresh)
 
     vars(load_checkpoint)["instead_of"] = load
     vars(strategy)["load_checkpoint"] = load_checkpoint
@@ -77,7 +82,7 @@ def forget_late_restore(trainer: Trainer) -> None:
         vars(trainer.strategy)["load_checkpoint"] = own.instead_of
 
 
-class TrainerProcesses:
+class TrainerProcesses(Processes):
     """How the processes of a Trainer agree, and what its strategy needs when it changes what trains."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -85,20 +90,14 @@ class TrainerProcesses:
         self.is_first = trainer.is_global_zero
 
     def agree(self, value: Any) -> Any:
-        """What the first process gives."""
         return self._strategy.broadcast(value)
 
     def before_change(self) -> None:
-        """FSDP2's modules go back to their sharded parameters, which are those that freeze."""
         model = self._strategy.lightning_module
         if isinstance(self._strategy, ModelParallelStrategy) and model is not None:
             reshard(model)
 
     def after_change(self) -> None:
-        """The DDP wrapper is built anew, so that frozen parameters take no part in the all-reduce.
-
-        Call it on every rank, outside of ``training_step``.
-        """
         strategy = self._strategy
         if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
             rebuild_ddp(strategy.model)

@@ -1,13 +1,34 @@
 """StepCost: what a training step costs, with any layers frozen."""
 
+import operator
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from torch import nn
 
-from smartfrz_lightning.cost.flops import StepFlops
 from smartfrz_lightning.layers.layer import Layer
+
+
+@dataclass
+class StepFlops:
+    """Floating-point operations of training steps; a multiply-add counts as two."""
+
+    forward: float = 0
+    weight_gradient: float = 0
+    activation_gradient: float = 0
+
+    @property
+    def total(self) -> float:
+        """All three together."""
+        return self.forward + self.weight_gradient + self.activation_gradient
+
+    def __add__(self, other: "StepFlops") -> "StepFlops":
+        return StepFlops(*map(operator.add, astuple(self), astuple(other)))
+
+    def times(self, steps: float) -> "StepFlops":
+        """FLOPs of so many of these steps."""
+        return StepFlops(steps * self.forward, steps * self.weight_gradient, steps * self.activation_gradient)
 
 
 @dataclass
@@ -49,7 +70,7 @@ class StepCost:
         before: Forward FLOPs before the first layer.
 
     Examples:
-        >>> from smartfrz_lightning.cost import LayerFlops, StepCost
+        >>> from smartfrz_lightning.cost.step_cost import LayerFlops, StepCost
         >>> cost = StepCost([LayerFlops("a", 10), LayerFlops("b", 20), LayerFlops("c", 30)])
         >>> cost.full
         StepFlops(forward=60, weight_gradient=60, activation_gradient=50)

@@ -1,25 +1,26 @@
 """Engine: what happens in a freezing training, event by event."""
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from smartfrz_lightning.engine.frozen import FrozenLayers
 from smartfrz_lightning.engine.method import FreezingMethod
+from smartfrz_lightning.engine.observer import Observer
 from smartfrz_lightning.engine.outside import frozen_here
-from smartfrz_lightning.engine.parts import Parts
 from smartfrz_lightning.engine.processes import Processes
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.engine.state import restore
+from smartfrz_lightning.engine.state import VERSION, check_version, lost
 from smartfrz_lightning.engine.steps import StepHooks, has_stepped
 from smartfrz_lightning.freezing.compiled import allow_recompiling
-from smartfrz_lightning.freezing.freeze import freeze, thaw
-from smartfrz_lightning.layers.excluding import pin
-from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.layers.layer import pin
+from smartfrz_lightning.private.pytorch import tree_map_only
 from smartfrz_lightning.report.timeline import Timeline
+
+_COUNTED = ("steps", "global_steps", "batches", "batches_before", "epoch", "progress", "latest_rates")
 
 
 class Engine:
@@ -30,7 +31,7 @@ class Engine:
 
     Attributes:
         run: What the method knows of the training.
-        timeline: What froze when, and what it saved.
+        frozen: Asks the method, and keeps what is frozen as it is.
     """
 
     def __init__(
@@ -42,27 +43,27 @@ class Engine:
         position: Callable[[], tuple[int, float, float | None]],
         say: Callable[[str], None],
     ) -> None:
-        self._model, self._optimizers = model, list(optimizers)
-        self.method, self.processes = method, processes
+        self._model, self.method, self.processes = model, method, processes
         self._position, self._say = position, say
-        self._batches = 0
+        self.run = TrainingRun(
+            model, list(optimizers), is_first_process=processes.is_first, agree=processes.agree, say=self._tell
+        )
+        self.frozen = FrozenLayers(model, method, processes, self.run)
+        self._observer = Observer(model)
         self._steps = StepHooks(self.gradients_ready, self._optimizer_stepped)
-        self._take(Timeline(), None)
-
-    def _take(self, timeline: Timeline, before: TrainingRun | None) -> None:
-        """Begin with what a timeline says, in the loop of the run before."""
-        self.timeline = timeline
-        parts = Parts(self._model, self._optimizers, self.method, self.processes, self._say, timeline, before)
-        self._parts, self.run, self.ledger = parts, parts.run, parts.ledger
-        self.frozen, self._observer, self._decider = parts.frozen, parts.observer, parts.decider
-        self._checked_epoch = -1
+        self._batches, self._checked_epoch = 0, -1
         self._passes = 0  # backward passes of this batch
         self._started = False
 
     @property
-    def layers(self) -> list[Layer]:
-        """The layers in forward order; empty until the first training step was watched."""
-        return self.run.layers
+    def timeline(self) -> Timeline:
+        """What froze when, and what it saved."""
+        return self.frozen.timeline
+
+    def _tell(self, text: str) -> None:
+        self.timeline.notes.append(text)
+        if self.run.is_first_process:
+            self._say(text)
 
     # --- one training, in the order in which it happens
 
@@ -75,25 +76,20 @@ class Engine:
         """Training begins or goes on. The first batch does this by itself."""
         self._started = True
         run = self.run
-        run.optimizers = self._optimizers = list(self._optimizers if optimizers is None else optimizers)
+        run.optimizers = run.optimizers if optimizers is None else list(optimizers)
         run.batches_per_epoch = run.batches_per_epoch if batches_per_epoch is None else batches_per_epoch
         run.total_batches = run.total_batches if total_batches is None else total_batches
-        self._steps.register(self._optimizers)
+        self._steps.register(run.optimizers)
         self.frozen.start()
-        run.begun_before |= not run.global_steps and any(map(has_stepped, self._optimizers))
+        run.begun_before |= not run.global_steps and any(map(has_stepped, run.optimizers))
         self.method.start(run)
-        allow_recompiling(self.ledger.patterns)
+        allow_recompiling(self.timeline.patterns)
 
     def before_batch(self, batch: Any = None, train_statistics: bool = False) -> None:
-        """A training batch is about to begin.
-
-        Args:
-            batch: What it consists of.
-            train_statistics: Nothing is trained in this batch but the running statistics, those of frozen layers too.
-        """
+        """A batch is about to begin; maybe one that trains running statistics alone, those of frozen layers too."""
         if not self._started:
             self.start()
-        self.stop_watching()
+        self._observer.stop()
         self.run.loss = None
         if train_statistics:
             self.frozen.norms.release()
@@ -136,14 +132,13 @@ class Engine:
 
     def _find(self, over: bool = True) -> None:
         if found := self._observer.find(self.processes.agree, over):
-            self._decider.pin(pin(found, self.method.exclude))
+            self.frozen.pin(pin(found, self.method.exclude))
             self.method.layers_found(self.run)
 
     def after_batch(self, stepped: bool = False) -> bool:
         """A training batch is over; returns whether it was a step and layers are known.
 
-        Args:
-            stepped: An optimizer stepped, or would have except for an overflow; it is noticed by itself otherwise.
+        That an optimizer stepped is noticed by itself, unless it would have except for an overflow.
         """
         self._batches += 1
         self.frozen.norms.batch_done(self.processes.agree)
@@ -154,7 +149,7 @@ class Engine:
         if cost is not None:
             self.run.cost = self.timeline.cost = cost
         work = passes * self._observer.meter.work()
-        self.ledger.after_batch(work, self.run.frozen)
+        self.timeline.batch_done(work, self.run.frozen)
         if not self.run.layers:
             return False
         if stepped:
@@ -162,11 +157,11 @@ class Engine:
         self.method.batch_done(self.run, stepped)
         if self.run.shadow_step is not None and self.run.shadow_step.repeated:
             self.run.shadow_step.repeated = False
-            self.ledger.book_repeated(work)
+            self.timeline.repeated += work
         if not stepped:
             return False
         self.method.step_done(self.run)
-        self._decider.step_done()
+        self.frozen.step_done()
         return True
 
     def end_epoch(self, epoch: int | None = None, last: bool = False) -> None:
@@ -180,22 +175,18 @@ class Engine:
         number = self._checked_epoch + 1 if epoch is None else epoch
         if number <= self._checked_epoch:
             return
-        self.stop_watching()
+        self._observer.stop()
         self._checked_epoch = number
         if self.run.layers and not last and self.method.epoch_check_due(self.run, number):
-            self._decider.check()
+            self.frozen.check()
 
     def end(self) -> None:
         """Training ended or was interrupted: everything that watches it goes. May be called more than once."""
-        self.stop_watching()
+        self._observer.stop()
         self._steps.remove()
         self.method.end(self.run)
         self.frozen.norms.end()
         self._started = False
-
-    def stop_watching(self) -> None:
-        """What watches a single batch goes: a batch that was skipped or was interrupted ends here."""
-        self._observer.stop()
 
     # --- decide
 
@@ -216,7 +207,7 @@ class Engine:
         Raises:
             ValueError: There is no such layer. One that always trains goes on doing so.
         """
-        self._decider.change(Decision(freeze_now, thaw_now, untrained))
+        self.frozen.change(Decision(freeze_now, thaw_now, untrained))
 
     # --- how far the training is
 
@@ -238,7 +229,19 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """The timeline, the counters and the method's own state: plain values, and tensors that no later step moves."""
-        return self._parts.state_dict({"checked_epoch": self._checked_epoch, "counted": self._batches})
+        run, own = self.run, self.method.method_state()
+        counted = {"checked_epoch": self._checked_epoch, "counted": self._batches}
+        return {
+            "version": VERSION,
+            "timeline": {**self.timeline.state_dict(), "fit_seconds": self.timeline.seconds()},
+            "counters": {**counted, **{name: getattr(run, name) for name in _COUNTED}},
+            "frozen": list(run.frozen),
+            "untrained": sorted(run.untrained),
+            "confidence": dict(run.confidence),
+            "method": tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), own),
+            "recalibrating": self.frozen.norms.state_dict(),
+            "meter": self._observer.meter.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state: what was frozen freezes, what froze later in this very model thaws.
@@ -246,30 +249,31 @@ class Engine:
         Raises:
             ValueError: It is of another version, model, window or sample size.
         """
-        timeline = restore(state, self._model)
+        check_version(state, "freezing callback")
+        if names := lost(state, self._model):
+            raise ValueError(
+                f"the checkpoint froze layers of another model: no parameter {names[:3]} here. Resume with the model "
+                "that was saved, or without ckpt_path"
+            )
+        timeline, run = Timeline.from_state_dict(state["timeline"]), self.run
         later = [layer for name, layer in frozen_here(self._model).items() if name not in state["frozen"]]
-        self.method.reset()
-        started = self._started
-        self._take(timeline, self.run)
-        self._started = started
+        self._observer.stop()
+        self.frozen.norms.end()
+        self.frozen.timeline = timeline
+        for name in _COUNTED:
+            setattr(run, name, state["counters"][name])
         self._checked_epoch, self._batches = state["counters"]["checked_epoch"], state["counters"]["counted"]
-        self._parts.load_state_dict(state, later)
-        excluded = [layer.name for layer in self.run.frozen_layers if layer.always_trains == "excluded"]
+        run.frozen, run.untrained = list(state["frozen"]), set(state["untrained"])
+        run.confidence, run.cost, run.begun_before = dict(state["confidence"]), timeline.cost, False
+        self._observer.meter.load_state_dict(state["meter"])
+        self.frozen.pin(pin(timeline.layers, self.method.exclude))
+        self.method.reset()
+        self.method.prepare(run)
+        if run.frozen or later:  # the wrapper was built for a model in which others trained
+            self.frozen.apply(run.frozen_layers, later)
+        self.frozen.norms.load_state_dict(state["recalibrating"], run.frozen_layers)
+        if run.layers:
+            self.method.load_method_state(state["method"], run)
+        excluded = [layer.name for layer in run.frozen_layers if layer.always_trains == "excluded"]
         if excluded:  # since the state was saved
             self.change(thaw_now=excluded)
-
-    @contextlib.contextmanager
-    def restoring(self, state: dict[str, Any]) -> Iterator[None]:
-        """``load_state_dict``, then the time in which an optimizer takes its state from the same checkpoint.
-
-        What thawed after the last step has no optimizer state yet; FSDP2 wants one of all that trains.
-        """
-        self.load_state_dict(state)
-        last = {event.layer: event for event in self.timeline.events}
-        thawed = {name for name, event in last.items() if (event.kind, event.step) == ("thaw", self.run.global_steps)}
-        fresh = [layer for layer in self.layers if layer.name in thawed]
-        freeze(self._model, fresh)
-        try:
-            yield
-        finally:
-            thaw(self._model, fresh)

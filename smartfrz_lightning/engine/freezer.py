@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from smartfrz_lightning.engine.engine import Engine
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import thaw_frozen_here
-from smartfrz_lightning.engine.processes import Processes, TorchProcesses, several_processes
+from smartfrz_lightning.engine.processes import Processes, several_processes
 from smartfrz_lightning.engine.shadow import LoopStep, loss_of
 from smartfrz_lightning.freezing.wrappers import unwrap
-from smartfrz_lightning.layers.excluding import check_patterns
+from smartfrz_lightning.layers.layer import check_patterns
 from smartfrz_lightning.report.show import timeline_table
 
 
@@ -94,7 +94,7 @@ class Freezer(Engine):
         check_patterns(method.exclude, own)
         several = optimizers if isinstance(optimizers, Sequence) else [optimizers]
         plain = [getattr(optimizer, "optimizer", optimizer) for optimizer in several]  # Fabric wraps them
-        super().__init__(own, plain, method, processes or TorchProcesses(model), position or self._counted, say)
+        super().__init__(own, plain, method, processes or Processes(model), position or self._counted, say)
         run = self.run
         run.batches_per_epoch, run.total_batches, run.schedulers = batches_per_epoch, total_batches, schedulers
         if training_step is not None:
@@ -127,14 +127,14 @@ class Freezer(Engine):
         Args:
             batch: What the batch consists of; its size is what FLOPs are booked by.
         """
-        with self.ledger.timed():
+        with self.timeline.timed():
             self.before_batch(batch)
         try:
             yield
         except BaseException:
-            self.stop_watching()
+            self._observer.stop()
             raise
-        with self.ledger.timed():
+        with self.timeline.timed():
             self.after_batch()
 
     def thaw(self) -> None:

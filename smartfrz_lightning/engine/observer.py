@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from smartfrz_lightning.cost import CostMeter, StepCost
+from smartfrz_lightning.cost.meter import CostMeter
+from smartfrz_lightning.cost.step_cost import StepCost
 from smartfrz_lightning.freezing.compiled import eager
 from smartfrz_lightning.layers.finder import LayerWatch
 from smartfrz_lightning.layers.layer import Layer
@@ -38,14 +39,7 @@ class Observer:
             self._modes.enter_context(_BackwardCalls(self.before_backward))
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
-        """These are about to be differentiated; in a loop of your own that is noticed by itself.
-
-        What leads to one of them with no layer behind it is a head.
-
-        Args:
-            losses: The losses.
-            only: Whether it is the only backward pass of this batch.
-        """
+        """These are about to be differentiated, in the only backward pass of this batch or in one of several."""
         if self._watch is not None:
             self._saw_loss = True
             self._watch.leads_to(*losses)

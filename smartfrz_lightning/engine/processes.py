@@ -1,48 +1,29 @@
 """How the processes of a training agree, and what their wrappers need when it changes what trains."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import distributed, nn
 
 from smartfrz_lightning.freezing.wrappers import rebuild_ddp, reshard
 
 
-class Processes(Protocol):
-    """What the engine asks of the processes of a training."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the process that decides."""
-        ...
-
-    def agree(self, value: Any) -> Any:
-        """What the first process gives; every process calls it."""
-
-    def before_change(self) -> None:
-        """Layers are about to freeze or thaw; every process calls it."""
-
-    def after_change(self) -> None:
-        """Layers froze or thawed; every process calls it."""
-
-
-class TorchProcesses:
+class Processes:
     """Those of ``torch.distributed``, for a training loop of your own; a single one where there are none.
 
     Args:
         model: The model as the loop calls it: as it is, in ``DistributedDataParallel``, with FSDP2's ``fully_shard``,
             or as Fabric returned it.
+
+    Attributes:
+        is_first: Whether this is the process that decides.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the process that decides."""
-        return not several_processes() or distributed.get_rank() == 0
+        self.is_first = not several_processes() or distributed.get_rank() == 0
 
     def agree(self, value: Any) -> Any:
-        """What the first process gives."""
+        """What the first process gives; every process calls it."""
         if not several_processes():
             return value
         values = [value]
@@ -50,11 +31,11 @@ class TorchProcesses:
         return values[0]
 
     def before_change(self) -> None:
-        """Layers are about to freeze or thaw."""
+        """Layers are about to freeze or thaw; every process calls it."""
         reshard(self._model)
 
     def after_change(self) -> None:
-        """Layers froze or thawed."""
+        """Layers froze or thawed; every process calls it."""
         rebuild_ddp(self._model)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from smartfrz_lightning.cost import StepCost
+from smartfrz_lightning.cost.step_cost import StepCost
 from smartfrz_lightning.layers.layer import Layer
 
 if TYPE_CHECKING:

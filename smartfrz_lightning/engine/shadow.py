@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.attributes import Attributes, attributes, attributes_as
-from smartfrz_lightning.engine.moving import may_move
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import drawing_from, random_states, register_gradient_hooks
+
+
+def may_move(model: nn.Module, most: float, training: Collection[str] = ()) -> list[str]:
+    """Names of parameters that may be averages of the weights, teachers or targets: all that have no gradients.
+
+    None if they are more than ``most`` times as many as those that train, the ones named in ``training`` included:
+    that is a backbone, which stands still, and of which copies would cost too much memory.
+    """
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    still = [name for name, p in model.named_parameters() if not p.requires_grad and name not in training]
+    size = sum(sizes[name] for name in still)
+    return still if size <= most * (sum(sizes.values()) - size) else []
 
 
 class ShadowWeights:
@@ -22,14 +33,6 @@ class ShadowWeights:
 
     Only tensors are copied: parameters that train, those of the prefix, those that may move without gradients (see
     ``may_move``), and all buffers. Inside of ``swapped`` the model has them in place of its own.
-
-    Args:
-        model: The model, between two steps.
-        optimizer: What steps it.
-        prefix: Frozen layers; in the second set they train.
-
-    Raises:
-        Exception: Whatever copying the optimizer's state raises.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, prefix: Sequence[Layer]) -> None:
@@ -55,12 +58,7 @@ class ShadowWeights:
         self.optimizer = _copy_optimizer(optimizer, memo)
 
     def swapped(self, body: Callable[[], Any], begun: Attributes) -> Any:
-        """Call a function while the model has the second set of weights; plain attributes are put back afterwards.
-
-        Args:
-            body: What to call.
-            begun: Plain attributes that the model's modules, and other objects, have meanwhile.
-        """
+        """Call a function while the model has the second set of weights, and plain attributes are as they were."""
         given = {f"module.{name}": tensor for name, tensor in self.tensors.items()}
         with attributes_as(begun, self._memo):
             for norm in self._norms:
@@ -129,9 +127,6 @@ class ShadowStep(ABC):
 
     While it is armed, the batch, the random state and plain attributes are taken down when the loop's ``training_step``
     begins.
-
-    Args:
-        model: Takes the steps.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -157,13 +152,7 @@ class ShadowStep(ABC):
     def take(self, shadow: ShadowWeights, stepped: bool, last: Callable[[], bool]) -> Tensor | None:
         """Repeat this batch on other weights, and step their optimizer if the model's own stepped; returns the loss.
 
-        Args:
-            shadow: The weights.
-            stepped: Whether an optimizer stepped in this batch.
-            last: Tells after the optimizer's step whether this was the last batch.
-
-        Raises:
-            Exception: Whatever the user's code raises; the model is as it was.
+        ``last`` tells then whether it was the last batch. Whatever the user's code raises, the model is as it was.
         """
 
     def all_well(self, well: bool) -> bool:
@@ -199,10 +188,8 @@ class ShadowStep(ABC):
                 self._begun = attributes([*self._model.modules(), *self.others()], own)
                 self._call = copy.deepcopy((args, kwargs))
             except Exception as error:  # whatever a batch is made of
-                self._call, self._why = (
-                    None,
-                    f"its batch or the module's attributes cannot be copied ({error!r})",
-                )
+                self._call = None
+                self._why = f"its batch or the module's attributes cannot be copied ({error!r})"
             out = training_step(*args, **kwargs)
             self.loss = loss_of(out)
             return out
@@ -233,12 +220,7 @@ class ShadowStep(ABC):
 
 
 class LoopStep(ShadowStep):
-    """Of a training loop of your own.
-
-    Args:
-        model: The model.
-        training_step: Gives the loss of a batch; the loop calls ``training_step`` instead.
-    """
+    """Of a training loop of your own, which calls this ``training_step`` in place of the one that was given."""
 
     def __init__(self, model: nn.Module, training_step: Callable[..., Any]) -> None:
         super().__init__(model)

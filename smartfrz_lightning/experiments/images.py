@@ -4,13 +4,13 @@ Needs the extra ``vision``.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
-from smartfrz_lightning.experiments.byte_images import MEAN, STD, ByteImages, ByteImagesDataModule
+from smartfrz_lightning.experiments.byte_images import ByteImages, ByteImagesDataModule
 from smartfrz_lightning.extras import require
 
 require("torchvision", "vision")
@@ -30,12 +30,8 @@ class ImageFolderDataModule(ByteImagesDataModule):
         train_per_class: Take only so many training images of each class, the first by file name; all if ``None``.
         test_per_class: The same for test images.
         classes: Take only these classes, numbered in this order; all if ``None``.
-        resize: Height and width that the network gets, where small images are to be enlarged for a network of larger
-            ones; ``image_size`` if ``None``.
         invert: Whether to invert the brightness of all images.
-        mean: Of the normalisation, a value a channel; that of ImageNet.
-        std: Of the normalisation.
-        augment: What is done to training images: ``"crop"`` and flip, ``"flip"`` alone, or ``"none"``.
+        kwargs: Further arguments of ``ByteImagesDataModule``.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -63,13 +59,10 @@ class ImageFolderDataModule(ByteImagesDataModule):
         train_per_class: int | None = None,
         test_per_class: int | None = None,
         classes: list[str] | None = None,
-        resize: int | None = None,
         invert: bool = False,
-        mean: tuple[float, float, float] = MEAN,
-        std: tuple[float, float, float] = STD,
-        augment: Literal["crop", "flip", "none"] = "crop",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, resize, mean, std, augment)
+        super().__init__(batch_size, **kwargs)
         for part in ("train", "test"):
             if not (Path(root) / part).is_dir():
                 raise FileNotFoundError(

@@ -32,7 +32,6 @@ class GlueDataModule(LightningDataModule):
         pad: ``"longest"`` pads to the longest row of a batch; ``"max_length"`` always, so that all batches cost the
             same.
         train_rows: Take only so many training rows, drawn at random once and for all; all if ``None``.
-        num_workers: Processes that load data.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -50,13 +49,11 @@ class GlueDataModule(LightningDataModule):
         max_length: int = 128,
         pad: Literal["longest", "max_length"] = "longest",
         train_rows: int | None = None,
-        num_workers: int = 0,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.max_length = max_length
         self.pad = pad
-        self.num_workers = num_workers
         self._train = _draw(read_glue(train, task), train_rows)
         files = [validation] if isinstance(validation, str) else validation
         self._validation = [example for file in files for example in read_glue(file, task)]
@@ -75,14 +72,8 @@ class GlueDataModule(LightningDataModule):
         return self._loader(self._validation, 4 * self.batch_size)
 
     def _loader(self, examples: Sequence[Example], batch_size: int, **settings: Any) -> DataLoader:
-        return DataLoader(
-            examples,  # type: ignore[arg-type]  # a sequence is a map-style data set
-            batch_size,
-            collate_fn=self._batch,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            **settings,
-        )
+        # A sequence is a map-style data set.
+        return DataLoader(examples, batch_size, collate_fn=self._batch, **settings)  # type: ignore[arg-type]
 
     def _batch(self, examples: list[Example]) -> dict[str, Tensor]:
         columns = [list(column) for column in zip(*(example.sentences for example in examples), strict=True)]

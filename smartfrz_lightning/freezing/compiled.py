@@ -16,13 +16,10 @@ _DEFAULT_LIMITS: dict[str, int] = {}
 
 
 def allow_recompiling(patterns: int) -> None:
-    """Make room for the graphs that freezing brings, as past its limit PyTorch runs eager without a word.
+    """Make room for the graphs of so many patterns of what trains, as past its limit PyTorch runs eager without a word.
 
     A compiled function is traced anew for every pattern of what trains in it, once for training and once for
     validation. The limits stay: after the fit, the graphs are still there.
-
-    Args:
-        patterns: How many patterns freezing has brought to one function at most.
     """
     config = compile_config()
     for name in ("recompile_limit", "accumulated_recompile_limit"):

@@ -13,13 +13,8 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch
 
     Their parameters take no gradient any more and lose the one they have, so no optimizer moves them, whatever its
     momentum or weight decay; their optimizer state is dropped to free memory, but they keep their place in the
-    parameter groups. Modules with running statistics go to eval mode, see ``hold_still``. Dropout goes on as
+    parameter groups. Modules that move in training mode (BatchNorm, spectral norm) go to eval mode. Dropout goes on as
     before, inside a frozen layer (attention, LSTM) too: what the layers behind it see keeps its distribution.
-
-    Args:
-        model: The model that the layers were found in.
-        layers: What to freeze.
-        optimizers: All optimizers that hold their parameters.
 
     Examples:
         >>> import torch
@@ -39,17 +34,11 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch
             parameter.grad = None
             for optimizer in optimizers:
                 optimizer.state.pop(parameter, None)
+        for name in layer.stateful:
+            model.get_submodule(name).training = False  # of this one module alone, not of what it may contain
     for optimizer in optimizers:
         if layers and isinstance(optimizer, torch.optim.LBFGS):
             optimizer.state.clear()  # its curvature history spans all parameters and would move the frozen ones
-    hold_still(model, layers)
-
-
-def hold_still(model: nn.Module, layers: Iterable[Layer]) -> None:
-    """Put the modules of frozen layers that move in training mode (BatchNorm, spectral norm) to eval mode."""
-    for layer in layers:
-        for name in layer.stateful:
-            model.get_submodule(name).training = False  # of this one module alone, not of what it may contain
 
 
 def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:

@@ -32,26 +32,22 @@ def rebuild_ddp(model: nn.Module) -> None:
 
     Its settings, its communication hooks and the hooks on it as a module stay. Call it on every rank, between steps.
     """
-    for wrapper in [module for module in model.modules() if isinstance(module, DistributedDataParallel)]:
-        _build_anew(wrapper)
-
-
-def _build_anew(wrapper: DistributedDataParallel) -> None:
     # What it was made with, it keeps under the same names.
     names = set(inspect.signature(DistributedDataParallel.__init__).parameters) - {"self", "module", "init_sync"}
-    settings: dict[str, Any] = {name: getattr(wrapper, name) for name in sorted(names) if hasattr(wrapper, name)}
-    if "forward_sync_buffers" in settings:
-        settings.pop("broadcast_buffers", None)  # its older name
-    if settings.get("device_mesh") is not None:
-        del settings["process_group"]  # it comes from the mesh
-    settings["bucket_cap_mb"] = bucket_megabytes(wrapper)
-    hooks = module_hooks(wrapper)
-    communication, training, module = communication_hooks(wrapper), wrapper.training, wrapper.module
-    wrapper.__init__(module, init_sync=False, **settings)  # all ranks hold the same weights already
-    wrapper.training = training
-    for name, kept in hooks.items():
-        getattr(wrapper, name).update(kept)
-    for hook, state in communication:
-        for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by bucket: the buckets are others
-            getattr(state, name, {}).clear()
-        wrapper.register_comm_hook(state, hook)
+    for wrapper in [module for module in model.modules() if isinstance(module, DistributedDataParallel)]:
+        settings: dict[str, Any] = {name: getattr(wrapper, name) for name in sorted(names) if hasattr(wrapper, name)}
+        if "forward_sync_buffers" in settings:
+            settings.pop("broadcast_buffers", None)  # its older name
+        if settings.get("device_mesh") is not None:
+            del settings["process_group"]  # it comes from the mesh
+        settings["bucket_cap_mb"] = bucket_megabytes(wrapper)
+        hooks = module_hooks(wrapper)
+        communication, training, module = communication_hooks(wrapper), wrapper.training, wrapper.module
+        wrapper.__init__(module, init_sync=False, **settings)  # all ranks hold the same weights already
+        wrapper.training = training
+        for name, kept in hooks.items():
+            getattr(wrapper, name).update(kept)
+        for hook, state in communication:
+            for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by bucket: those are others
+                getattr(state, name, {}).clear()
+            wrapper.register_comm_hook(state, hook)

@@ -69,17 +69,3 @@ class Recording:
         if (version := header.pop("version", None)) != VERSION:
             raise ValueError(f"{str(path)!r} is a recording of version {version}, this is {VERSION}: record it again")
         return cls(**tensors, **header)
-
-
-def check_recordings(recordings: dict[str, Recording]) -> int:
-    """The one sample size of several recordings.
-
-    Raises:
-        ValueError: There is none, or their sample sizes differ.
-    """
-    sizes = {path: recording.snapshots.shape[-1] for path, recording in recordings.items()}
-    if not sizes:
-        raise ValueError("recordings: no file given; make some with HistoryRecorder")
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"recordings of different sample sizes cannot train one predictor: {sizes}")
-    return next(iter(sizes.values()))

@@ -11,16 +11,9 @@ from smartfrz_lightning.layers.layer import Layer
 
 
 def sample_indices(size: int, sample_size: int, seed: int = 0, name: str = "") -> Tensor:
-    """Which of a layer's weights are sampled: sorted positions, fixed by the seed and the layer's name.
+    """Which of a layer's weights are sampled: sorted positions ``[sample_size]``, on the CPU.
 
-    Args:
-        size: Number of weights of the layer.
-        sample_size: Number of samples; a layer with fewer weights is sampled with replacement.
-        seed: The same seed and name give the same sample on every machine and every process.
-        name: Name of the layer.
-
-    Returns:
-        Tensor of shape ``[sample_size]``, ``int64``, on the CPU.
+    They are fixed by the seed and the layer's name, on every machine; of fewer weights some are sampled several times.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     if size < sample_size:
@@ -34,10 +27,6 @@ class WeightSampler:
     """Copy the sampled weights of some layers into one tensor."""
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer], sample_size: int = 1024, seed: int = 0) -> None:
-        if sample_size < 1:
-            raise ValueError(
-                f"sample_size={sample_size}: a layer needs at least 1 sampled weight; the paper takes 1024"
-            )
         self.sample_size = sample_size
         self._model, self._seed = model, seed
         self._plans: dict[str, list[tuple]] = {}

@@ -17,16 +17,8 @@ def statistics_shift(
     That is the Kullback-Leibler divergence of a normal distribution with the mean and variance of the batches from one
     with the running mean and variance, of the median channel, in the first norm whose running statistics have moved.
     New classes of the same kind of images hardly show in it (0.02 to 0.06 on CIFAR); other brightness, colours or
-    sharpness do.
-
-    Args:
-        model: The model.
-        norms: Names of its BatchNorms, in forward order.
-        before: Its buffers before some batches in training mode, by name.
-        after: Its buffers after them.
-
-    Returns:
-        Nats; 0 if no statistics moved, as in a network without BatchNorm.
+    sharpness do. It is in nats, of buffers before and after some batches in training mode; 0 if no statistics moved, as
+    in a network without BatchNorm.
     """
     for name in norms:
         norm, statistics = model.get_submodule(name), [f"{name}.running_mean", f"{name}.running_var"]

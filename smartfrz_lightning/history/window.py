@@ -15,27 +15,13 @@ class WeightHistory:
 
     The ring is one preallocated tensor ``[layers, window, sample_size]`` of float32 on the device of the weights.
 
-    Args:
-        model: The model that trains.
-        layers: The layers to watch.
-        window: Snapshots kept a layer (30 in the paper).
-        sample_size: Sampled weights a snapshot (1,024 in the paper).
-        seed: Fixes which weights are sampled.
-
-    Raises:
-        ValueError: ``window`` or ``sample_size`` is below 1.
-
     Where a layer is watched that was not watched before, as after a thaw, all windows begin again.
     """
 
     def __init__(
         self, model: nn.Module, layers: Sequence[Layer], window: int = 30, sample_size: int = 1024, seed: int = 0
     ) -> None:
-        if window < 1:
-            raise ValueError(f"window={window}: the history needs at least 1 snapshot; the paper takes 30")
-        self._model = model
         self._layers = list(layers)
-        self._seed = seed
         self._sampler = WeightSampler(model, layers, sample_size, seed)
         device = next(model.parameters()).device
         self._ring = torch.zeros(len(layers), window, sample_size, device=device)
@@ -87,12 +73,7 @@ class WeightHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on after a resume."""
-        return {
-            "names": self.names,
-            "ring": self._ring.cpu(),
-            "steps": self.steps,
-            "recorded": self._recorded,
-        }
+        return {"names": self.names, "ring": self._ring.cpu(), "steps": self.steps, "recorded": self._recorded}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved history.
@@ -116,10 +97,7 @@ class WeightHistory:
 def snapshot_spacing(batches_per_epoch: float, total_batches: float = float("inf"), window: int = 30) -> int:
     """Batches between snapshots, so that a window covers about one and a half epochs, but at most half of the run.
 
-    Args:
-        batches_per_epoch: ``inf`` where the data loader has no length.
-        total_batches: Length of the run, ``inf`` where unknown; without epochs a tenth of the run counts as one.
-        window: Snapshots in a window.
+    Where the data loader has no length, a tenth of the run counts as an epoch.
     """
     epoch = min(batches_per_epoch, total_batches)
     if batches_per_epoch == float("inf"):

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smartfrz_lightning.layers.excluding import pin
-from smartfrz_lightning.layers.gathering import StepFacts, gather_layers
-from smartfrz_lightning.layers.graph import ParameterUse
-from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.layers.gathering import gather_layers
+from smartfrz_lightning.layers.graph import StepUse
+from smartfrz_lightning.layers.layer import Layer, pin
 from smartfrz_lightning.private.pytorch import sequence_number, tensors_in
 
 
@@ -18,18 +17,14 @@ class LayerWatch:
 
     Forward hooks say when modules run; the autograd graph of the loss says which parameters are used where, and which
     layers lead to the loss with no other behind them: every one of these is a head.
-
-    Args:
-        model: The model, with the parameters to be ignored already at ``requires_grad=False``.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._training = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._ran: dict[str, int] = {}
         self._norms: dict[str, Any] = {}
-        self._use = ParameterUse()
+        self._use = StepUse()
         self._buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self._hooks = [
             module.register_forward_pre_hook(self._ran_hook(name))
@@ -39,7 +34,7 @@ class LayerWatch:
 
     def _ran_hook(self, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple) -> None:
-            self._ran.setdefault(name, sequence_number())
+            self._use.ran.setdefault(name, sequence_number())
             node = args[0].grad_fn if args and isinstance(args[0], Tensor) else None
             if node is not None and not any(True for _ in module.parameters(recurse=False)):
                 buffer = next(own for own, _ in module.named_buffers(prefix=name, recurse=False))
@@ -70,22 +65,18 @@ class LayerWatch:
         Raises:
             ValueError: The model has no trainable parameter.
         """
-        changed = {
+        self._use.changed = {
             name.rpartition(".")[0]
             for name, buffer in self._model.named_buffers()
             if name in self._buffers and _moved(self._buffers[name], buffer)
         }
-        return gather_layers(self._model, StepFacts(self._use, self._ran, changed))
+        return gather_layers(self._model, self._use)
 
 
 def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **kwargs: Any) -> list[Layer]:
     """Run a model once and tell its layers in forward order.
 
-    Args:
-        model: Any module. It is run in the mode that it is in, and its buffers are put back afterwards.
-        inputs: What the model is called with.
-        exclude: Shell-style patterns (``backbone.stem.*``) of modules, layers or parameters that always train.
-        kwargs: Keyword arguments for the call.
+    It is run in the mode that it is in, and its buffers are put back afterwards.
 
     Raises:
         ValueError: The model has no trainable parameter.

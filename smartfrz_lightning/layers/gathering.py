@@ -1,11 +1,12 @@
 """Gather the parameters of a model into layers, from what one training step showed."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import takewhile
 
 from torch import nn
 
-from smartfrz_lightning.layers.graph import ParameterUse
+from smartfrz_lightning.layers.graph import StepUse
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import Convolution, RunningNorm, SpectralNorm, module_hooks
 
@@ -13,22 +14,7 @@ from smartfrz_lightning.private.pytorch import Convolution, RunningNorm, Spectra
 _LIGHT_EMBEDDING = 0.05
 
 
-@dataclass
-class StepFacts:
-    """What one training step showed. Times are autograd sequence numbers.
-
-    Attributes:
-        use: How parameters were used.
-        ran: When the ``forward`` of each module began first.
-        changed: Modules whose buffers moved.
-    """
-
-    use: ParameterUse
-    ran: dict[str, int] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
-
-
-def gather_layers(model: nn.Module, facts: StepFacts) -> list[Layer]:
+def gather_layers(model: nn.Module, facts: StepUse) -> list[Layer]:
     """Gather all trainable parameters of a model into layers, in forward order, those that took no part last.
 
     Raises:
@@ -40,7 +26,8 @@ def gather_layers(model: nn.Module, facts: StepFacts) -> list[Layer]:
         raise ValueError("the model has no trainable parameter: set requires_grad=True on what is to be trained")
     owners = _owners(model)
     heavy = _heavy(facts, trainable, owners, modules)
-    time = {name: facts.use.first.get(name, _ran_first(facts, owners[name])) for name in trainable}
+    ran = {name: [facts.ran[owner] for owner in owners[name] if owner in facts.ran] for name in trainable}
+    time = {name: facts.first.get(name, min(ran[name], default=None)) for name in trainable}
 
     # Weights that one module of torch.nn owns, or that two modules share, are one layer.
     layer_of: dict[str, str] = {}
@@ -94,12 +81,8 @@ def gather_layers(model: nn.Module, facts: StepFacts) -> list[Layer]:
 
 def _common(a: str, b: str) -> int:
     """Number of leading modules that two names share."""
-    shared = 0
-    for left, right in zip(a.split("."), b.split("."), strict=False):
-        if left != right:
-            break
-        shared += 1
-    return shared
+    pairs = zip(a.split("."), b.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _owners(model: nn.Module) -> dict[str, list[str]]:
@@ -109,10 +92,6 @@ def _owners(model: nn.Module) -> dict[str, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(first.setdefault(id(parameter), name), []).append(name)
     return {first: [name.rpartition(".")[0] for name in aliases] for first, aliases in names.items()}
-
-
-def _ran_first(facts: StepFacts, owners: list[str]) -> int | None:
-    return min((facts.ran[owner] for owner in owners if owner in facts.ran), default=None)
 
 
 def _order(time: int | None) -> float:
@@ -134,16 +113,13 @@ def _keeps_statistics(name: str, module: nn.Module) -> bool:
     """
     if isinstance(module, RunningNorm):
         return True
-    if ".parametrizations." in f".{name}." or _has_spectral_norm(module):
-        return not any(True for _ in module.children())
-    return "Norm" in type(module).__name__ and not any(True for _ in module.children())
+    hooks = module_hooks(module)["_forward_pre_hooks"].values()
+    spectral = any(isinstance(hook, SpectralNorm) for hook in hooks)
+    kept = spectral or ".parametrizations." in f".{name}." or "Norm" in type(module).__name__
+    return kept and not any(True for _ in module.children())
 
 
-def _has_spectral_norm(module: nn.Module) -> bool:
-    return any(isinstance(hook, SpectralNorm) for hook in module_hooks(module)["_forward_pre_hooks"].values())
-
-
-def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> set[str]:
+def _heavy(facts: StepUse, trainable: dict, owners: dict, modules: dict) -> set[str]:
     """The parameters that make a layer of their own: matrices, kernels and tables, as they are used."""
     heavy = set()
     for name, parameter in trainable.items():
@@ -152,8 +128,8 @@ def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> se
         least = 0 if isinstance(kind, nn.Linear | Convolution) else 2
         if parameter.ndim < 2 or sum(size > 1 for size in parameter.shape) < least:
             continue
-        unseen = name not in facts.use.first
-        if name in facts.use.in_product or (unseen and "Norm" not in type(kind).__name__ and parameter.shape[0] > 1):
+        unseen = name not in facts.first
+        if name in facts.in_product or (unseen and "Norm" not in type(kind).__name__ and parameter.shape[0] > 1):
             heavy.add(name)
     # Token-type and position tables next to a large embedding.
     tables = defaultdict(list)
@@ -167,7 +143,7 @@ def _heavy(facts: StepFacts, trainable: dict, owners: dict, modules: dict) -> se
 
 
 def _home(
-    facts: StepFacts,
+    facts: StepUse,
     unit: str,
     names: list[str],
     owners: dict,
@@ -180,12 +156,12 @@ def _home(
     for owner in [unit, *(owner for name in names for owner in owners[name])]:
         if owner in key_of_module:  # the bias of a module whose weight is heavy
             return key_of_module[owner]
-    uses = names or [name for name in facts.use.first if name.rpartition(".")[0] == unit]
+    uses = names or [name for name in facts.first if name.rpartition(".")[0] == unit]
     for name in uses:
-        feeders = [layer_of[feeder] for feeder in sorted(facts.use.fed_by.get(name, ())) if feeder in layer_of]
+        feeders = [layer_of[feeder] for feeder in sorted(facts.fed_by.get(name, ())) if feeder in layer_of]
         if feeders:
             return feeders[0]
-    moments = [facts.use.first[name] for name in uses if name in facts.use.first]
+    moments = [facts.first[name] for name in uses if name in facts.first]
     moment = min(moments, default=facts.ran.get(unit, None))
     if moment is None:
         moment = float("inf")
@@ -202,18 +178,18 @@ def _names(members: dict, weights: dict, owners: dict) -> dict[str, str]:
     return {key: module if module and taken.count(module) == 1 else key for key, module in modules.items()}
 
 
-def _pin(facts: StepFacts, layers: list[Layer], time: dict) -> list[Layer]:
+def _pin(facts: StepUse, layers: list[Layer], time: dict) -> list[Layer]:
     """Order the layers and mark those that always train."""
 
     def start(layer: Layer) -> float:
         return min(_order(time[name]) for name in layer.weights)
 
     def end(layer: Layer) -> float:
-        return max(facts.use.last.get(name, _order(time[name])) for name in layer.weights)
+        return max(facts.last.get(name, _order(time[name])) for name in layer.weights)
 
     layers = sorted(layers, key=start)
     used = [layer for layer in layers if start(layer) < float("inf")]
-    ends = [layer for layer in used if facts.use.heads.intersection(layer.parameters)]
+    ends = [layer for layer in used if facts.heads.intersection(layer.parameters)]
     ends = ends or [max(used or layers, key=end)]
     why = {layer.name: "output" if layer in ends else "" if layer in used else "unused" for layer in layers}
     return [replace(layer, always_trains=why[layer.name]) for layer in layers]

@@ -12,8 +12,8 @@ _PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attenti
 
 
 @dataclass
-class ParameterUse:
-    """How parameters were used in a forward pass. Times are autograd sequence numbers; parameters go by name.
+class StepUse:
+    """What one training step showed. Times are autograd sequence numbers; parameters go by name.
 
     Attributes:
         first: When each parameter was first used.
@@ -21,6 +21,8 @@ class ParameterUse:
         in_product: Parameters that were multiplied, convolved or looked up.
         fed_by: For each other parameter, those whose product feeds the operation that uses it.
         heads: Parameters of the last operation on each path to a loss.
+        ran: When the ``forward`` of each module began first.
+        changed: Modules whose buffers moved.
     """
 
     first: dict[str, int] = field(default_factory=dict)
@@ -28,14 +30,14 @@ class ParameterUse:
     in_product: set[str] = field(default_factory=set)
     fed_by: dict[str, frozenset[str]] = field(default_factory=dict)
     heads: set[str] = field(default_factory=set)
+    ran: dict[str, int] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
 
     def read(self, losses: Iterable[Tensor], names: Mapping[int, str], norms: Mapping[str, Any]) -> None:
         """Add what the graphs of some losses show; call it before their ``backward``.
 
-        Args:
-            losses: The losses.
-            names: Names of the parameters, by ``id``.
-            norms: Nodes that gave the inputs of norms without parameters, by the name of a buffer of the norm.
+        Parameters have their names by ``id``; ``norms`` are the nodes that gave the inputs of norms without parameters,
+        by the name of a buffer of the norm.
         """
         roots = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
         sources = _sources(roots, names)

@@ -7,21 +7,14 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smartfrz_lightning.history.recording import Recording, check_recordings
-from smartfrz_lightning.predictor.labels import stable_range_labels
+from smartfrz_lightning.history.recording import Recording
 
 
 class WindowDataset(Dataset):
     """One item for each labelled check of each layer: its window, the label, and where it comes from.
 
     Items are dicts: ``window`` ``[window, sample_size]`` oldest first and padded at the end, ``length``, ``label``
-    (1 freeze, 0 train on), ``network`` and ``instant`` (numbers of the network and of the run's check).
-
-    Args:
-        recordings: The runs.
-        networks: All network names; ``network`` counts in this list.
-        window: Snapshots a window.
-        epsilon: See ``stable_range_labels``.
+    (1 freeze, 0 train on), ``network`` and ``instant`` (numbers of the network in ``networks``, of the run's check).
     """
 
     def __init__(self, recordings: list[Recording], networks: list[str], window: int, epsilon: float) -> None:
@@ -47,13 +40,7 @@ class WindowDataset(Dataset):
         snapshots = self._runs[run].snapshots[max(0, end - self.window) : end, layer]
         padded = snapshots.new_zeros(self.window, snapshots.shape[-1])
         padded[: len(snapshots)] = snapshots
-        return {
-            "window": padded,
-            "length": len(snapshots),
-            "label": label,
-            "network": network,
-            "instant": instant,
-        }
+        return {"window": padded, "length": len(snapshots), "label": label, "network": network, "instant": instant}
 
     @property
     def labels(self) -> Tensor:
@@ -95,9 +82,13 @@ class RecordingsDataModule(LightningDataModule):
             if not found:
                 raise FileNotFoundError(f"recordings={str(path)!r}: no *.safetensors in this folder")
             files += found
-        loaded = {str(path): Recording.load(path) for path in files}
-        self.sample_size = check_recordings(loaded)
-        self.runs = list(loaded.values())
+        if not files:
+            raise ValueError("recordings: no file given; make some with HistoryRecorder")
+        self.runs = [Recording.load(path) for path in files]
+        sizes = {str(path): run.snapshots.shape[-1] for path, run in zip(files, self.runs, strict=True)}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"recordings of different sample sizes cannot train one predictor: {sizes}")
+        self.sample_size = self.runs[0].snapshots.shape[-1]
         self.networks = sorted({run.network for run in self.runs})
         if unknown := set(self.held_out) - set(self.networks):
             raise ValueError(f"held_out={sorted(unknown)}: the recordings are of {self.networks}")
@@ -115,3 +106,23 @@ class RecordingsDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, 512)
+
+
+def stable_range_labels(recording: Recording, epsilon: float = 0.01) -> Tensor:
+    """Label the checks of a recording: 1 where a layer's CKA has stabilised.
+
+    The rule: over the checks of the last epoch, this one included, the CKA of the layer's output to the finished
+    reference has a range (largest minus smallest) below ``epsilon`` (paper, section 3.4). Checks in the first epoch
+    have no full epoch behind them and are labelled -1, "unknown", as is a check that is the only one of its epoch.
+    """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon={epsilon}: must be above 0; 0.01 is the default")
+    epochs = recording.check_epoch
+    labels = torch.full(recording.cka.shape, -1, dtype=torch.long)
+    for check, now in enumerate(epochs.tolist()):
+        if now < 1 - 1e-6:
+            continue
+        values = recording.cka[: check + 1][epochs[: check + 1] >= now - 1 - 1e-6]
+        if len(values) > 1:
+            labels[check] = (values.amax(0) - values.amin(0) < epsilon).long()
+    return labels

@@ -1,8 +1,28 @@
 """The later predictor: p(safe) of freezing a prefix from a moment of the run to its end."""
 
-from smartfrz_lightning.predictor.later_inputs import INPUTS
+import torch
+from torch import Tensor
+
 from smartfrz_lightning.predictor.logistic import LogisticPredictor
 from smartfrz_lightning.predictor.weights import SHIPPED
+
+INPUTS = ("depth", "left", "loss")
+"""Names of the inputs of ``later_inputs``, in order."""
+
+LEAST_LEFT, LEAST_LOSS = 0.02, 0.01
+
+
+def later_inputs(layers: int, progress: float, loss: float) -> Tensor:
+    """Describe every prefix of a network: the first layer, the first two, and so on to all before the head.
+
+    - ``depth``: share of the layers that the prefix has;
+    - ``left``: logarithm of the share of the run that is left, as if that were at least 2 %;
+    - ``loss``: logarithm of the training loss of the latest twentieth, relative to that of the first batch, as if that
+      were at least 1 %.
+    """
+    of_run = torch.tensor([max(1 - progress, LEAST_LEFT), max(loss, LEAST_LOSS)], dtype=torch.double).log10()
+    depth = torch.arange(1, layers + 1, dtype=torch.double) / layers
+    return torch.cat([depth[:, None], of_run.expand(layers, -1)], 1).float()
 
 
 class LaterPredictor(LogisticPredictor):
@@ -10,4 +30,4 @@ class LaterPredictor(LogisticPredictor):
 
     inputs = INPUTS
     kind = "smartfrz-later-predictor"
-    shipped = SHIPPED.with_name("later.safetensors")
+    shipped = SHIPPED / "later.safetensors"

@@ -9,10 +9,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from smartfrz_lightning.predictor.network import AttentionPredictor
-from smartfrz_lightning.predictor.representation import Representation
+from smartfrz_lightning.predictor.network import AttentionPredictor, Representation
 from smartfrz_lightning.predictor.scores import PredictorScores
-from smartfrz_lightning.predictor.weights import save_predictor
 
 
 def _sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -104,7 +102,7 @@ class PredictorModule(LightningModule):
             "share_labelled_freeze": round(float(data.train.labels.float().mean()), 4),
             "validation": {k: round(float(v), 4) for k, v in self.trainer.callback_metrics.items() if "val" in k},
         }
-        save_predictor(self.predictor, self.path, **about)
+        self.predictor.save(self.path, **about)
         lines = [f"# {self.path.stem}", "", f"Representation: {self.predictor.representation}.", ""]
         lines += [f"- {key}: {value}" for key, value in about.items()]
         self.path.with_suffix(".md").write_text("\n".join(lines) + "\n")

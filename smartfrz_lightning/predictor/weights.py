@@ -1,92 +1,66 @@
-"""Save and load predictors: one safetensors file, never unpickled."""
+"""SavedPredictor: a network in one safetensors file, never unpickled."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
-from smartfrz_lightning.predictor.network import AttentionPredictor
 
-Module = TypeVar("Module", bound=nn.Module)
-
-FORMAT = "smartfrz-predictor"
-VERSION = 1
 _PACKAGE = Path(__file__).parents[1]
 # In an installed wheel the weights lie inside the package, in a source tree beside it.
-SHIPPED = (
-    next(
-        (path for path in (_PACKAGE / "predictor_weights", _PACKAGE.parent / "predictor_weights") if path.is_dir()),
-        _PACKAGE / "predictor_weights",
-    )
-    / "displacement.safetensors"
-)
+_FOLDERS = [folder / "predictor_weights" for folder in (_PACKAGE, _PACKAGE.parent)]
+SHIPPED = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+"""Folder of the predictors that ship with the package."""
 
 
-def save_predictor(predictor: AttentionPredictor, path: str | Path, **about: Any) -> None:
-    """Write a predictor to one safetensors file, with its construction and ``about`` as JSON in the metadata."""
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "arguments": {
-            "sample_size": predictor.sample_size,
-            "hidden": predictor.key[0].out_features,
-            "features": predictor.key[-1].out_features,
-            "decision_hidden": predictor.decision[0].out_features,
-            "representation": predictor.representation,
-        },
-        "about": about,
-    }
-    write_tensors(path, predictor.state_dict(), header)
+class SavedPredictor(nn.Module):
+    """A kind of predictor says how its files are marked, and passes on what it was made with."""
 
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    shipped: ClassVar[Path]
 
-def load_predictor(path: str | Path | None = None) -> AttentionPredictor:
-    """Read a predictor, ready for inference.
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self.about: dict[str, Any] = {}
+        """What was said of it when it was saved."""
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is cut short, or of another format or version.
-    """
+    def save(self, path: str | Path, **about: Any) -> None:
+        """Write one safetensors file, with the construction and ``about`` as JSON in its metadata."""
+        header = {"format": self.kind, "version": self.version, **self._arguments, "about": about}
+        write_tensors(path, self.state_dict(), header)
 
-    def make(header: dict[str, Any]) -> AttentionPredictor:
-        predictor = AttentionPredictor(**header["arguments"])
-        predictor.window = int(header["about"].get("window", predictor.window))
-        return predictor
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> Self:
+        """Read a file, ready for inference; the predictor that ships with the package by default.
 
-    return read_predictor(SHIPPED if path is None else Path(path), FORMAT, VERSION, make)
-
-
-def read_predictor(path: Path, kind: str, version: int, make: Callable[[dict[str, Any]], Module]) -> Module:
-    """Read a file of a predictor, ready for inference.
-
-    Args:
-        path: The file.
-        kind: Its format.
-        version: Of the format.
-        make: Makes the predictor from what stands in the file's metadata.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is cut short, or of another kind or version.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"predictor={str(path)!r}: no such file; leave it out for the shipped one")
-    try:
-        tensors, header = read_tensors(path)
-    except ValueError as error:
-        raise ValueError(f"predictor={error}") from error
-    if (found := (header.pop("format", None), header.pop("version", None))) != (kind, version):
-        raise ValueError(
-            f"predictor={str(path)!r} is no {kind} of version {version}, but {found[0]} of version {found[1]}: "
-            "SmartFreezeCallback has one for its start stage and one for its later stage, and AttentionFreezeCallback "
-            "one of windows of weights"
-        )
-    try:
-        with torch.random.fork_rng(devices=[]):  # the user's model is yet to draw its weights
-            predictor = make(header)
-        predictor.load_state_dict(tensors)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"predictor={str(path)!r} does not fit its own description: {error}") from error
-    return predictor.eval().requires_grad_(False)
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is cut short, or of another kind or version.
+        """
+        path = cls.shipped if path is None else Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"predictor={str(path)!r}: no such file; leave it out for the shipped one")
+        try:
+            tensors, header = read_tensors(path)
+        except ValueError as error:
+            raise ValueError(f"predictor={error}") from error
+        if (found := (header.pop("format", None), header.pop("version", None))) != (cls.kind, cls.version):
+            raise ValueError(
+                f"predictor={str(path)!r} is no {cls.kind} of version {cls.version}, but {found[0]} of version "
+                f"{found[1]}: SmartFreezeCallback has one for its start stage and one for its later stage, and "
+                "AttentionFreezeCallback one of windows of weights"
+            )
+        try:
+            about = header.pop("about")
+            with torch.random.fork_rng(devices=[]):  # the user's model is yet to draw its weights
+                predictor = cls(**header.get("arguments", header))
+            predictor.load_state_dict(tensors)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(f"predictor={str(path)!r} does not fit its own description: {error}") from error
+        predictor.about = about
+        return predictor.eval().requires_grad_(False)

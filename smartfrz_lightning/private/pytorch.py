@@ -9,37 +9,13 @@ import numpy as np
 import torch
 from packaging.version import Version
 from torch import nn
-from torch._ops import HigherOrderOperator
-from torch.nn.modules.batchnorm import _NormBase as RunningNorm
-from torch.nn.modules.conv import _ConvNd as Convolution
+from torch._ops import HigherOrderOperator  # noqa: F401
+from torch.nn.modules.batchnorm import _NormBase as RunningNorm  # noqa: F401
+from torch.nn.modules.conv import _ConvNd as Convolution  # noqa: F401
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-
-__all__ = [
-    "Convolution",
-    "HigherOrderOperator",
-    "RunningNorm",
-    "SpectralNorm",
-    "TorchDispatchMode",
-    "bucket_megabytes",
-    "communication_hooks",
-    "compile_config",
-    "drawing_from",
-    "gives_a_number",
-    "in_backward",
-    "is_compiled",
-    "module_hooks",
-    "random_states",
-    "register_gradient_hooks",
-    "sequence_number",
-    "steps_in_backward",
-    "tensors_in",
-    "torch_is_older",
-    "tree_leaves",
-    "tree_map_only",
-]
+from torch.nn.utils.spectral_norm import SpectralNorm  # noqa: F401
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: F401
+from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: F401
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:

@@ -41,16 +41,6 @@ def unscale(trainer: Trainer, optimizer: Optimizer) -> None:
         scaler.unscale_(optimizer)
 
 
-def log_interval(trainer: Trainer) -> int:
-    """``log_every_n_steps`` of a Trainer; 0 if it does not log."""
-    return trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  # not declared in the class
-
-
-def is_trial(trainer: Trainer) -> bool:
-    """Whether it is a ``fast_dev_run``."""
-    return bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]  # not declared in the class
-
-
 def checkpoint_file(path: Path) -> Path:
     """The file of a checkpoint, which may be a folder of shards, in which the callbacks' states are."""
     return path / _METADATA_FILENAME if path.is_dir() else path

@@ -34,7 +34,7 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
     if timeline.fit_seconds:  # not known in a loop of the user's own
         lines.append(
             f"callback's hooks: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit "
-            f"({timeline.overhead:.1%})"
+            f"({timeline.callback_seconds / timeline.fit_seconds:.1%})"
         )
     lines += timeline.notes
     if timeline.frozen:

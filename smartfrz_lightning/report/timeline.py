@@ -1,13 +1,15 @@
 """The freezing timeline of a run: what froze when, and what it saved."""
 
+import contextlib
 import csv
 import io
+import time
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from smartfrz_lightning.cost.flops import StepFlops
-from smartfrz_lightning.cost.step_cost import StepCost
+from smartfrz_lightning.cost.step_cost import StepCost, StepFlops
 from smartfrz_lightning.layers.layer import Layer
 
 
@@ -46,11 +48,6 @@ class TrainingState:
     work: float = 0
     events: int = 0
 
-    @property
-    def spent(self) -> StepFlops:
-        """FLOPs of all batches in this state."""
-        return self.flops.times(self.work)
-
 
 @dataclass
 class Timeline:
@@ -68,7 +65,7 @@ class Timeline:
         repeated: Batches that were repeated with everything training, in units of the first that was measured.
 
     Examples:
-        >>> from smartfrz_lightning.cost.flops import StepFlops
+        >>> from smartfrz_lightning.cost.step_cost import StepFlops
         >>> from smartfrz_lightning.layers.layer import Layer
         >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline, TrainingState
         >>> layers, events = [Layer("0", (), (), (), 66), Layer("1", (), (), (), 8)], [FreezeEvent("0", 4, 1.0, 0.9)]
@@ -93,15 +90,55 @@ class Timeline:
     fit_seconds: float = 0
     repeated: float = 0
 
+    def __post_init__(self) -> None:
+        self._unmeasured = 0.0  # batches before the first that could be measured
+        self._began = time.perf_counter()
+
+    # --- what is booked
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Time spent inside is time of the callback."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.callback_seconds += time.perf_counter() - began
+
+    def seconds(self) -> float:
+        """``fit_seconds`` and those since this was made or taken up."""
+        return self.fit_seconds + time.perf_counter() - self._began
+
+    def batch_done(self, work: float, frozen: Collection[str]) -> None:
+        """Book a batch with these layers frozen, whose forward FLOPs are ``work`` times the first measured one's."""
+        if self.cost is None:
+            self._unmeasured += work
+            return
+        if not self.states or self.states[-1].events != len(self.events):
+            self.states.append(TrainingState(self.steps, self.cost.when_frozen(frozen), events=len(self.events)))
+        self.states[-1].work += work + self._unmeasured
+        self._unmeasured = 0.0
+
+    def change(self, frozen: Mapping[str, float | None], thawed: Collection[str], epoch: float, step: int) -> None:
+        """Book layers that freeze and layers that train again."""
+        self.events += [FreezeEvent(name, step, epoch, None, "thaw") for name in thawed]
+        self.events += [FreezeEvent(name, step, epoch, confidence) for name, confidence in frozen.items()]
+
+    # --- what follows from it
+
+    @property
+    def patterns(self) -> int:
+        """At most so many patterns of what trains has freezing brought to a function that blocks share.
+
+        A frozen layer changes the pattern of its block, and the block behind the last one gets an input without
+        gradient; BatchNorms go to eval mode a little later.
+        """
+        return len(self.events) + 2 * len({event.step for event in self.events})
+
     @property
     def spent(self) -> StepFlops:
         """FLOPs that were done; every batch counts as the one measured in its state of freezing, by its size."""
-        total = StepFlops()
-        for state in self.states:
-            total.add(state.spent)
-        if self.repeated:
-            total.add(self._full_step.times(self.repeated))
-        return total
+        return sum((state.flops.times(state.work) for state in self.states), self._full_step.times(self.repeated))
 
     @property
     def full(self) -> StepFlops:
@@ -139,11 +176,6 @@ class Timeline:
             elif event.layer == layer and periods:
                 periods[-1] = (periods[-1][0], event.step)
         return periods
-
-    @property
-    def overhead(self) -> float:
-        """Share of the seconds of ``fit`` that the callback's hooks took."""
-        return self.callback_seconds / self.fit_seconds if self.fit_seconds else 0.0
 
     def event_of(self, layer: str) -> FreezeEvent | None:
         """The freeze that holds now; ``None`` for a layer that trains."""

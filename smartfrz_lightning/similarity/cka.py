@@ -12,14 +12,9 @@ def unbiased_gram(features: Tensor) -> Tensor:
 
     That is the estimator of Song et al. (2012, "Feature selection via dependence maximization", Eq. 5): the diagonal is
     zero, rows and columns are centred as if it were not there. Without that, any two representations of few examples
-    are alike.
-
-    Args:
-        features: ``[examples, ...]``, at least 4 examples.
-
-    Returns:
-        ``[examples, examples]`` in float64, divided by :math:`\sqrt{n (n - 3)}`, so that those of several batches can
-        be joined (Nguyen et al. 2021, "Do wide and deep networks learn the same things?", section 2).
+    are alike. From ``[examples, ...]``, at least 4, it makes ``[examples, examples]`` in float64, divided by
+    :math:`\sqrt{n (n - 3)}`, so that those of several batches can be joined (Nguyen et al. 2021, "Do wide and deep
+    networks learn the same things?", section 2).
     """
     flat = features.detach().reshape(len(features), -1).double()
     n = len(flat)
@@ -35,12 +30,7 @@ def unbiased_gram(features: Tensor) -> Tensor:
 def gram_cka(gram_x: Tensor, gram_y: Tensor) -> Tensor:
     """Linear CKA of two representations (paper, Eq. 5; Kornblith et al. 2019), from their Gram matrices.
 
-    Args:
-        gram_x: Of any shape.
-        gram_y: Of the same.
-
-    Returns:
-        A scalar of at most 1, in float64; 0 where one of them is constant.
+    That is a scalar of at most 1, in float64; 0 where one of them is constant.
     """
     scale = gram_x.norm() * gram_y.norm()
     return torch.where(scale > 0, (gram_x * gram_y).sum() / scale.clamp_min(1e-300), torch.zeros_like(scale))

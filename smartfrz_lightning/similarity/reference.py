@@ -10,12 +10,7 @@ from torch import Tensor, nn
 def load_reference(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
     """Weights of a finished model of the same architecture, from a Lightning checkpoint or a safetensors file.
 
-    Args:
-        path: The file; a checkpoint is read without unpickling objects.
-        model: The model that it must fit.
-
-    Returns:
-        The state dict, on the CPU.
+    They are read onto the CPU, without unpickling objects.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -1,6 +1,6 @@
 """How alike the layers of a training model are to those of a finished reference, on a fixed probe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import tensors_in, tree_map_only
-from smartfrz_lightning.similarity.cka import LEAST_EXAMPLES, gram_cka
-from smartfrz_lightning.similarity.features import layer_grams
+from smartfrz_lightning.similarity.cka import LEAST_EXAMPLES, gram_cka, unbiased_gram
 
 
 class ReferenceProbe:
     """Takes the inputs of the batches that come as a probe, then compares layers with the reference on them.
 
     Create it before these batches; ``meet_reference`` ends the waiting. Both models are run in eval mode, and the
-    random numbers that they draw are not missing afterwards. CKA is the unbiased estimate, over all batches.
+    random numbers that they draw are not missing afterwards. CKA is the unbiased estimate, over all batches, of what
+    the layers' modules return; for a weight that is used without its module being called (functional calls, projections
+    inside an attention module) of what the nearest module around it returns.
 
     Args:
         model: The model that trains.
@@ -26,7 +27,8 @@ class ReferenceProbe:
         examples: How many there are.
 
     Raises:
-        ValueError: On ``meet_reference``: no module was called that holds all trainable parameters.
+        ValueError: On ``meet_reference``: no module was called that holds all trainable parameters, or a layer gave no
+            feature map.
     """
 
     def __init__(self, model: nn.Module, examples: int = 1) -> None:
@@ -81,31 +83,38 @@ class ReferenceProbe:
                 "call the model as a module in training_step, self(x) or self.model(x)"
             )
         own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        _copy(self.model, state)
+        self.model.load_state_dict(state)
         try:
             self._reference = dict(zip([layer.name for layer in layers], self._grams(layers), strict=True))
         finally:
-            _copy(self.model, own)
+            self.model.load_state_dict(own)
 
     def cka(self, layers: Sequence[Layer]) -> list[float]:
         """CKA of each layer's output to that of the reference, now."""
         pairs = zip(layers, self._grams(layers), strict=True)
         return [float(gram_cka(gram, self._reference[layer.name])) for layer, gram in pairs]
 
+    @torch.no_grad()
     def _grams(self, layers: Sequence[Layer]) -> list[Tensor]:
+        found: dict[str, Tensor] = {}
+        hooks = [module.register_forward_hook(_keep(found, name)) for name, module in self.model.named_modules()]
         modes = {m: m.training for m in self.model.modules()}
         device = next(self.model.parameters()).device
         self.model.eval()
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                batches = [self._grams_of(layers, *call) for call in self._calls]
-                return [torch.cat([gram.flatten() for gram in grams]) for grams in zip(*batches, strict=True)]
+                batches = []
+                for module, args, kwargs in self._calls:
+                    found.clear()
+                    module(*args, **kwargs)
+                    maps = [_feature_map(found, layer, _examples(args, kwargs)) for layer in layers]
+                    batches.append([unbiased_gram(one).flatten() for one in maps])
+            return [torch.cat(grams) for grams in zip(*batches, strict=True)]
         finally:
+            for hook in hooks:
+                hook.remove()
             for m, mode in modes.items():
                 m.training = mode
-
-    def _grams_of(self, layers: Sequence[Layer], module: nn.Module, args: tuple, kwargs: dict) -> list[Tensor]:
-        return layer_grams(self.model, layers, lambda: module(*args, **kwargs), _examples(args, kwargs))
 
     def state_dict(self) -> dict[str, Any]:
         """The probe's inputs and the reference's Gram matrices."""
@@ -127,7 +136,18 @@ def _examples(args: tuple, kwargs: dict) -> int:
     return max((len(tensor) for tensor in tensors_in((args, kwargs)) if tensor.ndim), default=0)
 
 
-@torch.no_grad()
-def _copy(model: nn.Module, state: dict[str, Tensor]) -> None:
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(state[name])
+def _feature_map(found: dict[str, Tensor], layer: Layer, examples: int) -> Tensor:
+    parts = layer.name.split(".")
+    for end in range(len(parts), -1, -1):
+        out = found.get(".".join(parts[:end]))
+        if out is not None and out.numel() and out.numel() % examples == 0:
+            return out.reshape(examples, -1)
+    raise ValueError(f"layer {layer.name!r} gave no feature map for a probe of {examples} examples: exclude it")
+
+
+def _keep(found: dict[str, Tensor], name: str) -> Callable:
+    def hook(module: nn.Module, args: Any, out: Any) -> None:
+        if tensors := tensors_in(dict(out) if hasattr(out, "items") else out):
+            found[name] = tensors[0].detach()
+
+    return hook

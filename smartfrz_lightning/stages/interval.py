@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from smartfrz_lightning.cost import StepCost
+from smartfrz_lightning.cost.step_cost import StepCost
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.layers.layer import connected
 from smartfrz_lightning.stages.stage import Stage
@@ -122,18 +122,9 @@ def plan_freezing(
 ) -> tuple[dict[str, float], float]:
     """When each layer has to freeze to save a share of a run's FLOPs.
 
-    Args:
-        cost: Of a step.
-        names: The layers to freeze, in this order.
-        reduction: Share to save, besides what ``frozen`` saves.
-        interval: Time between two layers, as a share of the run; by default they are spread evenly from the start
-            to the end of the run.
-        earliest: Share of the run that is over already.
-        frozen: Layers that are frozen anyway.
-
-    Returns:
-        The share of the run that is done when each layer freezes, without those that would freeze after its end; and
-        the share of FLOPs that this saves, less than ``reduction`` if so much cannot be saved.
+    Times are shares of the run, of which ``earliest`` is over. Layers freeze in this order, at an interval, or spread
+    evenly to the end of the run. Returned is when each of them does, without those that would after the end; and the
+    share of FLOPs that this saves besides what is ``frozen``, less than ``reduction`` if so much cannot be saved.
     """
     costs = [cost.relative([*frozen, *names[:count]]) for count in range(len(names) + 1)]
 

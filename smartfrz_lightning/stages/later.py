@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.predictor.later import LaterPredictor
-from smartfrz_lightning.predictor.later_inputs import later_inputs
+from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
 from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import check_shares
@@ -58,10 +57,7 @@ class LaterStage(Stage):
     """
 
     def __init__(
-        self,
-        predictor: str | nn.Module | None = None,
-        threshold: float = 0.85,
-        schedule: Schedule | None = None,
+        self, predictor: str | nn.Module | None = None, threshold: float = 0.85, schedule: Schedule | None = None
     ) -> None:
         check_shares(threshold=threshold)
         self._predictor = predictor if isinstance(predictor, nn.Module) else LaterPredictor.load(predictor)
@@ -98,7 +94,9 @@ class LaterStage(Stage):
         self._steps += 1
         if not run.passed(run.total_batches / CHECKS):
             return
-        self._loss = self._relative_loss()
+        self._loss = math.nan  # if it is not known, or no loss that shrinks to zero
+        if self._losses is not None and self._first is not None and self._first > 0:
+            self._loss = float(self._losses / self._first) / self._batches
         if self._losses is None and not self._told:
             self._told = True
             run.say(
@@ -109,12 +107,6 @@ class LaterStage(Stage):
         for layer in run.active:
             self._trained[layer.name] = self._trained.get(layer.name, 0) + 1
         self._losses, self._batches, self._rates, self._steps, self._due = None, 0, 0.0, 0, True
-
-    def _relative_loss(self) -> float:
-        """NaN if it is not known, or no loss that shrinks to zero."""
-        if self._losses is None or self._first is None or self._first <= 0:
-            return math.nan
-        return float(self._losses / self._first) / self._batches
 
     def check_due(self, run: TrainingRun) -> bool:
         if run.total_batches == math.inf:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from smartfrz_lightning.engine.moving import may_move
+from smartfrz_lightning.engine.shadow import may_move
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
@@ -25,10 +25,8 @@ class Probe:
     they came, so that a validation, an average of the weights or a checkpoint sees nothing of the probe.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizers: Sequence[Optimizer], sample_size: int = 1024, seed: int = 0
-    ) -> None:
-        self._model, self._optimizers, self._sample_size, self._seed = model, optimizers, sample_size, seed
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], sample_size: int = 1024) -> None:
+        self._model, self._optimizers, self._sample_size = model, optimizers, sample_size
         self._layers: list[Layer] = []
         self._heads: dict[str, nn.Parameter] = {}
         self._before = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
@@ -53,7 +51,7 @@ class Probe:
     def watch(self, layers: Sequence[Layer]) -> None:
         """These are the layers."""
         self._layers = list(layers)
-        self._sampler = WeightSampler(self._model, self._layers, self._sample_size, self._seed)
+        self._sampler = WeightSampler(self._model, self._layers, self._sample_size)
         names = [name for layer in layers if layer.always_trains == "output" for name in layer.parameters]
         self._heads = {name: self._model.get_parameter(name) for name in names}
         for name, parameter in self._heads.items():

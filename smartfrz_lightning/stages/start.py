@@ -11,8 +11,7 @@ from torch.optim import LBFGS, Optimizer
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.layers.untrained import has_adapters, untrained_end
-from smartfrz_lightning.predictor.start import StartPredictor
-from smartfrz_lightning.predictor.start_inputs import start_inputs
+from smartfrz_lightning.predictor.start import StartPredictor, start_inputs
 from smartfrz_lightning.stages.probe import Probe
 from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.stage import Stage
@@ -43,8 +42,6 @@ class StartStage(Stage):
             0.8 in others.
         probe_steps: Steps of the probe; 2 % of the run by default, 30 at most. A run of fewer than 100 steps has none.
         schedule: How the rules depend on the length of the run.
-        sample_size: Watched weights a layer.
-        seed: Fixes which.
 
     Attributes:
         save: Share of the FLOPs of the run that is to be saved; ``None`` for as much as is safe. Of the prefixes that
@@ -64,8 +61,6 @@ class StartStage(Stage):
         threshold: float | None = None,
         probe_steps: int | None = None,
         schedule: Schedule | None = None,
-        sample_size: int = 1024,
-        seed: int = 0,
     ) -> None:
         check_shares(threshold=threshold)
         if probe_steps is not None and (not isinstance(probe_steps, int) or probe_steps < LEAST):
@@ -75,7 +70,6 @@ class StartStage(Stage):
         self.threshold, self.probe_steps = threshold, probe_steps
         self.save: float | None = None
         self.verified = True
-        self._sample_size, self._seed = sample_size, seed
 
     def reset(self) -> None:
         self._probe: Probe | None = None
@@ -99,7 +93,7 @@ class StartStage(Stage):
         if why := self._why_not(run):
             run.say(f"Nothing is frozen at the start: {why}.")
             return
-        self._probe = Probe(run.model, run.optimizers, self._sample_size, self._seed)
+        self._probe = Probe(run.model, run.optimizers)
         self._probing, self._taken = True, 0
         if run.layers:
             self.layers_found(run)
@@ -244,11 +238,7 @@ class StartStage(Stage):
 def choose_prefix(costs: Sequence[float], safe: Sequence[float], threshold: float, save: float | None = None) -> int:
     """How many layers to freeze: of the prefixes that are safe enough, the one that saves most.
 
-    Args:
-        costs: What a step costs with the first layer frozen, with the first two, and so on, relative to full training.
-        safe: p(safe) of each of these.
-        threshold: The least p(safe) that is accepted.
-        save: Share of a step that is to be saved: of those that save as much, the safest one is taken.
+    Costs are relative to full training. Of those that save ``save``, a share of a step, the safest one is taken.
     """
     able = [number for number, share in enumerate(safe) if share >= threshold]
     enough = [number for number in able if save is not None and costs[number] <= 1 - save + 1e-9]

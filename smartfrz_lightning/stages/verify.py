@@ -145,7 +145,10 @@ class VerifyStage(Stage):
 
     def _keep_likely(self, run: TrainingRun, why: str) -> None:
         prefix = _prefix(run)
-        self._over, self._stays = True, likely_part(_confidence(run, prefix), self.likely)
+        self._over, self._stays = (
+            True,
+            likely_part([run.confidence.get(layer.name, 1.0) for layer in prefix], self.likely),
+        )
         if self._stays < len(prefix):
             run.say(
                 f"{len(prefix) - self._stays} of {len(prefix)} frozen layers train again: {why}, and their p(safe) is "
@@ -157,7 +160,7 @@ class VerifyStage(Stage):
             )
 
     def _decide(self, run: TrainingRun, trial: "_Trial") -> None:
-        gain, error = run.agree(trial.step_taker.reduce(torch.tensor([trial.gain, trial.error])).tolist())
+        gain, error = run.agree(trial.step_taker.reduce(torch.tensor(trial.gain())).tolist())
         bound = self.schedule.bound(self.schedule.known(run.total_steps)) if self.bound is None else self.bound
         stays = prefix_stays(gain, error, bound)
         self._over, self._stays, self._adopts = True, len(_prefix(run)) if stays else 0, not stays
@@ -213,33 +216,24 @@ class _Trial:
             difference = -math.inf if math.isfinite(own) else math.inf if math.isfinite(other) else math.nan
         self._differences.append((self._taken, difference, own))
 
-    @property
-    def _late(self) -> Tensor:
-        """In the first half the shadow's optimizer warms up to what was frozen."""
+    def gain(self) -> tuple[float, float]:
+        """How much lower the shadow's loss was, on average over the second half of the steps, and the standard error.
+
+        In the first half its optimizer warms up to what was frozen. The error is at least a hundredth of the loss, and
+        infinite if there was but one batch.
+        """
         late = [(difference, loss) for taken, difference, loss in self._differences if taken >= self._steps // 2]
-        return torch.tensor(late or [(0.0, 0.0)], dtype=torch.float64).T
-
-    @property
-    def gain(self) -> float:
-        """How much lower the shadow's loss was, on average over the second half of the steps."""
-        return float(self._late[0].mean())
-
-    @property
-    def error(self) -> float:
-        """The standard error of that, at least a hundredth of the loss; infinite if there was but one batch."""
-        differences, losses = self._late
+        differences, losses = torch.tensor(late or [(0.0, 0.0)], dtype=torch.float64).T
         if len(differences) < 2:
-            return math.inf
-        return max(float(differences.std() / len(differences) ** 0.5), _TELLING * abs(float(losses.mean())))
+            return float(differences.mean()), math.inf
+        error = max(float(differences.std() / len(differences) ** 0.5), _TELLING * abs(float(losses.mean())))
+        return float(differences.mean()), error
 
 
 def prefix_stays(gain: float, error: float, bound: float) -> bool:
     """Whether a prefix stays frozen after a trial, as it does where the losses of both broke down.
 
-    Args:
-        gain: How much lower the loss was with everything training; infinite if only one of them broke down.
-        error: The standard error of that; NaN if one of them did.
-        bound: Standard errors by which it has to be higher.
+    The gain, how much lower the loss was with everything training, is infinite if only one of them did, its error NaN.
     """
     return gain != math.inf and not gain + bound * error > 0
 
@@ -251,7 +245,3 @@ def likely_part(safe: Sequence[float], likely: float = 0.8) -> int:
 
 def _prefix(run: TrainingRun) -> list[Layer]:
     return [layer for layer in run.frozen_layers if layer.name in run.untrained]
-
-
-def _confidence(run: TrainingRun, prefix: Sequence[Layer]) -> list[float]:
-    return [run.confidence.get(layer.name, 1.0) for layer in prefix]

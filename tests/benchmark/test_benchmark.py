@@ -10,10 +10,10 @@ import pytest
 import yaml
 from benching import CONFIGS, ROOT, small
 
-from smartfrz_lightning.benchmark.command import benchmark_command, read_benchmark
 from smartfrz_lightning.benchmark.results import append_result, read_results
 from smartfrz_lightning.benchmark.run import digest
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
+from smartfrz_lightning.benchmark.suite import benchmark_command, read_benchmark
 
 
 def known(results):

@@ -23,9 +23,8 @@ from smartfrz_lightning import (
     StaticFreezeCallback,
 )
 from smartfrz_lightning.callbacks.strategies import check_strategy
-from smartfrz_lightning.predictor import AttentionPredictor, save_predictor
+from smartfrz_lightning.predictor import AttentionPredictor
 from smartfrz_lightning.predictor.start import StartPredictor
-from smartfrz_lightning.predictor.weights import SHIPPED
 from smartfrz_lightning.stages import LaterStage, StartStage
 
 
@@ -59,7 +58,7 @@ from smartfrz_lightning.stages import LaterStage, StartStage
         (StaticFreezeCallback, {"layers": ["conv"]}, r"layers=\['conv'\]: give a whole number"),
         (StartStage, {"probe_steps": 1}, "probe_steps=1: must be a whole number of at least 2"),
         (StartStage, {"probe_steps": 2.5}, "probe_steps=2.5: must be a whole number"),
-        (StartStage, {"predictor": str(SHIPPED)}, "is no smartfrz-start-predictor of version 2"),
+        (StartStage, {"predictor": str(AttentionPredictor.shipped)}, "is no smartfrz-start-predictor of version 2"),
     ],
 )
 def test_arguments(kind, arguments, says):
@@ -157,7 +156,7 @@ def test_callbacks_and_stages_in_yaml(tmp_path):
 
 
 def test_the_sizes_of_a_predictor_are_those_of_its_file(tmp_path):
-    save_predictor(AttentionPredictor(sample_size=64), tmp_path / "small.safetensors", window=12)
+    AttentionPredictor(sample_size=64).save(tmp_path / "small.safetensors", window=12)
     method = AttentionFreezeCallback(str(tmp_path / "small.safetensors"))
     assert (method.sample_size, method.window) == (64, 12)
 

@@ -9,7 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import BertConfig, BertForSequenceClassification
 
-from smartfrz_lightning.cost import CostMeter, ForwardFlops, batch_size, step_cost
+from smartfrz_lightning.cost.forward import ForwardFlops
+from smartfrz_lightning.cost.meter import CostMeter, batch_size
+from smartfrz_lightning.cost.step_cost import step_cost
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.layers import find_layers
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.io import write_png
 
-from smartfrz_lightning.experiments.augment import crop_and_flip
+from smartfrz_lightning.experiments.byte_images import crop_and_flip
 from smartfrz_lightning.experiments.classifier import ImageClassifier
 from smartfrz_lightning.experiments.efficientnet_lite0 import efficientnet_lite0
 from smartfrz_lightning.experiments.imagenet import ImageNetDataModule

@@ -12,8 +12,8 @@ import yaml
 from small_bert import bert
 from torchvision.io import write_jpeg
 
-from smartfrz_lightning.benchmark.command import benchmark_command
 from smartfrz_lightning.benchmark.results import read_results
+from smartfrz_lightning.benchmark.suite import benchmark_command
 
 ROOT = Path(__file__).parents[2]
 PAPER = sorted((ROOT / "configs" / "paper").glob("table*.yaml"))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.predictor.later_inputs import INPUTS
+from smartfrz_lightning.predictor.later import INPUTS
 from smartfrz_lightning.stages import LaterStage, Schedule, StartStage, VerifyStage
 
 EPOCHS = 15  # of 8 batches: 120 steps, of which the trial takes 12 to 24

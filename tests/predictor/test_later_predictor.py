@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from smartfrz_lightning.predictor.later import LaterPredictor
-from smartfrz_lightning.predictor.later_inputs import later_inputs
+from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
 from smartfrz_lightning.stages import LaterStage
 
 RECORDED = Path("research/results/moments.jsonl")

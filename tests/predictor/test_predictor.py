@@ -2,10 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from smartfrz_lightning.predictor.inference import freeze_confidence
-from smartfrz_lightning.predictor.network import AttentionPredictor
-from smartfrz_lightning.predictor.representation import represent
-from smartfrz_lightning.predictor.weights import SHIPPED, load_predictor, save_predictor
+from smartfrz_lightning.predictor.network import AttentionPredictor, represent
 
 
 @pytest.fixture(params=["raw", "displacement"])
@@ -54,36 +51,36 @@ def test_size_and_cost_are_those_of_appendix_c():
 
 
 def test_save_and_load(predictor, tmp_path):
-    save_predictor(predictor, tmp_path / "p.safetensors", trained_on=["a"])
-    again = load_predictor(tmp_path / "p.safetensors")
+    predictor.save(tmp_path / "p.safetensors", trained_on=["a"])
+    again = AttentionPredictor.load(tmp_path / "p.safetensors")
     windows = torch.randn(2, 5, 32)
     assert torch.equal(again(windows), predictor(windows))
     assert again.representation == predictor.representation
 
 
 def test_the_shipped_predictor_loads_and_tells_a_still_layer_from_a_moving_one():
-    predictor = load_predictor()
-    assert SHIPPED.with_suffix(".md").is_file()
+    predictor = AttentionPredictor.load()
+    assert AttentionPredictor.shipped.with_suffix(".md").is_file()
     torch.manual_seed(0)
     start, noise = torch.randn(1, 1, 1024), torch.randn(1, 30, 1024)
     still = start + 1e-4 * noise
     moving = start + 0.1 * noise.cumsum(1)
-    scores = freeze_confidence(predictor, torch.cat([still, moving]))
+    scores = predictor.confidence(torch.cat([still, moving]))
     assert scores[0] > 0.5 > scores[1]
 
 
 def test_damaged_and_foreign_files_are_refused(predictor, tmp_path):
     path = tmp_path / "p.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):
-        load_predictor(path)
-    save_predictor(predictor, path)
+        AttentionPredictor.load(path)
+    predictor.save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cut short"):
-        load_predictor(path)
+        AttentionPredictor.load(path)
     path.write_bytes(whole.replace(b'\\"version\\": 1', b'\\"version\\": 7'))
     with pytest.raises(ValueError, match="version 7"):
-        load_predictor(path)
+        AttentionPredictor.load(path)
     path.write_bytes(whole.replace(b"smartfrz-predictor", b"something-elsewhat"))
     with pytest.raises(ValueError, match="is no smartfrz-predictor of version 1, but something-elsewhat"):
-        load_predictor(path)
+        AttentionPredictor.load(path)

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from smartfrz_lightning import AttentionFreezeCallback, HistoryRecorder
 from smartfrz_lightning.cli import main
 from smartfrz_lightning.history.recording import Recording
-from smartfrz_lightning.predictor import freeze_confidence, load_predictor
-from smartfrz_lightning.predictor.labels import stable_range_labels
+from smartfrz_lightning.predictor import AttentionPredictor
+from smartfrz_lightning.predictor.data import stable_range_labels
 from smartfrz_lightning.similarity.cka import gram_cka, unbiased_gram
 
 
@@ -123,9 +123,9 @@ def test_a_predictor_is_trained_by_the_command_and_used(recorded, make_trainer):
     assert "held_out: ['other']" in card and "val/other/auroc_within_instant" in card
     freezer = AttentionFreezeCallback(str(folder / "p.safetensors"), threshold=0.01, front_only=True)
     make_trainer(freezer).fit(Classifier(mlp()))
-    ours, shipped = load_predictor(folder / "p.safetensors"), load_predictor()
+    ours, shipped = AttentionPredictor.load(folder / "p.safetensors"), AttentionPredictor.load()
     assert ours.sample_size == 64 != shipped.sample_size
     windows = torch.randn(3, 30, 64).cumsum(1)
-    confidences = freeze_confidence(ours, windows)
+    confidences = ours.confidence(windows)
     assert freezer.frozen and len(set(confidences.tolist())) == 3
     assert all(0.01 < event.confidence < 1 for event in freezer.timeline.events)

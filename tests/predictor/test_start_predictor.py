@@ -4,8 +4,7 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
 
-from smartfrz_lightning.predictor.start import StartPredictor
-from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
+from smartfrz_lightning.predictor.start import INPUTS, StartPredictor, start_inputs
 from smartfrz_lightning.stages.start import choose_prefix
 
 

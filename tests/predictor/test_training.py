@@ -8,11 +8,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from smartfrz_lightning.history.recording import Recording
-from smartfrz_lightning.predictor import freeze_confidence, load_predictor
-from smartfrz_lightning.predictor.data import RecordingsDataModule, WindowDataset
-from smartfrz_lightning.predictor.labels import stable_range_labels
+from smartfrz_lightning.predictor import AttentionPredictor
+from smartfrz_lightning.predictor.data import RecordingsDataModule, WindowDataset, stable_range_labels
 from smartfrz_lightning.predictor.module import PredictorModule
-from smartfrz_lightning.predictor.representation import represent
+from smartfrz_lightning.predictor.network import represent
 
 SNAPSHOTS, SAMPLE = 60, 32
 
@@ -58,9 +57,9 @@ def test_training_learns_which_layers_have_stopped(recordings, representation):
         assert auroc < 0.95
         return
     assert auroc > 0.95
-    predictor = load_predictor(recordings / "out" / "mine.safetensors")
+    predictor = AttentionPredictor.load(recordings / "out" / "mine.safetensors")
     start, noise = torch.randn(1, 1, SAMPLE), torch.randn(1, 10, SAMPLE)
-    still, moving = freeze_confidence(predictor, start + torch.cat([5e-4 * noise, 0.1 * noise]).cumsum(1))
+    still, moving = predictor.confidence(start + torch.cat([5e-4 * noise, 0.1 * noise]).cumsum(1))
     assert still > 0.5 > moving and predictor.window == 10
 
 

@@ -41,7 +41,7 @@ def test_nothing_of_adapters_is_frozen(make_trainer):
 
 
 def test_a_layer_without_gradient_or_of_zeros_tells_nothing():
-    from smartfrz_lightning.predictor.start_inputs import INPUTS, start_inputs
+    from smartfrz_lightning.predictor.start import INPUTS, start_inputs
 
     def columns(silent, zero):
         generator = torch.Generator().manual_seed(0)

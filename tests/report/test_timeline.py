@@ -8,7 +8,7 @@ from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 
-from smartfrz_lightning.report import FreezeEvent, Ledger, Timeline
+from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
 
 
 def test_every_closure_of_lbfgs_is_booked(make_trainer):
@@ -60,25 +60,21 @@ def test_networks_in_which_no_product_trains_are_booked(make_trainer, net):
 
 
 def test_reported_numbers_by_hand():
-    ledger = Ledger(Timeline(steps=5))
-    ledger.change({"a": 0.9, "b": None}, [], epoch=1.25, step=5)
-    ledger.change({}, ["a"], epoch=2.0, step=8)
-    assert ledger.timeline.events == [
+    timeline = Timeline(steps=5)
+    timeline.change({"a": 0.9, "b": None}, [], epoch=1.25, step=5)
+    timeline.change({}, ["a"], epoch=2.0, step=8)
+    assert timeline.events == [
         FreezeEvent("a", 5, 1.25, 0.9),
         FreezeEvent("b", 5, 1.25, None),
         FreezeEvent("a", 8, 2.0, None, "thaw"),
     ]
-    assert ledger.timeline.frozen == ["b"] and ledger.timeline.periods("a") == [(5, 8)]
-    again = Timeline.from_state_dict(ledger.timeline.state_dict())
-    assert again == ledger.timeline
+    assert timeline.frozen == ["b"] and timeline.periods("a") == [(5, 8)]
+    assert Timeline.from_state_dict(timeline.state_dict()) == timeline
 
 
 def test_seconds_of_fit_add_up_over_saving_and_resuming():
     began = time.perf_counter()
-    ledger = Ledger(Timeline())
-    ledger.start_fit()
+    timeline = Timeline()
     time.sleep(0.02)
-    ledger.timeline = Timeline.from_state_dict(ledger.state_dict())
-    ledger.start_fit()
-    ledger.end_fit()
-    assert 0.02 <= ledger.timeline.fit_seconds <= time.perf_counter() - began
+    again = Timeline.from_state_dict({**timeline.state_dict(), "fit_seconds": timeline.seconds()})
+    assert 0.02 <= again.seconds() <= time.perf_counter() - began
