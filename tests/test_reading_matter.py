@@ -98,32 +98,3 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
             if "://" not in target and not target.startswith("mailto:"):
                 assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
-
-
-def test_the_page_of_methods_is_that_of_the_docstrings(tmp_path):
-    import smartfrz_lightning
-    from research.cards import CALLBACKS, card, main
-
-    named = {name for name in smartfrz_lightning.__all__ if name.endswith("FreezeCallback")}
-    assert {callback.__name__ for callback in CALLBACKS} == named
-    main(str(tmp_path / "methods.md"))
-    assert (ROOT / "docs/methods.md").read_text() == (tmp_path / "methods.md").read_text(), (
-        "run python -m research.cards"
-    )
-    with pytest.raises(ValueError, match="says nothing of When, When not, Cost, Source"):
-        card(FreezingCallback)
-
-
-def test_published_numbers_follow_from_the_recorded_runs(tmp_path):
-    from research.runs import Runs
-    from research.verify import differences, recomputed
-
-    assert not list(differences(ROOT, Runs()))
-    page = tmp_path / "README.md"
-    right = recomputed("It saves 1.00<!-- = flops resnet32_long smart --> of it.\n", Runs())
-    page.write_text(right)
-    assert not list(differences(tmp_path, Runs()))
-    page.write_text(right.replace("0.", "9."))
-    assert any("should be" in line for line in differences(tmp_path, Runs()))
-    page.write_text("It saves a lot<!-- = flops resnet32_long smart -->.\n")
-    assert any("marks" in line for line in differences(tmp_path, Runs()))

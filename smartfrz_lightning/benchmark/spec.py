@@ -24,11 +24,6 @@ class Run:
 
     Raises:
         ValueError: ``share`` is out of range, or given with a callback.
-
-    Examples:
-        >>> from smartfrz_lightning.benchmark.spec import Run
-        >>> Run("RandomFreezeCallback", {"timeline": "{smart}/freeze_timeline.csv"}).needs
-        {'smart'}
     """
 
     callback: str | None = None
@@ -80,15 +75,6 @@ class Benchmark:
             where the baseline is ``full``: what a method is worth is how far it lies above these at equal cost.
         published: What a publication reports, by name of the method; stands beside the measured figures in the table,
             in a row of its own if the method is not run here.
-
-    Examples:
-        >>> from smartfrz_lightning.benchmark.spec import Benchmark, Run
-        >>> methods = {"half": Run("StaticFreezeCallback"), "shorter": Run(share=0.5), "full": Run()}
-        >>> benchmark = Benchmark(experiment=[], methods=methods, seeds=[1], output="runs/small")
-        >>> [name for name, run, seed in benchmark.schedule()]
-        ['half', 'full', 'shorter']
-        >>> benchmark.fill("{half}/last.ckpt", seed=1)
-        'runs/small/seed1/half/last.ckpt'
     """
 
     experiment: list[str]

@@ -25,14 +25,6 @@ class MovementFreezeCallback(WindowedFreezingCallback):
 
     Raises:
         ValueError: An argument is out of range, or both intervals are given.
-
-    Examples:
-        >>> import torch
-        >>> from smartfrz_lightning import MovementFreezeCallback
-        >>> method = MovementFreezeCallback(threshold=0.1, window=2)
-        >>> windows = torch.tensor([[[3.0, 4.0], [3.0, 4.2]], [[3.0, 4.0], [4.0, 3.0]]])
-        >>> list(method.ready(windows, ["still", "moving"], [1, 2]))
-        ['still']
     """
 
     def __init__(self, threshold: float = 0.05, front_only: bool = False, **kwargs: Any) -> None:

@@ -18,11 +18,6 @@ class Decision:
         freeze: Names, or a mapping to the confidence in each, 0 to 1.
         thaw: Names of frozen layers.
         untrained: What freezes has the weights that it had before the run, so that running statistics fit them.
-
-    Examples:
-        >>> from smartfrz_lightning.engine import Decision
-        >>> Decision(freeze={"stem": 0.97}, thaw=["block"]).thaw
-        ['block']
     """
 
     freeze: Collection[str] | Mapping[str, float | None] = field(default_factory=dict)

@@ -33,14 +33,6 @@ class ImageClassifier(LightningModule):
         FileNotFoundError: There is no such file of weights.
         ValueError: The weights do not fit the network, ``schedule`` is unknown, ``head_rate`` is not above 0; in the
             first step: the network has another number of outputs.
-
-    Examples:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.experiments.classifier import ImageClassifier
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
-        >>> ImageClassifier(net)(torch.rand(5, 3, 2, 2)).shape
-        torch.Size([5, 10])
     """
 
     def __init__(

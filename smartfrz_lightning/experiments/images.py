@@ -36,19 +36,6 @@ class ImageFolderDataModule(ByteImagesDataModule):
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: On ``fit``: a class of ``classes`` has no folder, or train and test have different classes.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from PIL import Image
-        >>> from smartfrz_lightning.experiments.images import ImageFolderDataModule
-        >>> with TemporaryDirectory() as root:
-        ...     for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
-        ...         Path(root, name).mkdir(parents=True)
-        ...         Image.new("RGB", (40, 30)).save(Path(root, name, "1.png"))
-        ...     data = ImageFolderDataModule(root, image_size=8, classes=["dog", "cat"]).read("train")
-        >>> data.images.shape, data.labels
-        (torch.Size([2, 3, 8, 8]), tensor([0, 1]))
     """
 
     def __init__(

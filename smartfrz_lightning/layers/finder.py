@@ -76,7 +76,11 @@ class LayerWatch:
 def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **kwargs: Any) -> list[Layer]:
     """Run a model once and tell its layers in forward order.
 
-    It is run in the mode that it is in, and its buffers are put back afterwards.
+    Args:
+        model: Any module. It is run in the mode that it is in, and its buffers are put back afterwards.
+        inputs: What the model is called with.
+        exclude: Shell-style patterns (``backbone.stem.*``) of modules, layers or parameters that always train.
+        kwargs: Keyword arguments for the call.
 
     Raises:
         ValueError: The model has no trainable parameter.

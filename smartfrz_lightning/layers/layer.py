@@ -70,12 +70,6 @@ def connected(layers: Sequence[Layer], frozen: Iterable[str], ready: Collection[
     """Those ready layers before which every layer is frozen or ready, or can never freeze: what lets the front grow.
 
     What is excluded, unused, or tied to the output does not stand in the way of those behind it.
-
-    Examples:
-        >>> from smartfrz_lightning.layers.layer import Layer, connected
-        >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
-        >>> connected(layers, frozen=["a"], ready=["b", "d"])
-        ['b']
     """
     frozen, chosen = set(frozen), []
     for layer in layers:

@@ -63,21 +63,6 @@ class Timeline:
         callback_seconds: Time spent in the callback's hooks; without the report.
         fit_seconds: Time spent in ``fit``.
         repeated: Batches that were repeated with everything training, in units of the first that was measured.
-
-    Examples:
-        >>> from smartfrz_lightning.cost.step_cost import StepFlops
-        >>> from smartfrz_lightning.layers.layer import Layer
-        >>> from smartfrz_lightning.report.timeline import FreezeEvent, Timeline, TrainingState
-        >>> layers, events = [Layer("0", (), (), (), 66), Layer("1", (), (), (), 8)], [FreezeEvent("0", 4, 1.0, 0.9)]
-        >>> states = [TrainingState(0, StepFlops(6, 6, 4), work=4), TrainingState(4, StepFlops(6, 2), work=4)]
-        >>> timeline = Timeline(layers, events, states, steps=8)
-        >>> timeline.saved  # four steps of 16 and four of 8, in place of eight of 16
-        0.25
-        >>> print(timeline.to_csv())
-        index,layer,parameters,step,epoch,confidence,always_trains,frozen_steps
-        0,0,66,4,1,0.9,,4-
-        1,1,8,,,,,
-        <BLANKLINE>
     """
 
     layers: list[Layer] = field(default_factory=list)

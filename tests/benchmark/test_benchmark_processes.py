@@ -13,6 +13,15 @@ from smartfrz_lightning.benchmark.results import read_results
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
+def launched(config, launcher):
+    command = [sys.executable, *launcher, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
+    path = f"{Path(__file__).parents[1] / 'helpers'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": path}
+    (config.parent / "ddp.yaml").write_text("trainer: {strategy: ddp, devices: 2}")
+    command.append(f"--experiment+={config.parent / 'ddp.yaml'}")
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.parametrize(
     "launcher", [[], pytest.param(TORCHRUN, marks=pytest.mark.slow)], ids=["lightning", "torchrun"]
 )
@@ -22,11 +31,7 @@ def test_two_processes(tmp_path, launcher):
     methods |= {"shortened": {"share": 0.5}, "waits": {"arguments": {"timeline": "{odd}/freeze_timeline.csv"}}}
     methods["one"] = {"overrides": {"trainer.devices": 1, "trainer.strategy": "auto"}}
     config = small(tmp_path, methods, seeds=[1])
-    command = [sys.executable, *launcher, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
-    command.append(f"--experiment+={tmp_path / 'ddp.yaml'}")
-    (tmp_path / "ddp.yaml").write_text("trainer: {strategy: ddp, devices: 2}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = launched(config, launcher)
     assert done.returncode == 1
     assert done.stderr.count("failed: odd, seed 1: its config cannot be parsed") == 1, done.stderr[-3000:]
     assert done.stderr.count("one, seed 1: devices x num_nodes = 1, but 2 processes run this benchmark") == 1
@@ -39,15 +44,6 @@ def test_two_processes(tmp_path, launcher):
     assert "| static |" in (tmp_path / "out" / "table.md").read_text()
 
 
-def torchrun(config):
-    command = [sys.executable, *TORCHRUN, "-m", "smartfrz_lightning.cli", "benchmark", "--config", str(config)]
-    path = f"{Path(__file__).parents[1] / 'helpers'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    (config.parent / "ddp.yaml").write_text("trainer: {strategy: ddp, devices: 2}")
-    command.append(f"--experiment+={config.parent / 'ddp.yaml'}")
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_in_one_process_ends_all_and_the_command_goes_on(tmp_path, rank):
@@ -57,10 +53,10 @@ def test_an_error_in_one_process_ends_all_and_the_command_goes_on(tmp_path, rank
     config = small(
         tmp_path, {"full": {}, "one_breaks": extra, "static": {"callback": "StaticFreezeCallback"}}, seeds=[1]
     )
-    done = torchrun(config)
+    done = launched(config, TORCHRUN)
     assert done.returncode != 0 and "this machine broke" in done.stderr, done.stderr[-3000:]
     assert [result["run"] for result in read_results(tmp_path / "out" / "results.jsonl")] == ["full"]
-    done = torchrun(config)
+    done = launched(config, TORCHRUN)
     assert done.returncode == 0, done.stderr[-3000:]
     results = read_results(tmp_path / "out" / "results.jsonl")
     assert [result["run"] for result in results] == ["full", "one_breaks", "static"]

@@ -91,5 +91,3 @@ def test_a_benchmark_makes_its_frontier():
     for frontier in ([0.0], [1.0], [1.5]):
         with pytest.raises(ValueError, match="frontier=.*between 0 and 1"):
             Benchmark([], {"full": Run()}, seeds=[1], frontier=frontier)
-    with pytest.raises(ValueError, match="share the names"):
-        Benchmark([], {"full": Run(), "full_0.5": Run()}, seeds=[1], frontier=[0.5])

@@ -5,14 +5,9 @@ import csv
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from models import Classifier, mlp
-from torch.utils.data import IterableDataset
+from models import Classifier, Endless, mlp, still
 
 from smartfrz_lightning import AttentionFreezeCallback
-
-
-def still(parameters):
-    return torch.optim.SGD(parameters, lr=1e-6)
 
 
 @pytest.mark.parametrize("front_only", [False, True])
@@ -49,15 +44,7 @@ def test_front_only_waits_for_the_layers_before(make_trainer):
 
 @pytest.mark.parametrize("length", [{"max_epochs": -1, "max_steps": 20}, {"max_epochs": -1, "max_time": "00:00:00:02"}])
 def test_loaders_without_length_and_runs_without_epochs(make_trainer, length):
-    class Endless(IterableDataset):
-        def __iter__(self):
-            while True:
-                yield torch.randn(8, 12), torch.randint(3, (8,))
-
-    model, freezer = (
-        Classifier(mlp(), still),
-        AttentionFreezeCallback(threshold=0.9, front_only=True, every_n_train_steps=5, snapshot_every_n_steps=1),
-    )
-    trainer = make_trainer(freezer, limit_val_batches=0, **length)
-    trainer.fit(model, torch.utils.data.DataLoader(Endless(), batch_size=None))
+    every = {"every_n_train_steps": 5, "snapshot_every_n_steps": 1}
+    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True, **every)
+    make_trainer(freezer, limit_val_batches=0, **length).fit(Endless(mlp(), still))
     assert freezer.frozen and freezer.timeline.steps >= 10

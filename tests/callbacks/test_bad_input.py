@@ -8,10 +8,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from models import Classifier, Vectors, mlp
+from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
-from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
     AttentionFreezeCallback,
@@ -76,21 +75,18 @@ class NeverSteps(Classifier):
         raise AssertionError("a training step began")
 
 
-def test_unknown_pattern(make_trainer):
-    with pytest.raises(ValueError, match=r"exclude='net.11'.*close names.*net"):
-        make_trainer(AttentionFreezeCallback(threshold=0.9, front_only=True, exclude=["net.11"])).fit(NeverSteps(mlp()))
-
-
-def test_no_trainable_parameter(make_trainer):
-    with pytest.raises(ValueError, match="no trainable parameter"):
-        make_trainer(AttentionFreezeCallback(threshold=0.9, front_only=True)).fit(
-            NeverSteps(mlp().requires_grad_(False))
-        )
-
-
-def test_two_freezing_callbacks(make_trainer):
-    with pytest.raises(MisconfigurationException, match="in one Trainer"):
-        make_trainer(AttentionFreezeCallback(threshold=0.9, front_only=True), ScriptedFreeze({})).fit(NeverSteps(mlp()))
+@pytest.mark.parametrize(
+    ("callbacks", "trains", "error", "says"),
+    [
+        ([ScriptedFreeze({}, exclude=["net.11"])], True, ValueError, r"exclude='net.11'.*close names.*net"),
+        ([ScriptedFreeze({})], False, ValueError, "no trainable parameter"),
+        ([ScriptedFreeze({}), StaticFreezeCallback()], True, MisconfigurationException, "in one Trainer"),
+    ],
+    ids=["unknown pattern", "nothing trains", "two callbacks"],
+)
+def test_before_the_first_step(make_trainer, callbacks, trains, error, says):
+    with pytest.raises(error, match=says):
+        make_trainer(*callbacks).fit(NeverSteps(mlp().requires_grad_(trains)))
 
 
 def with_strategy(strategy):
@@ -115,27 +111,10 @@ def test_methods_that_need_whole_parameters():
 
 def test_a_trainer_of_the_other_package():
     pytorch_lightning = pytest.importorskip("pytorch_lightning")
-
-    class Module(pytorch_lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = mlp()
-
-        def training_step(self, batch, batch_idx):
-            raise AssertionError("a training step began")
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-        def train_dataloader(self):
-            return [torch.rand(2, 12)]
-
-    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    trainer = pytorch_lightning.Trainer(
-        callbacks=[AttentionFreezeCallback(threshold=0.9, front_only=True)], max_epochs=1, **quiet
-    )
+    model = pytest.importorskip("pytorch_lightning.demos.boring_classes").BoringModel()
+    trainer = pytorch_lightning.Trainer(accelerator="cpu", barebones=True, callbacks=[ScriptedFreeze({})])
     with pytest.raises(TypeError, match="LightningModule from lightning.pytorch instead of pytorch_lightning"):
-        trainer.fit(Module())
+        trainer.fit(model)
 
 
 def test_callbacks_and_stages_in_yaml(tmp_path):
@@ -174,10 +153,6 @@ def test_reference_of_another_architecture(make_trainer, tmp_path):
 
 
 def test_batches_that_are_too_small_for_cka(make_trainer, tmp_path):
-    class Small(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Vectors(), 3)
-
-    torch.save({"state_dict": Small(mlp()).state_dict()}, tmp_path / "end.ckpt")
+    torch.save({"state_dict": Classifier(mlp()).state_dict()}, tmp_path / "end.ckpt")
     with pytest.raises(ValueError, match="the batch has 3 examples, and CKA needs at least 4"):
-        make_trainer(SimilarityFreezeCallback(str(tmp_path / "end.ckpt"))).fit(Small(mlp()))
+        make_trainer(SimilarityFreezeCallback(str(tmp_path / "end.ckpt"))).fit(Classifier(mlp(), batch_size=3))

@@ -10,7 +10,6 @@ from torch import nn
 from smartfrz_lightning import (
     AutoFreezeCallback,
     BudgetFreezeCallback,
-    FreezingCallback,
     GradESFreezeCallback,
     GradientNormFreezeCallback,
     LinearFreezeCallback,
@@ -162,23 +161,3 @@ def test_movement_by_hand():
     windows = torch.tensor([[[3.0, 4.0], [3.0, 5.0]], [[3.0, 4.0], [6.0, 8.0]]])
     assert method.ready(windows, ["a", "b"], [1, 2]) == {"a": pytest.approx(1 - (1 / math.sqrt(34)) / 0.25)}
     assert method.ready(windows, ["a", "b"], [1]) == {}  # the window is not full
-
-
-def test_the_last_epoch_is_not_checked(make_trainer):
-    class Asked(FreezingCallback):
-        def reset(self):
-            self.epochs = []
-
-        def select(self, run):
-            self.epochs.append(run.epoch)
-            return []
-
-        def method_state(self):
-            return {"epochs": self.epochs}
-
-    freezer = Asked()
-    make_trainer(freezer, max_epochs=3, limit_val_batches=0).fit(Classifier(mlp()))
-    assert freezer.state_dict()["method"]["epochs"] == [1, 2]
-    freezer = Asked(every_n_epochs=2)
-    make_trainer(freezer, max_epochs=5, limit_val_batches=0).fit(Classifier(mlp()))
-    assert freezer.state_dict()["method"]["epochs"] == [2, 4]

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.plugins import MixedPrecision
-from models import Classifier, Manual, Vectors, mlp, scheduled
+from models import Classifier, Manual, Tuned, Vectors, adapted, mlp, scheduled
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -165,40 +165,16 @@ def test_backbone_finetuning(make_trainer):
 
 
 def test_finders(make_trainer):
-    class Tuned(Classifier):
-        def __init__(self):
-            super().__init__(mlp())
-            self.lr, self.batch_size = 0.05, 2
-
-        def train_dataloader(self):
-            return DataLoader(Vectors(), self.batch_size)
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), self.lr)
-
     finders = BatchSizeFinder(steps_per_trial=1, init_val=2, max_trials=2), LearningRateFinder(num_training_steps=10)
-    check(make_trainer, Tuned(), *finders)
+    check(make_trainer, Tuned(mlp(), batch_size=2), *finders)
 
 
 def test_layers_like_lora(make_trainer):
     """Most weights are frozen by the user; only small ones beside them train."""
 
-    class Lora(nn.Module):
-        def __init__(self, base):
-            super().__init__()
-            self.base = base.requires_grad_(False)
-            self.down = nn.Linear(base.in_features, 2, bias=False)
-            self.up = nn.Linear(2, base.out_features, bias=False)
-
-        def forward(self, x):
-            return self.base(x) + self.up(self.down(x))
-
-    net = mlp(norm=False)
-    for number in (0, 4, 7):
-        net[number] = Lora(net[number])
-    model = Classifier(net)
+    net = adapted(mlp(norm=False))
     base = net[0].base.weight.clone()
-    check(make_trainer, model, frozen=("net.0.down", "net.0.up"))
+    check(make_trainer, Classifier(net), frozen=("net.0.down", "net.0.up"))
     assert torch.equal(base, net[0].base.weight)
 
 

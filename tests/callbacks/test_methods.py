@@ -81,15 +81,15 @@ def test_similarity_freezes_what_stays_alike_over_an_epoch(make_trainer, tmp_pat
     assert moments(freezer) == (dict.fromkeys(LAYERS[:-1], step) if step else {})
 
 
-@pytest.mark.parametrize("interval", [None, 2])
-def test_interval_saves_what_was_asked_for(make_trainer, interval):
-    freezer = IntervalFreezeCallback(flops_reduction=0.2, every_n_train_steps=interval)
+@pytest.mark.parametrize(("interval", "exclude", "saves"), [(None, (), 0.2), (2, (), 0.2), (None, "net.0", 0.1)])
+def test_interval_saves_what_was_asked_for(make_trainer, interval, exclude, saves):
+    freezer = IntervalFreezeCallback(flops_reduction=saves, every_n_train_steps=interval, exclude=exclude)
     make_trainer(freezer, max_epochs=10).fit(Classifier(mlp()))
     steps = list(moments(freezer).values())
-    assert list(moments(freezer)) == LAYERS[:-1]
+    assert list(moments(freezer)) == LAYERS[1 if exclude else 0 : -1]
     gaps = {after - before for before, after in zip(steps, steps[1:], strict=False)}
     assert gaps == {2} if interval else max(gaps) - min(gaps) <= 1
-    assert freezer.timeline.saved == pytest.approx(0.2, abs=0.01)  # moments are whole steps
+    assert freezer.timeline.saved == pytest.approx(saves, abs=0.01)  # moments are whole steps
 
 
 def test_interval_says_what_is_possible(make_trainer):

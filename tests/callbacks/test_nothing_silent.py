@@ -5,13 +5,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from models import Classifier, Manual, mlp, still
-from scripted import ScriptedFreeze
+from scripted import FreezeNext, ScriptedFreeze
 from torch import nn
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import (
     AttentionFreezeCallback,
-    FreezingCallback,
     IntervalFreezeCallback,
     LinearFreezeCallback,
     MovementFreezeCallback,
@@ -55,14 +54,6 @@ def test_a_first_layer_that_always_trains_is_said_once(make_trainer, caplog, exc
     said = [record.message for record in caplog.records if "always trains" in record.message]
     assert len(said) == (exclude == "net.0")
     assert not said or "The first layer, 'net.0', always trains (excluded)" in said[0]
-
-
-@pytest.mark.parametrize("exclude", [["net.0"], []])
-def test_an_interval_passes_over_what_is_excluded(make_trainer, exclude):
-    freezer = IntervalFreezeCallback(flops_reduction=0.1, exclude=exclude)
-    make_trainer(freezer, max_epochs=6).fit(Classifier(mlp()))
-    assert freezer.timeline.saved == pytest.approx(0.1, abs=0.015)
-    assert not set(freezer.frozen) & set(exclude)
 
 
 def test_a_run_of_a_single_epoch_is_checked(make_trainer):
@@ -118,15 +109,14 @@ def test_steps_and_epochs_of_events_are_those_of_lightning(make_trainer):
 
 
 def test_nothing_freezes_when_the_run_is_over(make_trainer):
-    class Next(FreezingCallback):
-        def select(self, run):
-            return [run.active[0].name]
-
     class Stops(Callback):
         def on_train_batch_end(self, trainer, *_):
             trainer.should_stop = trainer.global_step == 16
 
     for callbacks, how in (([], {"max_epochs": 2}), ([], {"max_epochs": -1, "max_steps": 16}), ([Stops()], {})):
-        freezer = Next()
+        freezer = FreezeNext()
         make_trainer(freezer, *callbacks, **how).fit(Classifier(mlp()))
         assert [event.step for event in freezer.timeline.events] == [8]
+    freezer = FreezeNext(every_n_epochs=2)
+    make_trainer(freezer, max_epochs=5).fit(Classifier(mlp()))
+    assert [event.step for event in freezer.timeline.events] == [16, 32]

@@ -1,5 +1,6 @@
 """PlanCallback: what freezing would save, measured in the first steps of a training."""
 
+import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from models import Classifier, mlp
@@ -10,10 +11,10 @@ from smartfrz_lightning.cli import plan_command
 from smartfrz_lightning.stages import LaterStage, StartStage
 
 
-def planned(make_trainer, predictor=None, **how):
+def planned(make_trainer, predictor=None, net=None, epochs=20, **how):
     plan = PlanCallback(StartStage(predictor or Safe(), probe_steps=4), **how)
-    trainer = make_trainer(plan, max_epochs=20, limit_val_batches=0)
-    trainer.fit(Classifier(trained(mlp())))
+    trainer = make_trainer(plan, max_epochs=epochs, limit_val_batches=0)
+    trainer.fit(Classifier(trained(mlp()) if net is None else net))
     return plan, trainer
 
 
@@ -42,11 +43,24 @@ def test_the_line_by_hand_does_what_was_planned(make_trainer):
     assert by_hand.frozen[-1] == chosen.last and by_hand.timeline.cost.relative(by_hand.frozen) == chosen.flops
 
 
-def test_what_is_not_safe_is_not_advised(make_trainer, capsys):
-    plan, _ = planned(make_trainer, NOTHING)
-    assert not any(prefix.default for prefix in plan.plan)
+@pytest.mark.parametrize(
+    ("predictor", "net", "says"),
+    [
+        (NOTHING, lambda: trained(mlp()), "nothing is frozen: p(safe) is 0.05 at most, and has to be 0.65"),
+        (Safe(), mlp, "no layer that trains has been trained before"),
+    ],
+    ids=["nothing is safe", "random weights"],
+)
+def test_why_nothing_is_advised(make_trainer, capsys, predictor, net, says):
+    plan, _ = planned(make_trainer, predictor, net())
     out = " ".join(capsys.readouterr().out.split())
-    assert "nothing is frozen: p(safe) is 0.05 at most, and has to be 0.65" in out and "by hand" not in out
+    assert not any(prefix.default for prefix in plan.plan) and says in out and "by hand" not in out
+
+
+def test_a_run_that_ends_before_says_so(make_trainer, capsys):
+    plan, _ = planned(make_trainer, epochs=3)
+    assert [prefix.layers for prefix in plan.plan] == [0, 1]
+    assert "ended after 24 steps" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_later_stage_of_ones_own_or_none(make_trainer):
@@ -68,13 +82,6 @@ def test_a_run_too_short_for_a_probe_is_measured_all_the_same(make_trainer, caps
     assert not list(tmp_path.glob("*.png"))  # without a logger
 
 
-def test_random_weights_are_named_as_the_reason(make_trainer, capsys):
-    plan = PlanCallback(StartStage(Safe(), probe_steps=4))
-    make_trainer(plan, max_epochs=20, limit_val_batches=0).fit(Classifier(mlp()))
-    out = " ".join(capsys.readouterr().out.split())
-    assert "no layer that trains has been trained before" in out and "by hand" not in out
-
-
 def test_what_is_excluded_is_no_part_of_it(make_trainer, tmp_path, capsys):
     plan = PlanCallback(StartStage(Safe(), probe_steps=4), exclude="net.7")
     trainer = make_trainer(plan, max_epochs=20, limit_val_batches=0, logger=CSVLogger(tmp_path))
@@ -82,13 +89,6 @@ def test_what_is_excluded_is_no_part_of_it(make_trainer, tmp_path, capsys):
     assert [prefix.last for prefix in plan.plan][-1] == "net.4"
     assert "by hand: StaticFreezeCallback(layers=1, exclude=['net.7'])" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "lightning_logs" / "version_0" / "freeze_plan.png").stat().st_size > 5000
-
-
-def test_a_run_that_ends_before_says_so(make_trainer, capsys):
-    plan = PlanCallback(StartStage(Safe(), probe_steps=4))
-    make_trainer(plan, max_epochs=3, limit_val_batches=0).fit(Classifier(trained(mlp())))
-    assert [prefix.layers for prefix in plan.plan] == [0, 1]
-    assert "ended after 24 steps" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_command_takes_the_configs_of_fit(tmp_path, capsys):

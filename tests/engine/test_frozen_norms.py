@@ -4,10 +4,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import Classifier, Vectors, mlp
+from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
-from torch.utils.data import DataLoader
 
 from smartfrz_lightning import StaticFreezeCallback
 
@@ -19,10 +18,7 @@ def four_batches(monkeypatch):
 
 class Long(Classifier):
     def __init__(self):
-        super().__init__(mlp())
-
-    def train_dataloader(self):
-        return DataLoader(Vectors(76), 8)  # ten batches, the last of four
+        super().__init__(mlp(), size=76)  # ten batches, the last of four
 
     def on_train_batch_start(self, batch, batch_idx):
         torch.manual_seed(self.global_step)  # dropout goes by the step, also after a resume

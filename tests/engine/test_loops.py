@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.fabric import Fabric
-from models import Classifier, Vectors, mlp
+from models import Classifier, Vectors, mlp, sgd
 from staging import ANYWAY, NEVER, ONE_LAYER, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
@@ -53,63 +53,38 @@ def what(timeline):
     return [(event.layer, event.step, round(event.epoch, 9), event.confidence) for event in timeline.events]
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
-
-
-def by_hand(method):
-    """What a user writes."""
+def in_a_loop(method, by_fabric=False):
+    """What a user writes, also under Fabric, which wraps model, optimizer and loader."""
     torch.manual_seed(1)
     model, loader = Net(), DataLoader(Vectors(72), 8)
     torch.manual_seed(1)
-    optimizer = sgd(model.parameters())
+    optimizer, backward = sgd(model.parameters()), torch.Tensor.backward
+    if by_fabric:
+        fabric = Fabric(accelerator="cpu", devices=1)
+        model, optimizer = fabric.setup(model, optimizer)
+        loader, backward = fabric.setup_dataloaders(loader), fabric.backward
     freezer = Freezer(model, optimizer, method, batches_per_epoch=len(loader), total_batches=EPOCHS * len(loader))
     for epoch in range(EPOCHS):
         model.train()
         for x, y in loader:
             with freezer.batch((x, y)):
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x), y).backward()
+                backward(nn.functional.cross_entropy(model(x), y))
                 optimizer.step()
         freezer.end_epoch(last=epoch == EPOCHS - 1)
     freezer.end()
-    return model, freezer.timeline
-
-
-def by_fabric(method):
-    """The same in Fabric, which wraps model, optimizer and loader."""
-    torch.manual_seed(1)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    model = Net()
-    torch.manual_seed(1)
-    model, optimizer = fabric.setup(model, sgd(model.parameters()))
-    loader = fabric.setup_dataloaders(DataLoader(Vectors(72), 8))
-    freezer = Freezer(model, optimizer, method, batches_per_epoch=len(loader), total_batches=EPOCHS * len(loader))
-    for epoch in range(EPOCHS):
-        model.train()
-        for x, y in loader:
-            with freezer.batch((x, y)):
-                optimizer.zero_grad()
-                fabric.backward(nn.functional.cross_entropy(model(x), y))
-                optimizer.step()
-        freezer.end_epoch(last=epoch == EPOCHS - 1)
-    freezer.end()
-    return model.module, freezer.timeline
+    return model.module if by_fabric else model, freezer.timeline
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_decisions_as_the_callback(make_trainer, name):
-    class Uneven(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Vectors(72), 8)
-
     torch.manual_seed(1)
-    model, callback = Uneven(trained(mlp()), sgd), METHODS[name]()
+    model, callback = Classifier(trained(mlp()), size=72), METHODS[name]()
     torch.manual_seed(1)
     make_trainer(callback, max_epochs=EPOCHS, limit_val_batches=0).fit(model)
     assert callback.frozen
-    for loop in (by_hand, by_fabric):
-        model_of_loop, timeline = loop(METHODS[name]())
+    for by_fabric in (False, True):
+        model_of_loop, timeline = in_a_loop(METHODS[name](), by_fabric)
         assert what(timeline) == what(callback.timeline)
         assert timeline.saved == callback.timeline.saved > 0
         assert timeline.layers == callback.layers
@@ -125,11 +100,7 @@ def test_a_loop_that_gives_its_training_step_can_verify(make_trainer, verdict):
         trained(model.net)
         return model
 
-    class Uneven(Classifier):
-        def train_dataloader(self):
-            return DataLoader(Vectors(72), 8)
-
-    model, callback = Uneven(net().net, sgd), smart(verdict=verdict)
+    model, callback = Classifier(net().net, size=72), smart(verdict=verdict)
     torch.manual_seed(1)
     make_trainer(callback, max_epochs=15, limit_val_batches=0).fit(model)
     assert "Trial" in "\n".join(callback.timeline.notes)

@@ -6,10 +6,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from models import Classifier, mlp
-from scripted import ScriptedFreeze
+from scripted import FreezeNext, ScriptedFreeze, States
 from torch import nn
 
-from smartfrz_lightning import AutoFreezeCallback, FreezingCallback, GradientNormFreezeCallback
+from smartfrz_lightning import AutoFreezeCallback, GradientNormFreezeCallback
 
 
 class Modes(Callback):
@@ -51,21 +51,15 @@ def test_a_layer_that_the_users_code_thaws_is_taken_over_and_said(make_trainer, 
                 self.net.requires_grad_(True)
             return super().training_step(batch, batch_idx)
 
-    class States(Callback):
-        states = []
-
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            self.states.append(pl_module.net[0].weight.detach().clone())
-
     model, freezer, states = Thaws(mlp()), ScriptedFreeze({4: [0]}), States()
-    states.states = []
     with pytest.warns(UserWarning, match=r"requires_grad=True on 1 layers that ScriptedFreeze had frozen \(net.0\)"):
         make_trainer(freezer, states, max_epochs=2, limit_val_batches=0).fit(model)
     noticed = 5 if every_step else 10
     events = [(event.kind, event.step) for event in freezer.timeline.events]
     assert events == [("freeze", 4), ("thaw", noticed)] and freezer.layers[0].always_trains == "thawed"
     for step in range(1, 16):  # it is held for the step in which that is noticed, and trains on after it
-        assert torch.equal(states.states[step - 1], states.states[step]) == (4 <= step < noticed), step
+        before, after = (state["net.0.weight"] for state in states.states[step - 1 : step + 1])
+        assert torch.equal(before, after) == (4 <= step < noticed), step
     assert freezer.timeline.states[-1].flops.total == freezer.timeline.states[0].flops.total
 
 
@@ -84,15 +78,8 @@ class TwoStems(nn.Module):
         return self.head(self.trunk(x).relu())
 
 
-class FrontFirst(FreezingCallback):
-    """Freezes the layer at the front that trains."""
-
-    def select(self, run):
-        return [run.active[0].name]
-
-
 def test_a_layer_that_the_first_batch_did_not_use_always_trains(make_trainer):
-    freezer, model = FrontFirst(every_n_train_steps=4), Classifier(TwoStems())
+    freezer, model = FreezeNext(every_n_train_steps=4), Classifier(TwoStems())
     before = model.net.stems[1].weight.detach().clone()
     make_trainer(freezer, max_epochs=2, limit_val_batches=0).fit(model)
     assert {layer.name: layer.always_trains for layer in freezer.layers} == {

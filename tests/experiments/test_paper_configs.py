@@ -1,7 +1,6 @@
 """Every config of the paper's tables runs, shortened, on a little data of the same form and with random weights."""
 
 import pickle
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from small_bert import bert
 from torchvision.io import write_jpeg
 
 from smartfrz_lightning.benchmark.results import read_results
-from smartfrz_lightning.benchmark.suite import benchmark_command
+from smartfrz_lightning.benchmark.suite import benchmark_command, read_benchmark
 
 ROOT = Path(__file__).parents[2]
 PAPER = sorted((ROOT / "configs" / "paper").glob("table*.yaml"))
@@ -151,16 +150,7 @@ def test_every_row_of_the_paper_is_there():
 def test_paper_config_with_all_methods(path, monkeypatch):
     """As its first line says, without running it."""
     monkeypatch.chdir(ROOT)
-    from jsonargparse import ArgumentParser
-
-    from smartfrz_lightning.benchmark.spec import Benchmark
-
-    parser = ArgumentParser()
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Benchmark)
-    methods = f"--config={ROOT / 'configs' / 'benchmark' / 'methods.yaml'}"
-    parsed = parser.instantiate_classes(parser.parse_args([methods, f"--config={path}"]))
-    benchmark = Benchmark(**{field.name: parsed[field.name] for field in fields(Benchmark)})
+    benchmark = read_benchmark(["--config=configs/benchmark/methods.yaml", f"--config={path}"])
     assert {"full", "linear", "auto", "paper"} <= set(benchmark.published) <= set(benchmark.methods)
     assert len(benchmark.schedule()) == 16 * 5
 

@@ -99,6 +99,15 @@ class Manual(Classifier):
                 optimizer.zero_grad()
 
 
+class Tuned(Classifier):
+    """Its learning rate is for a finder to find."""
+
+    lr = 0.05
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+
 class Endless(Classifier):
     """Its loader has no length."""
 
@@ -115,3 +124,23 @@ def mlp(seed=0, norm=True):
     block = [nn.Linear(12, 16), nn.BatchNorm1d(16) if norm else nn.LayerNorm(16), nn.ReLU(), nn.Dropout(0.1)]
     second = [nn.Linear(16, 16), nn.BatchNorm1d(16) if norm else nn.LayerNorm(16), nn.ReLU()]
     return nn.Sequential(*block, *second, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+class Adapter(nn.Module):
+    """A layer that never trains, with a small one beside it that does, as LoRA makes it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def adapted(net):
+    """An ``mlp`` with adapters."""
+    for number in (0, 4, 7):
+        net[number] = Adapter(net[number])
+    return net

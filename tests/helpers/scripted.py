@@ -26,6 +26,23 @@ class ScriptedFreeze(FreezingCallback):
         return Decision(freeze, sorted(named(self.thaw_script)))
 
 
+class States(Callback):
+    """Weights and buffers after every batch."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.states.append({name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()})
+
+
+class FreezeNext(FreezingCallback):
+    """Freeze the first layer that trains, whenever asked."""
+
+    def select(self, run):
+        return [run.active[0].name]
+
+
 class SaveEnd(Callback):
     """Every process writes its weights and what froze."""
 

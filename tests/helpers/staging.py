@@ -133,6 +133,26 @@ def quiet_mlp(**how):
     return net
 
 
+def fitted(make_trainer, make, freezer, *callbacks, **how):
+    """A model that is made and trained with the same random numbers as any other; itself, the freezer, the Trainer."""
+    torch.manual_seed(3)
+    model, trainer = make(), make_trainer(freezer, *callbacks, **{"max_epochs": EPOCHS, **how})
+    trainer.fit(model)
+    return model, freezer, trainer
+
+
+class ByHand(SmartFreezeCallback):
+    """What the start stage has frozen trains again from the step on at which a trial would begin."""
+
+    def __init__(self):
+        super().__init__(StartStage(Safe()), verify=False, later=False)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.timeline.steps == 12:
+            self.thaw()
+
+
 class Watch(Callback):
     """Weights and optimizer states at the start and after every batch."""
 

@@ -1,14 +1,8 @@
 """The later predictor: what it learned from recorded runs, and its file."""
 
-import json
-from pathlib import Path
-
 import torch
 
 from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
-from smartfrz_lightning.stages import LaterStage
-
-RECORDED = Path("research/results/moments.jsonl")
 
 
 def p_safe(depth=0.6, progress=0.5, loss=0.4):
@@ -21,21 +15,6 @@ def test_the_shipped_predictor_knows_what_makes_freezing_safe():
     assert p_safe(depth=0.2) > p_safe() > p_safe(depth=1.0)
     assert p_safe(progress=0.95) > p_safe() > p_safe(progress=0.25)
     assert p_safe(loss=0.05, progress=0.7) > 0.85 and p_safe(loss=0.9, progress=0.3, depth=1.0) < 0.4
-
-
-def test_what_it_calls_safe_was_safe_in_the_recorded_runs():
-    said, was = [], []
-    for case in map(json.loads, RECORDED.read_text().splitlines()):
-        full = next(run["accuracy"] for run in case["runs"] if run["kind"] == "full")
-        layers, steps = len(case["layers"]) - 1, case["case"]["steps"]
-        for run in case["runs"]:
-            if run["kind"] == "frozen" and run["moment"]:
-                check = int(20 * run["moment"] / steps + 1e-6)
-                inputs = later_inputs(layers, check / 20, case["losses"][0][check - 1] / case["first_loss"])
-                said.append(float(LaterPredictor.load()(inputs).sigmoid()[run["depth"] - 1]))
-                was.append(run["accuracy"] >= full - 1)
-    sure = [safe for p, safe in zip(said, was, strict=True) if p >= LaterStage().threshold]
-    assert len(sure) > 30 and sum(sure) / len(sure) > 0.85 > sum(was) / len(was) + 0.2
 
 
 def test_a_file_holds_the_predictor(tmp_path):

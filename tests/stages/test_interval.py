@@ -15,7 +15,6 @@ from staging import (
     Safe,
     notes,
     quiet_mlp,
-    same,
     smart,
     trained,
 )
@@ -70,15 +69,6 @@ def test_a_further_fit_of_the_same_model_is_planned_anew(make_trainer):
     freezer.stages["later"].save = 0.5  # two layers save 0.47 of a step
     make_trainer(freezer, max_epochs=EPOCHS).fit(model)
     assert freezer.frozen == [*FROZEN, "net.7"] and "2 layers are frozen from an earlier fit" in notes(freezer)
-
-
-@pytest.mark.parametrize("step", [10, 40, 100])
-def test_a_resumed_run_is_the_same(make_trainer, tmp_path, step):
-    (whole, freezer), (again, resumed) = [(InOrder(quiet_mlp()), saving(0.3, verdict=NEVER)) for _ in range(2)]
-    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=10, save_top_k=-1)
-    make_trainer(freezer, every, max_epochs=EPOCHS, enable_checkpointing=True).fit(whole)
-    make_trainer(resumed, max_epochs=EPOCHS).fit(again, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
-    assert same(whole, again) and resumed.timeline.events == freezer.timeline.events
 
 
 @pytest.mark.parametrize(("save", "epochs"), [(0.35, EPOCHS), (0.3, 3 * EPOCHS)], ids=["saves more", "is longer"])

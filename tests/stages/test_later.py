@@ -15,48 +15,36 @@ from smartfrz_lightning.stages import LaterStage, Schedule, Stage, StartStage
 class Asked(LaterStage):
     """Writes down when it is asked, and freezes the first layer at the first question."""
 
-    def reset(self):
-        super().reset()
+    def __init__(self):
+        super().__init__()
         self.asked = []
 
     def select(self, run):
-        self.asked.append((run.global_steps, run.epoch))
+        self.asked.append(run.global_steps)
         return [run.active[0].name] if len(self.asked) == 1 else []
 
 
-def fit(make_trainer, optimizer=still, epochs=10, **how):
-    stage = Asked(**how)
+WARM = scheduled(lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=40), still, interval="step")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "epochs", "steps"),
+    [(still, 10, range(32, 80, 4)), (still, 40, range(8 * 16, 8 * 40, 16)), (WARM, 10, range(48, 80, 4))],
+    ids=["every twentieth", "ends of epochs in a run of many", "never while rates rise"],
+)
+def test_when_it_is_asked(make_trainer, optimizer, epochs, steps):
+    stage = Asked()
     freezer = SmartFreezeCallback(start=False, verify=False, later=stage)
-    asked = []
-    stage_reset, stage.reset = stage.reset, lambda: (asked.extend(getattr(stage, "asked", [])), stage_reset())
     make_trainer(freezer, max_epochs=epochs, limit_val_batches=0).fit(Classifier(mlp(), optimizer))
-    return asked, freezer
-
-
-def test_every_twentieth_of_a_run_of_few_epochs(make_trainer):
-    asked, freezer = fit(make_trainer)
-    assert [step for step, _ in asked] == list(range(32, 80, 4)) and freezer.frozen == ["net.0"]
-
-
-def test_at_the_end_of_epochs_in_a_run_of_many(make_trainer):
-    asked, _ = fit(make_trainer, epochs=40)
-    assert [epoch for _, epoch in asked] == list(range(16, 40, 2))
-
-
-def test_never_while_learning_rates_rise(make_trainer):
-    warm = scheduled(lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=40), still, interval="step")
-    asked, _ = fit(make_trainer, warm)
-    assert [step for step, _ in asked] == list(range(48, 80, 4))
+    assert stage.asked == list(steps) and freezer.frozen == ["net.0"]
 
 
 def test_it_waits_for_the_stages_before_it(make_trainer):
     stage = Asked()
     freezer = smart(Safe(), later=stage, verdict=NEVER)
-    asked = []
-    stage_reset, stage.reset = stage.reset, lambda: (asked.extend(getattr(stage, "asked", [])), stage_reset())
     make_trainer(freezer, max_epochs=15, limit_val_batches=0).fit(Classifier(trained(mlp()), OPTIMIZERS["sgd"]))
     assert "Trial, steps 12 to 24" in notes(freezer)
-    assert [step for step, _ in asked] == list(range(48, 120, 6)) and freezer.frozen == ["net.0"]
+    assert stage.asked == list(range(48, 120, 6)) and freezer.frozen == ["net.0"]
 
 
 def late(predictor, **how):

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
-from models import Classifier, Manual, mlp, two
+from models import Classifier, Manual, Tuned, mlp, two
 from staging import (
     FROZEN,
     NOTHING,
@@ -129,17 +129,6 @@ def test_a_checkpoint_from_the_probe_holds_the_weights_that_came_and_the_probe_s
     assert {event.step for event in resumed.timeline.events} == {3 + STEPS} and resumed.frozen == FROZEN
 
 
-@pytest.mark.parametrize("step", [STEPS, STEPS + 1, 12])
-def test_resume_behind_the_probe_is_exact(make_trainer, tmp_path, step):
-    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-    whole, freezer = InOrder(quiet_mlp()), probing()
-    make_trainer(freezer, every, enable_checkpointing=True).fit(whole)
-    again, resumed = InOrder(quiet_mlp()), probing()
-    make_trainer(resumed).fit(again, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
-    assert same(whole, again) and resumed.timeline.events == freezer.timeline.events
-    assert again.losses == whole.losses[step:]
-
-
 def test_groups_and_several_optimizers(make_trainer):
     watch, freezer = Watch(), probing(NOTHING)
     make_trainer(freezer, watch).fit(Manual(trained(mlp()), two(8)))
@@ -188,16 +177,8 @@ def test_a_second_fit_is_not_probed_again_and_another_model_is(make_trainer):
 
 
 def test_after_a_learning_rate_finder(make_trainer):
-    class Tuned(Classifier):
-        def __init__(self):
-            super().__init__(trained(mlp()))
-            self.lr = 0.05
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), self.lr)
-
     watch, freezer = Watch(), probing()
-    make_trainer(LearningRateFinder(num_training_steps=10), freezer, watch).fit(Tuned())
+    make_trainer(LearningRateFinder(num_training_steps=10), freezer, watch).fit(Tuned(trained(mlp())))
     assert moved(watch.states[0], watch.states[STEPS]) == set() and freezer.frozen == FROZEN
 
 

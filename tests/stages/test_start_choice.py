@@ -2,7 +2,7 @@
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import Classifier, Endless, mlp
+from models import Classifier, Endless, adapted, mlp
 from staging import FROZEN, InOrder, Safe, Watch, moved, notes, probing, quiet_mlp, trained
 from torch import nn
 
@@ -14,29 +14,9 @@ def test_the_length_of_the_probe_is_a_share_of_the_run():
     assert [probe_length(steps) for steps in (99, 100, 200, 100_000, float("inf"))] == [1, 2, 4, 30, 30]
 
 
-class Adapter(nn.Module):
-    """A layer that never trains, with a small one beside it that does, as LoRA makes it."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x))
-
-
-def adapted():
-    net = trained(mlp(norm=False))
-    for number in (0, 4, 7):
-        net[number] = Adapter(net[number])
-    return net
-
-
 def test_nothing_of_adapters_is_frozen(make_trainer):
     freezer = probing(Safe((1.1, 3.0)))
-    make_trainer(freezer).fit(Classifier(adapted()))
+    make_trainer(freezer).fit(Classifier(adapted(trained(mlp(norm=False)))))
     assert not freezer.frozen and "adapters" in notes(freezer)
 
 

@@ -1,5 +1,6 @@
 """The trial leaves no trace, adopts what an unfrozen run would have come to, and survives mishaps and resumes."""
 
+import functools
 import pickle
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
-from models import mlp
+from models import Manual, mlp
 from staging import (
     ANYWAY,
     EPOCHS,
@@ -16,8 +17,10 @@ from staging import (
     HALF_SURE,
     NEVER,
     OPTIMIZERS,
+    ByHand,
     InOrder,
     Safe,
+    fitted,
     notes,
     quiet_mlp,
     same,
@@ -26,9 +29,6 @@ from staging import (
 )  # fmt: skip
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
-
-from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.stages import StartStage
 
 
 class Counting(InOrder):
@@ -71,11 +71,8 @@ TRAINERS = {
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_trial_that_changes_nothing_leaves_no_trace(make_trainer, trainer, optimizer):
     def fit(**how):
-        torch.manual_seed(3)
-        model, freezer = Counting(optimizer=OPTIMIZERS[optimizer]), smart(**how)
-        fitted = make_trainer(freezer, **{"max_epochs": EPOCHS, **TRAINERS[trainer]})
-        fitted.fit(model)
-        return model, freezer, fitted
+        make = functools.partial(Counting, optimizer=OPTIMIZERS[optimizer])
+        return fitted(make_trainer, make, smart(**how), **TRAINERS[trainer])
 
     model, freezer, tried = fit(verdict=ANYWAY)
     other, blind, untried = fit(verify=False)
@@ -91,21 +88,9 @@ def test_a_trial_that_changes_nothing_leaves_no_trace(make_trainer, trainer, opt
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_weights_that_are_adopted_are_those_of_a_prefix_unfrozen_before(make_trainer, trainer, optimizer):
     """Unfrozen by hand where the trial began, the same training has the same end, to the bit."""
-
-    class ByHand(SmartFreezeCallback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            if self.timeline.steps == 12:
-                self.thaw()
-
-    def fit(freezer):
-        torch.manual_seed(3)
-        model = Counting(optimizer=OPTIMIZERS[optimizer])
-        make_trainer(freezer, **{"max_epochs": EPOCHS, **TRAINERS[trainer]}).fit(model)
-        return model, freezer
-
-    model, freezer = fit(smart(verdict=NEVER))
-    other, by_hand = fit(ByHand(StartStage(Safe()), verify=False, later=False))
+    make = functools.partial(Counting, optimizer=OPTIMIZERS[optimizer])
+    model, freezer, _ = fitted(make_trainer, make, smart(verdict=NEVER), **TRAINERS[trainer])
+    other, by_hand, _ = fitted(make_trainer, make, ByHand(), **TRAINERS[trainer])
     assert freezer.frozen == by_hand.frozen == [] and "everything trains" in notes(freezer)
     assert same(model, other) and all(parameter.requires_grad for parameter in model.net.parameters())
     batches = 24 * TRAINERS[trainer].get("accumulate_grad_batches", 1)
@@ -136,13 +121,10 @@ def test_a_scaler_of_its_own_and_batches_without_a_loss(make_trainer):
             return None if batch_idx == 5 else super().training_step(batch, batch_idx)
 
     def fit(**how):
-        torch.manual_seed(3)
-        model, freezer = Skips(trained(mlp(norm=False))), smart(**how)
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-        make_trainer(freezer, max_epochs=EPOCHS, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]).fit(model)
-        return model, freezer
+        scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+        return fitted(make_trainer, lambda: Skips(trained(mlp(norm=False))), smart(**how), plugins=[scaler])
 
-    (model, freezer), (other, _) = fit(verdict=ANYWAY), fit(verify=False)
+    (model, freezer, _), (other, *_) = fit(verdict=ANYWAY), fit(verify=False)
     assert "Trial" in notes(freezer) and model.losses == other.losses and same(model, other)
 
 
@@ -153,19 +135,6 @@ def test_a_run_that_is_resumed_in_a_trial_begins_it_again(make_trainer, tmp_path
     freezer, model = smart(verdict=NEVER), InOrder(quiet_mlp())
     make_trainer(freezer, max_epochs=EPOCHS).fit(model, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
     assert f"Trial, steps {step} to {step + 12}" in notes(freezer) and not freezer.frozen
-
-
-@pytest.mark.parametrize("verdict", [ANYWAY, NEVER], ids=["stays", "adopted"])
-@pytest.mark.parametrize("step", [11, 24, 60])
-def test_a_run_that_is_resumed_outside_of_a_trial_is_the_same(make_trainer, tmp_path, verdict, step):
-    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-    whole, freezer = InOrder(quiet_mlp(), OPTIMIZERS["adamw"]), smart(verdict=verdict)
-    make_trainer(freezer, every, max_epochs=EPOCHS, enable_checkpointing=True).fit(whole)
-    again, resumed = InOrder(quiet_mlp(), OPTIMIZERS["adamw"]), smart(verdict=verdict)
-    made = make_trainer(resumed, max_epochs=EPOCHS)
-    made.fit(again, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
-    assert same(whole, again) and again.losses == whole.losses[step:]
-    assert resumed.timeline.events == freezer.timeline.events
 
 
 class Holding(InOrder):
@@ -198,47 +167,33 @@ class Uncopied(InOrder):
 
 
 MISHAPS = {Holding: "model's own weights", Failing: "not with all of it", Growing: "other parameters train by now"}
-
-
 MISHAPS |= {Uncopied: "attributes cannot be copied"}
 
 
 @pytest.mark.parametrize("kind", MISHAPS)
 def test_what_goes_wrong_in_a_trial_does_not_touch_the_model(make_trainer, kind):
-    def fit(**how):
-        torch.manual_seed(3)
-        model, freezer = kind(quiet_mlp(), OPTIMIZERS["adamw"]), smart(**how)
-        make_trainer(freezer, max_epochs=EPOCHS).fit(model)
-        return model, freezer
+    def make():
+        return kind(quiet_mlp(), OPTIMIZERS["adamw"])
 
-    (model, freezer), (other, _) = fit(verdict=NEVER), fit(verify=False)
+    model, freezer, _ = fitted(make_trainer, make, smart(verdict=NEVER))
+    other, *_ = fitted(make_trainer, make, smart(verify=False))
     assert same(model, other) and freezer.frozen == FROZEN
     half, part = kind(), smart(HALF_SURE)
     make_trainer(part, max_epochs=EPOCHS).fit(half)
     assert part.frozen == FROZEN[:1] and MISHAPS[kind] in notes(part)
 
 
-def manual(self, batch, batch_idx):
-    loss = InOrder.training_step(self, batch, batch_idx)
-    optimizer = self.optimizers()
-    self.manual_backward(loss)
-    optimizer.step()
-    optimizer.zero_grad()
+class OwnBackward(InOrder):
+    def backward(self, loss, *args, **kwargs):
+        loss.backward()
 
 
-REFUSED = {
-    "manual optimization": ({"training_step": manual}, "steps the optimizers itself"),
-    "own backward": ({"backward": lambda self, loss, *_, **__: loss.backward()}, "has its own backward"),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_a_loop_that_cannot_verify_says_so_at_the_start(make_trainer, kind):
-    attributes, why = REFUSED[kind]
-    model = type("Odd", (InOrder,), attributes)()
-    model.automatic_optimization = kind != "manual optimization"
+@pytest.mark.parametrize(
+    ("kind", "why"), [(Manual, "steps the optimizers itself"), (OwnBackward, "has its own backward")]
+)
+def test_a_loop_that_cannot_verify_says_so_at_the_start(make_trainer, kind, why):
     freezer = smart(HALF_SURE)
-    make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+    make_trainer(freezer, max_epochs=EPOCHS).fit(kind(trained(mlp())))
     assert why in freezer.timeline.notes[0] and "at least 0.8" in freezer.timeline.notes[0]
     assert [event.layer for event in freezer.timeline.events] == freezer.frozen == FROZEN[:1]
 

@@ -13,10 +13,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from models import mlp
-from staging import ANYWAY, EPOCHS, NEVER, InOrder, Safe, notes, quiet_mlp, same, smart, trained
+from staging import ANYWAY, EPOCHS, NEVER, ByHand, InOrder, fitted, notes, quiet_mlp, same, smart, trained
 
-from smartfrz_lightning import SmartFreezeCallback
-from smartfrz_lightning.stages import StartStage, VerifyStage
+from smartfrz_lightning.stages import VerifyStage
 
 
 class SetsWeight(Callback):
@@ -57,21 +56,9 @@ class Counted(InOrder):
 @pytest.mark.parametrize(("kind", "callbacks"), [(Scaled, (SetsWeight,)), (Counted, ())])
 def test_the_trial_sees_what_hooks_and_other_callbacks_change(make_trainer, kind, callbacks):
     def fit(freezer):
-        torch.manual_seed(3)
-        model = kind(quiet_mlp())
-        make_trainer(freezer, *[make() for make in callbacks], max_epochs=EPOCHS).fit(model)
-        return model
+        return fitted(make_trainer, lambda: kind(quiet_mlp()), freezer, *[make() for make in callbacks])[0]
 
-    def by_hand():
-        class ByHand(SmartFreezeCallback):
-            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-                super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-                if self.timeline.steps == 12:
-                    self.thaw()
-
-        return ByHand(StartStage(Safe()), verify=False, later=False)
-
-    assert same(fit(smart(verdict=NEVER)), fit(by_hand()))
+    assert same(fit(smart(verdict=NEVER)), fit(ByHand()))
 
 
 class Target(InOrder):
@@ -89,10 +76,7 @@ class Target(InOrder):
 
 def test_a_copy_that_moves_in_a_trial_is_not_that_of_the_shadow_weights(make_trainer):
     def fit(verify):
-        torch.manual_seed(3)
-        model = Target(quiet_mlp())
-        make_trainer(smart(verify=verify, verdict=ANYWAY), max_epochs=EPOCHS).fit(model)
-        return model
+        return fitted(make_trainer, lambda: Target(quiet_mlp()), smart(verify=verify, verdict=ANYWAY))[0]
 
     assert same(fit(True), fit(False))
 

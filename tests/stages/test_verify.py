@@ -15,6 +15,7 @@ from staging import (
     SHORT,
     InOrder,
     Safe,
+    fitted,
     notes,
     quiet_mlp,
     same,
@@ -63,15 +64,12 @@ def test_the_likely_part_of_a_prefix_ends_with_the_last_layer_that_is_safe_enoug
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_what_is_released_in_a_long_run_has_missed_nothing_but_the_probe(make_trainer, accumulate):
-    def fit(freezer):
-        torch.manual_seed(3)
-        model = InOrder(quiet_mlp(), OPTIMIZERS["adamw"])
-        trainer = make_trainer(freezer, max_epochs=EPOCHS * accumulate, accumulate_grad_batches=accumulate)
-        trainer.fit(model)
-        return model, freezer
+    def make():
+        return InOrder(quiet_mlp(), OPTIMIZERS["adamw"])
 
-    model, freezer = fit(smart(verdict=NEVER, schedule=LONG))
-    other, _ = fit(smart(NOTHING, schedule=LONG))
+    how = {"max_epochs": EPOCHS * accumulate, "accumulate_grad_batches": accumulate}
+    model, freezer, _ = fitted(make_trainer, make, smart(verdict=NEVER, schedule=LONG), **how)
+    other, *_ = fitted(make_trainer, make, smart(NOTHING, schedule=LONG), **how)
     assert "Trial, steps 2 to 14" in notes(freezer)
     assert same(model, other) and model.losses[14 * accumulate :] == other.losses[14 * accumulate :]
 
