@@ -25,6 +25,8 @@ class Schedule:
         least_trial: The fewest steps that tell anything.
         bounds: Standard errors by which the loss of the shadow weights has to be higher for the prefix to stay, in a
             short and in a long run, in which more can be saved later.
+        later: p(safe) at which a prefix freezes later, or stays frozen.
+        lengths: Steps up to which the first of these holds, and from which on the second.
         trial_begin: When it begins in a short run, as a share of the run; in a long one at once.
         warm_up: The most steps for which it waits while learning rates rise.
     """
@@ -38,14 +40,14 @@ class Schedule:
     trial_steps: tuple[int, int] = (50, 100)
     least_trial: int = 10
     bounds: tuple[float, float] = (0.5, 2.0)
+    later: tuple[float, float] = (0.85, 0.75)
+    lengths: tuple[float, float] = (2000, 5000)
     trial_begin: float = 0.1
     warm_up: int = 250
 
     def weight(self, steps: float) -> float:
         """0 for a short run, 1 for a long one."""
-        if steps <= self.short or steps >= self.long:
-            return float(steps >= self.long)
-        return math.log(steps / self.short) / math.log(self.long / self.short)
+        return _share(steps, self.short, self.long)
 
     def threshold(self, steps: float) -> float:
         """p(safe) at which a prefix is frozen that a trial follows."""
@@ -80,5 +82,16 @@ class Schedule:
         """The length by which a run goes whose own is ``inf`` where it is not known."""
         return self.long if steps == math.inf else steps
 
+    def later_threshold(self, steps: float) -> float:
+        """p(safe) at which a prefix freezes later, or stays frozen: the longer a run, the less freezing costs."""
+        return self.later[0] + (self.later[1] - self.later[0]) * _share(steps, *self.lengths)
+
     def _between(self, ends: tuple[float, float], steps: float) -> float:
         return ends[0] + (ends[1] - ends[0]) * self.weight(steps)
+
+
+def _share(steps: float, first: float, last: float) -> float:
+    """From 0 to 1, by the logarithm of the length."""
+    if steps <= first or steps >= last:
+        return float(steps >= last)
+    return math.log(steps / first) / math.log(last / first)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import Freezer, SmartFreezeCallback
+from smartfrz_lightning.engine import TrainingRun
 from smartfrz_lightning.stages import LaterStage, Schedule, Stage, StartStage
 
 
@@ -69,8 +70,9 @@ def test_the_deepest_prefix_that_is_safe_freezes_at_once(make_trainer, odds, fro
 def test_it_says_beforehand_when_it_would_freeze(make_trainer):
     freezer = late(Told(3.0, 2.0, 3.0, progress=0.5))
     stage = freezer.stages["later"]
-    expected = [stage.earliest(3, depth, 0.3) for depth in (1, 2, 3)]
-    assert expected == [0.5, 0.5, None] and late(Told(-1.0)).stages["later"].earliest(1, 1, 0.3) is None
+    run = TrainingRun(nn.Identity())
+    assert [stage.earliest(run, 3, depth, 0.3) for depth in (1, 2, 3)] == [0.5, 0.5, None]
+    assert late(Told(-1.0)).stages["later"].earliest(run, 1, 1, 0.3) is None
     make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
     assert {event.epoch / 10 for event in freezer.timeline.events} == {0.5}
 
@@ -136,14 +138,19 @@ def test_a_run_without_a_known_length_is_told_so(make_trainer):
     assert not freezer.frozen and "its length is not known" in notes(freezer)
 
 
-@pytest.mark.parametrize("steps", [300, 500, 900, 999, 1001, 1100, 2000])
+@pytest.mark.parametrize("steps", [300, 500, 900, 999, 1001, 1100, 2000, 5000])
 def test_no_rule_has_a_border(steps):
     schedule = Schedule()
-    for rule in (schedule.threshold, schedule.begin, schedule.trial_length, schedule.weight, schedule.bound):
+    rules = schedule.threshold, schedule.later_threshold, schedule.begin, schedule.trial_length, schedule.bound
+    for rule in rules:
         near, there = rule(steps - 1), rule(steps)
         assert abs(near - there) <= 0.01 * max(1.0, abs(there)) + 1  # whole steps
     kept = [min(1.0, schedule.frozen_until(n) / n) for n in (steps - 1, steps)]
     assert abs(kept[0] - kept[1]) < 0.01
+
+
+def test_in_runs_of_thousands_of_steps_a_prefix_freezes_later_at_a_lower_p():
+    assert [round(Schedule().later_threshold(steps), 3) for steps in (300, 2000, 3162, 9000)] == [0.85, 0.85, 0.8, 0.75]
 
 
 def test_savings_hardly_differ_around_a_thousand_steps():
