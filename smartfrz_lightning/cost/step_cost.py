@@ -68,16 +68,6 @@ class StepCost:
     Attributes:
         layers: FLOPs of each layer, in forward order.
         before: Forward FLOPs before the first layer.
-
-    Examples:
-        >>> from smartfrz_lightning.cost.step_cost import LayerFlops, StepCost
-        >>> cost = StepCost([LayerFlops("a", 10), LayerFlops("b", 20), LayerFlops("c", 30)])
-        >>> cost.full
-        StepFlops(forward=60, weight_gradient=60, activation_gradient=50)
-        >>> cost.when_frozen({"a"})
-        StepFlops(forward=60, weight_gradient=50, activation_gradient=30)
-        >>> [round(share, 2) for share in cost.of_prefixes(["a", "b"])]  # relative to full
-        [0.82, 0.53]
     """
 
     layers: list[LayerFlops] = field(default_factory=list)

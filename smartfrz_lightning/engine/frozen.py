@@ -50,7 +50,8 @@ class FrozenLayers:
         for name, parameters in self._held.items():
             for parameter in parameters:
                 if parameter.requires_grad:
-                    parameter.grad = self._escaped[name] = None
+                    parameter.grad = None
+                    self._escaped[name] = None
 
     def step_done(self) -> None:
         """A step is done; the method is asked if it wants to be."""

@@ -15,16 +15,6 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch
     momentum or weight decay; their optimizer state is dropped to free memory, but they keep their place in the
     parameter groups. Modules that move in training mode (BatchNorm, spectral norm) go to eval mode. Dropout goes on as
     before, inside a frozen layer (attention, LSTM) too: what the layers behind it see keeps its distribution.
-
-    Examples:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.freezing.freeze import freeze
-        >>> from smartfrz_lightning.layers.finder import find_layers
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-        >>> freeze(net, find_layers(net, torch.rand(1, 4))[:1])
-        >>> [parameter.requires_grad for parameter in net.parameters()]
-        [False, False, True, True]
     """
     layers = list(layers)
     for layer in layers:

@@ -48,8 +48,8 @@ class LaterStage(Stage):
     Args:
         predictor: Safetensors file of a later predictor, or a module that gives the log-odds of
             ``later_inputs``; the shipped one by default.
-        threshold: p(safe) from which a prefix freezes, or stays frozen, between 0 and 1; by default as the schedule says.
-        schedule: When that is asked, by the length of the run.
+        threshold: p(safe) from which a prefix freezes, or stays frozen, between 0 and 1; the schedule's by default.
+        schedule: When that is asked, and the threshold, by the length of the run.
 
     Raises:
         FileNotFoundError: There is no such predictor file.

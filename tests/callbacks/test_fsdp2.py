@@ -90,25 +90,14 @@ def test_with_the_shipped_predictor(outcomes):
     assert torch.equal(first["windows"], second["windows"])
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize("case", {**RESUMED, **THAWS})
 def test_resumes(outcomes, resumed, case):
     whole, _ = outcomes[case]
-    first, second = resumed[case]
-    assert first["frozen"] == second["frozen"] == whole["frozen"] == ["net.0", "net.3"]
-    assert first["losses"] == whole["losses"][8:] and first["saved"] == whole["saved"]
-    for name, tensor in whole["weights"].items():
-        assert torch.equal(tensor, first["weights"][name]) and torch.equal(tensor, second["weights"][name]), name
-
-
-@pytest.mark.parametrize("case", THAWS)
-def test_freezes_thaws_and_freezes_again_resumed_in_between(outcomes, resumed, case):
-    whole, _ = outcomes[case]
-    first, second = resumed[case]
-    assert first["events"] == second["events"] == whole["events"]
-    assert [kind for _, kind, _ in whole["events"]] == ["freeze", "thaw", "freeze"]
-    assert first["losses"] == whole["losses"][8:]
-    for name, tensor in whole["weights"].items():
-        assert torch.equal(tensor, first["weights"][name]) and torch.equal(tensor, second["weights"][name]), name
+    assert [kind for _, kind, _ in whole["events"]] in (["freeze", "freeze"], ["freeze", "thaw", "freeze"])
+    for rank in resumed[case]:
+        assert rank["events"] == whole["events"] and rank["saved"] == whole["saved"]
+        torch.testing.assert_close(rank["weights"], whole["weights"], rtol=0, atol=0)
+    assert resumed[case][0]["losses"] == whole["losses"][8:]
 
 
 def test_resumes_the_history(outcomes, resumed):

@@ -124,8 +124,7 @@ def check_resume(make_trainer, tmp_path, method, save, kill, module=Seeded):
     resumed, again = module(), method()
     make_trainer(again, max_epochs=5).fit(resumed, ckpt_path=path, weights_only=True)
     assert resumed.losses == whole.losses[-len(resumed.losses) :] and len(resumed.losses) < len(whole.losses)
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
     assert again.timeline.events == freezer.timeline.events
     assert again.timeline.steps == freezer.timeline.steps
     assert again.timeline.spent == freezer.timeline.spent
@@ -201,8 +200,7 @@ def test_validation_test_and_prediction_alone_leave_the_model_alone(make_trainer
     trainer.test(model, dataloaders=model.val_dataloader(), verbose=False)
     trainer.predict(model, DataLoader(torch.randn(4, 12)))
     assert all(parameter.requires_grad for parameter in model.parameters()) and not freezer.layers
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+    torch.testing.assert_close(before, model.state_dict(), rtol=0, atol=0)
 
 
 def test_a_checkpoint_that_was_validated_is_none_to_resume_from(make_trainer, tmp_path):
