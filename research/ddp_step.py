@@ -39,9 +39,8 @@ class FrontInTurn(FreezingCallback):
         >>> from research.ddp_step import FrontInTurn
         >>> from smartfrz_lightning.engine import TrainingRun
         >>> from smartfrz_lightning.layers import Layer
-        >>> from smartfrz_lightning.report.timeline import Timeline
         >>> layers = [Layer(name, (), (), (), 1) for name in "abcd"]
-        >>> run = TrainingRun(torch.nn.Identity(), timeline=Timeline(layers, steps=5))
+        >>> run = TrainingRun(torch.nn.Identity(), layers=layers, global_steps=5)
         >>> list(FrontInTurn(steps=5).select(run))
         ['a', 'b']
     """
@@ -51,7 +50,7 @@ class FrontInTurn(FreezingCallback):
         self.steps = steps
 
     def select(self, run: TrainingRun) -> dict[str, float]:
-        state = min(run.timeline.steps // self.steps, len(STATES) - 1)
+        state = min(run.global_steps // self.steps, len(STATES) - 1)
         free = [layer for layer in run.layers if not layer.always_trains]
         share = list(STATES.values())[state]
         return {layer.name: 1.0 for layer in free[: round(share * len(free))]}

@@ -257,9 +257,12 @@ class Engine:
             )
         timeline, run = Timeline.from_state_dict(state["timeline"]), self.run
         later = [layer for name, layer in frozen_here(self._model).items() if name not in state["frozen"]]
-        self._observer.stop()
-        self.frozen.norms.end()
+        if self._started:
+            self.end()  # the next batch begins anew
+        self._observer = Observer(self._model)
+        self.frozen = FrozenLayers(self._model, self.method, self.processes, run)
         self.frozen.timeline = timeline
+        self._passes, run.loss = 0, None
         for name in _COUNTED:
             setattr(run, name, state["counters"][name])
         self._checked_epoch, self._batches = state["counters"]["checked_epoch"], state["counters"]["counted"]

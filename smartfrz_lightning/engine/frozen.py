@@ -48,10 +48,10 @@ class FrozenLayers:
     def gradients_ready(self) -> None:
         """Take away gradients of frozen layers that the user's code let train."""
         for name, parameters in self._held.items():
-            for parameter in parameters:
-                if parameter.requires_grad:
+            if any(parameter.requires_grad for parameter in parameters):
+                self._escaped[name] = None
+                for parameter in parameters:
                     parameter.grad = None
-                    self._escaped[name] = None
 
     def step_done(self) -> None:
         """A step is done; the method is asked if it wants to be."""

@@ -22,17 +22,6 @@ class FreezingMethod(FreezingRule, ABC):
 
     Raises:
         ValueError: Both intervals are given, or one is no whole number of at least 1.
-
-    Examples:
-        >>> from torch import nn
-        >>> from smartfrz_lightning.engine import FreezingMethod, TrainingRun
-        >>> from smartfrz_lightning.layers import Layer
-        >>> class FreezeNext(FreezingMethod):
-        ...     def select(self, run):
-        ...         return [run.active[0].name]
-        >>> layers = [Layer("embed", (), (), (), 8, "excluded"), Layer("block", (), (), (), 8)]
-        >>> FreezeNext(every_n_epochs=2).select(TrainingRun(nn.Identity(), layers=layers))
-        ['block']
     """
 
     def __init__(

@@ -81,7 +81,7 @@ class RecordingsDataModule(LightningDataModule):
             found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
             if not found:
                 raise FileNotFoundError(f"recordings={str(path)!r}: no *.safetensors in this folder")
-            files += found
+            files += [file for file in found if file not in files]
         if not files:
             raise ValueError("recordings: no file given; make some with HistoryRecorder")
         self.runs = [Recording.load(path) for path in files]

@@ -13,6 +13,7 @@ from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
 
+_SAMPLE = 1024  # weights a layer
 _SCHEDULED = {"params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "max_momentum"}
 _SCHEDULED |= {"base_momentum", "weight_decay"}
 
@@ -25,8 +26,8 @@ class Probe:
     they came, so that a validation, an average of the weights or a checkpoint sees nothing of the probe.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], sample_size: int = 1024) -> None:
-        self._model, self._optimizers, self._sample_size = model, optimizers, sample_size
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        self._model, self._optimizers = model, optimizers
         self._layers: list[Layer] = []
         self._heads: dict[str, nn.Parameter] = {}
         self._before = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
@@ -51,7 +52,7 @@ class Probe:
     def watch(self, layers: Sequence[Layer]) -> None:
         """These are the layers."""
         self._layers = list(layers)
-        self._sampler = WeightSampler(self._model, self._layers, self._sample_size)
+        self._sampler = WeightSampler(self._model, self._layers, _SAMPLE)
         names = [name for layer in layers if layer.always_trains == "output" for name in layer.parameters]
         self._heads = {name: self._model.get_parameter(name) for name in names}
         for name, parameter in self._heads.items():
@@ -156,7 +157,7 @@ class Probe:
         return getattr(self._model.get_submodule(module), own)
 
     def _empty(self) -> Tensor:
-        return torch.empty(len(self._layers), self._sample_size, device=next(self._model.parameters()).device)
+        return torch.empty(len(self._layers), _SAMPLE, device=next(self._model.parameters()).device)
 
 
 def _own(group: dict[str, Any]) -> dict[str, Any]:

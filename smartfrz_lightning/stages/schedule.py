@@ -8,11 +8,11 @@ from dataclasses import dataclass
 class Schedule:
     """What is best in runs of a few hundred steps differs from what is best in those of thousands.
 
-    ``StartStage`` takes its thresholds from here, ``VerifyStage`` what concerns the trial, ``LaterStage`` for how long
-    a prefix stays frozen at least; give all three the same.
+    ``StartStage`` takes its thresholds from here, ``VerifyStage`` what concerns the trial, ``LaterStage`` its threshold
+    and for how long a prefix stays frozen at least; give all three the same.
 
     Every rule goes from one to the other with the logarithm of the length, so that no length is a border. Lengths count
-    optimizer steps; a run of unknown length counts as a long one.
+    optimizer steps; a run of unknown length counts as one of ``long`` steps.
 
     Args:
         short: Steps up to which a run counts as short.
@@ -23,12 +23,16 @@ class Schedule:
         trial_share: Length of the trial, as a share of the run.
         trial_steps: Its most steps, in a short and in a long run.
         least_trial: The fewest steps that tell anything.
-        bounds: Standard errors by which the loss of the shadow weights has to be higher for the prefix to stay, in a
-            short and in a long run, in which more can be saved later.
-        later: p(safe) at which a prefix freezes later, or stays frozen.
-        lengths: Steps up to which the first of these holds, and from which on the second.
         trial_begin: When it begins in a short run, as a share of the run; in a long one at once.
         warm_up: The most steps for which it waits while learning rates rise.
+        bounds: Standard errors by which the loss of the shadow weights has to be higher for the prefix to stay, in a
+            short and in a long run, in which freezing late costs less.
+        later: p(safe) at which a prefix freezes later, or stays frozen, in a run of as many steps as the first of
+            ``lengths``, and of as many as the second.
+        lengths: These two.
+
+    Raises:
+        ValueError: A share or a p(safe) does not lie between 0 and 1, or a length is not above the one before.
     """
 
     short: float = 400
@@ -39,11 +43,19 @@ class Schedule:
     trial_share: float = 0.1
     trial_steps: tuple[int, int] = (50, 100)
     least_trial: int = 10
+    trial_begin: float = 0.1
+    warm_up: int = 250
     bounds: tuple[float, float] = (0.5, 2.0)
     later: tuple[float, float] = (0.85, 0.75)
     lengths: tuple[float, float] = (2000, 5000)
-    trial_begin: float = 0.1
-    warm_up: int = 250
+
+    def __post_init__(self) -> None:
+        shares = (self.kept, self.verified, self.unverified, self.trial_share, *self.later)
+        if not all(0 < share < 1 for share in shares):
+            raise ValueError(f"kept, verified, unverified, trial_share, later: {shares} must lie between 0 and 1")
+        for first, last in ((self.short, self.long), self.lengths):
+            if not 0 < first < last:
+                raise ValueError(f"short and long, lengths: {first} and {last} must be above 0, and the second larger")
 
     def weight(self, steps: float) -> float:
         """0 for a short run, 1 for a long one."""

@@ -24,7 +24,7 @@ from smartfrz_lightning import (
 from smartfrz_lightning.callbacks.strategies import check_strategy
 from smartfrz_lightning.predictor import AttentionPredictor
 from smartfrz_lightning.predictor.start import StartPredictor
-from smartfrz_lightning.stages import LaterStage, StartStage
+from smartfrz_lightning.stages import LaterStage, Schedule, StartStage
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,8 @@ from smartfrz_lightning.stages import LaterStage, StartStage
         (AttentionFreezeCallback, {"predictor": str(StartPredictor.shipped)}, "is no smartfrz-predictor of version 1"),
         (LaterStage, {"predictor": str(StartPredictor.shipped)}, "is no smartfrz-later-predictor"),
         (LaterStage, {"threshold": 1}, "threshold=1: must be a number between 0 and 1"),
+        (Schedule, {"later": (0.85, 75)}, "later: .* must lie between 0 and 1"),
+        (Schedule, {"short": 2000}, "2000 and 1500 must be above 0, and the second larger"),
         (SmartFreezeCallback, {"threshold": 0.0}, "threshold=0.0"),
         (SmartFreezeCallback, {"threshold": 1}, "threshold=1"),
         (SmartFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number"),

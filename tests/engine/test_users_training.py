@@ -9,7 +9,7 @@ from models import Classifier, mlp
 from scripted import FreezeNext, ScriptedFreeze, States
 from torch import nn
 
-from smartfrz_lightning import AutoFreezeCallback, GradientNormFreezeCallback
+from smartfrz_lightning import AutoFreezeCallback, Freezer, GradientNormFreezeCallback
 
 
 class Modes(Callback):
@@ -61,6 +61,30 @@ def test_a_layer_that_the_users_code_thaws_is_taken_over_and_said(make_trainer, 
         before, after = (state["net.0.weight"] for state in states.states[step - 1 : step + 1])
         assert torch.equal(before, after) == (4 <= step < noticed), step
     assert freezer.timeline.states[-1].flops.total == freezer.timeline.states[0].flops.total
+
+
+def test_a_state_that_is_loaded_after_a_batch_that_broke_off_holds_nothing_of_it():
+    net = mlp(norm=False)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    freezer = Freezer(net, optimizer, ScriptedFreeze({2: [0]}), 8, 8)
+
+    def step(breaks=False):
+        with freezer.batch():
+            optimizer.zero_grad()
+            net(torch.rand(4, 12)).sum().backward()
+            optimizer.step()
+            if breaks:
+                raise RuntimeError("out of memory")
+
+    for _ in range(3):
+        step()
+    state = freezer.state_dict()
+    net[0].requires_grad_(True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        step(breaks=True)
+    freezer.load_state_dict(state)
+    step()
+    assert freezer.run.frozen == ["0"] and not freezer.run.layers[0].always_trains and freezer.run.steps == 4
 
 
 class TwoStems(nn.Module):

@@ -77,7 +77,7 @@ def test_a_probe_measures_it_and_leaves_no_trace():
     net = trained()
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     expected = shift(net, lambda x: 1 - x, 3)
-    probe = Probe(net, [optimizer], sample_size=16)
+    probe = Probe(net, [optimizer])
     probe.watch(find_layers(net, images(2)))
     before = buffers(net)
     for _ in range(3):
