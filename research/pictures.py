@@ -58,7 +58,7 @@ def verify(path: Path, rows: Path = Path("research/results/second_look.jsonl")) 
         axis.scatter(*zip(*told, strict=True), s=12, alpha=0.6, color=color, label=name)
     axis.axvline(-0.5, color="0.6", lw=1, ls="--")
     how = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "fontsize": 8}
-    axis.annotate("short run:\nthe prefix\nstays", (-0.5, 1), xytext=(-6, -24), **how)
+    axis.annotate("the prefix\nstays", (-0.5, 1), xytext=(-6, -24), **how)
     axis.axhline(0, color="0.6", lw=1)
     axis.set(
         xlabel="trial: loss with the prefix frozen, minus without, in standard errors", ylabel="points if it stays"

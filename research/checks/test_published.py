@@ -11,7 +11,7 @@ from research.runs import Runs
 from research.verify import differences, recomputed
 from smartfrz_lightning import FreezingCallback
 from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
-from smartfrz_lightning.stages import Schedule
+from smartfrz_lightning.stages import LaterStage
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "research" / "results" / "moments.jsonl"
@@ -51,5 +51,5 @@ def test_what_it_calls_safe_was_safe_in_the_recorded_runs():
                 inputs = later_inputs(layers, check / 20, case["losses"][0][check - 1] / case["first_loss"])
                 said.append(float(LaterPredictor.load()(inputs).sigmoid()[run["depth"] - 1]))
                 was.append(run["accuracy"] >= full - 1)
-    sure = [safe for p, safe in zip(said, was, strict=True) if p >= Schedule().later[0]]
+    sure = [safe for p, safe in zip(said, was, strict=True) if p >= LaterStage().threshold]
     assert len(sure) > 30 and sum(sure) / len(sure) > 0.85 > sum(was) / len(was) + 0.2

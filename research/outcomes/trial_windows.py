@@ -21,7 +21,8 @@ from research.outcomes.case import Case
 from research.outcomes.examples import STORED
 from research.outcomes.setup import set_up
 from research.outcomes.training import Moment, train
-from smartfrz_lightning.predictor.start import INPUTS, SHIFT_FLOOR, StartPredictor
+from smartfrz_lightning.predictor.start import StartPredictor
+from smartfrz_lightning.predictor.start import INPUTS, SHIFT_FLOOR
 from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.start import choose_prefix
 from smartfrz_lightning.stages.verify import prefix_stays
@@ -83,16 +84,9 @@ def _steps(steps: int, share: float) -> int:
 
 
 def outcome(
-    predictor: StartPredictor,
-    case: Mapping[str, Any],
-    losses: Mapping[str, Any],
-    window: str,
-    bound: float | None = None,
+    predictor: StartPredictor, case: Mapping[str, Any], losses: Mapping[str, Any], window: str, bound: float = 0.5
 ) -> tuple[float, float]:
-    """Points and FLOPs that a case comes to, with its deepest prefix that the start stage would freeze.
-
-    Without a bound, that of its length.
-    """
+    """Points and FLOPs that a case comes to, with its deepest prefix that the start stage would freeze."""
     begin, length, ignored = WINDOWS[window]
     inputs = torch.tensor(case["inputs"])[:, [STORED.index(name) for name in INPUTS]]
     inputs[:, INPUTS.index("shift")] = torch.tensor(SHIFT_FLOOR).log()
@@ -104,7 +98,6 @@ def outcome(
     if not chosen:
         return 0.0, 1.0
     steps, depth = case["case"]["steps"], depths[chosen - 1]
-    bound = Schedule().bound(steps) if bound is None else bound
     first, takes = _steps(steps, begin) if begin else 0, _steps(steps, length)
     frozen = torch.tensor(losses["frozen"][str(depth)])[first : first + takes]
     full = torch.tensor(losses["released"][str(depth)] if begin else losses["full"])[:takes]
@@ -134,7 +127,7 @@ def bounds(file: Path) -> list[list[str]]:
     return [[f"{bound:g}", *_over_all(file, "ships", bound)] for bound in BOUNDS]
 
 
-def _over_all(file: Path, window: str, bound: float | None = None) -> list[str]:
+def _over_all(file: Path, window: str, bound: float = 0.5) -> list[str]:
     cases = [json.loads(line) for line in CASES.read_text().splitlines()]
     losses = [json.loads(line) for line in file.read_text().splitlines()]
     predictor = StartPredictor.load()

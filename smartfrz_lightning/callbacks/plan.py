@@ -164,7 +164,7 @@ class PlanCallback(SmartFreezeCallback):
                 time=times[depth] / times[min(times)],
                 memory=self._measure.memory.get(depth),
                 safe=safe[depth - 1] if depth and safe else None,
-                later=self._later.earliest(run, len(free), depth, EXPECTED_LOSS) if depth and self._later else None,
+                later=self._later.earliest(len(free), depth, EXPECTED_LOSS) if depth and self._later else None,
                 default=bool(depth) and depth == len(self._start.answer.freeze),
             )
             for depth in sorted(times)

@@ -40,7 +40,7 @@ class SmartFreezeCallback(FreezingCallback):
         later: The same.
         threshold: p(safe) from which a prefix freezes, between 0 and 1: how likely that costs at most 2 points of
             accuracy at the start, at most 1 later. By default 0.65 at the start of a short run where the prefix is
-            tried afterwards, 0.8 at that of others, and 0.85 later, 0.75 in runs of 5,000 steps (gradually from 2,000).
+            tried afterwards, 0.8 at that of others, and 0.85 later.
         save: Share of the FLOPs of the run to save. Of the prefixes that are safe enough at the start and save as much,
             the safest one is frozen, or else the one that saves most; it is tried, and what the trial confirms stays
             frozen to the end. What is missing is saved by one layer after another (``IntervalStage``).
@@ -85,7 +85,7 @@ class SmartFreezeCallback(FreezingCallback):
         if verify is True:
             verify = VerifyStage(likely=0.8 if threshold is None else threshold)
         if later is True:
-            later = LaterStage(threshold=threshold) if save is None else IntervalStage(save)
+            later = LaterStage(threshold=threshold or 0.85) if save is None else IntervalStage(save)
         if isinstance(start, StartStage):
             start.verified = bool(verify)
             start.save = later.save if isinstance(later, IntervalStage) else None

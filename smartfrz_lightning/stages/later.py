@@ -48,8 +48,8 @@ class LaterStage(Stage):
     Args:
         predictor: Safetensors file of a later predictor, or a module that gives the log-odds of
             ``later_inputs``; the shipped one by default.
-        threshold: p(safe) from which a prefix freezes, or stays frozen, between 0 and 1; the schedule's by default.
-        schedule: When that is asked, and the threshold, by the length of the run.
+        threshold: p(safe) from which a prefix freezes, or stays frozen, between 0 and 1.
+        schedule: When that is asked, by the length of the run.
 
     Raises:
         FileNotFoundError: There is no such predictor file.
@@ -57,7 +57,7 @@ class LaterStage(Stage):
     """
 
     def __init__(
-        self, predictor: str | nn.Module | None = None, threshold: float | None = None, schedule: Schedule | None = None
+        self, predictor: str | nn.Module | None = None, threshold: float = 0.85, schedule: Schedule | None = None
     ) -> None:
         check_shares(threshold=threshold)
         self._predictor = predictor if isinstance(predictor, nn.Module) else LaterPredictor.load(predictor)
@@ -136,8 +136,7 @@ class LaterStage(Stage):
         if prefix := self._undecided(run):
             return self._released(run, prefix, free)
         safe = self._safe(run, free)
-        required = self._required(run)
-        depth = max((number for number, share in enumerate(safe, 1) if share >= required), default=0)
+        depth = max((number for number, share in enumerate(safe, 1) if share >= self.threshold), default=0)
         active = {layer.name for layer in run.active}
         chosen = {layer.name: safe[depth - 1] for layer in free[:depth] if layer.name in active}
         self._froze |= bool(chosen)
@@ -154,14 +153,13 @@ class LaterStage(Stage):
         """What trains again of a prefix that is frozen from the start."""
         odds = self._odds(run, free)
         safe = [] if odds is None else odds.cummin(0).values.sigmoid().tolist()
-        required = self._required(run)
-        depth = min(sum(share >= required for share in safe), int(DEEPEST * len(free) + 1e-6))
+        depth = min(sum(share >= self.threshold for share in safe), int(DEEPEST * len(free) + 1e-6))
         names = {layer.name for layer in free[:depth]}
         thawed = [layer.name for layer in prefix if layer.name not in names]
         why = "p(safe) is not known"
         if safe:
             why = (
-                f"p(safe) of the whole prefix is {safe[len(prefix) - 1]:.2f} and has to be {required:.2f}, with "
+                f"p(safe) of the whole prefix is {safe[len(prefix) - 1]:.2f} and has to be {self.threshold:.2f}, with "
                 f"the training loss at {self._loss:.2g} of the first batch's; at most two thirds of all layers may stay"
             )
         run.say(
@@ -189,19 +187,14 @@ class LaterStage(Stage):
         odds = odds.masked_fill(young & ~frozen, -math.inf).masked_fill(whole, math.inf)
         return odds.cummin(0).values.sigmoid().tolist()
 
-    def _required(self, run: TrainingRun) -> float:
-        if self.threshold is not None:
-            return self.threshold
-        return self.schedule.later_threshold(self.schedule.known(run.total_steps))
-
-    def earliest(self, run: TrainingRun, layers: int, depth: int, loss: float) -> float | None:
+    def earliest(self, layers: int, depth: int, loss: float) -> float | None:
         """The share of a run from which a prefix would be frozen, ``None`` if never."""
         if depth > int(DEEPEST * layers + 1e-6):
             return None
         for check in range(math.ceil(EARLIEST * CHECKS - 1e-6), CHECKS):
             with torch.no_grad():
                 odds = self._predictor(later_inputs(layers, check / CHECKS, loss))[:depth]
-            if float(odds.min().sigmoid()) >= self._required(run):
+            if float(odds.min().sigmoid()) >= self.threshold:
                 return check / CHECKS
         return None
 
@@ -216,7 +209,7 @@ class LaterStage(Stage):
         if self._best and not self._froze and run.is_first_process:
             run.say(
                 f"Nothing froze after the start: p(safe) was {self._best:.2f} at most, and has to be "
-                f"{self._required(run):.2f}."
+                f"{self.threshold:.2f}."
             )
         self._best = None
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 class Schedule:
     """What is best in runs of a few hundred steps differs from what is best in those of thousands.
 
-    ``StartStage`` takes its thresholds from here, ``VerifyStage`` what concerns the trial, ``LaterStage`` its threshold
-    and for how long a prefix stays frozen at least; give all three the same.
+    ``StartStage`` takes its thresholds from here, ``VerifyStage`` what concerns the trial, ``LaterStage`` for how long
+    a prefix stays frozen at least; give all three the same.
 
     Every rule goes from one to the other with the logarithm of the length, so that no length is a border. Lengths count
     optimizer steps; a run of unknown length counts as one of ``long`` steps.
@@ -25,14 +25,9 @@ class Schedule:
         least_trial: The fewest steps that tell anything.
         trial_begin: When it begins in a short run, as a share of the run; in a long one at once.
         warm_up: The most steps for which it waits while learning rates rise.
-        bounds: Standard errors by which the loss of the shadow weights has to be higher for the prefix to stay, in a
-            short and in a long run, in which freezing late costs less.
-        later: p(safe) at which a prefix freezes later, or stays frozen, in a run of as many steps as the first of
-            ``lengths``, and of as many as the second.
-        lengths: These two.
 
     Raises:
-        ValueError: A share or a p(safe) does not lie between 0 and 1, or a length is not above the one before.
+        ValueError: A share or a p(safe) does not lie between 0 and 1, or ``long`` is not above ``short``.
     """
 
     short: float = 400
@@ -45,25 +40,23 @@ class Schedule:
     least_trial: int = 10
     trial_begin: float = 0.1
     warm_up: int = 250
-    bounds: tuple[float, float] = (0.5, 2.0)
-    later: tuple[float, float] = (0.85, 0.75)
-    lengths: tuple[float, float] = (2000, 5000)
 
     def __post_init__(self) -> None:
-        shares = (self.kept, self.verified, self.unverified, self.trial_share, *self.later)
-        if not all(0 < share < 1 for share in shares):
-            raise ValueError(f"kept, verified, unverified, trial_share, later: {shares} must lie between 0 and 1")
-        for first, last in ((self.short, self.long), self.lengths):
-            if not 0 < first < last:
-                raise ValueError(f"short and long, lengths: {first} and {last} must be above 0, and the second larger")
+        for name in ("kept", "verified", "unverified", "trial_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1")
+        if not 0 < self.short < self.long:
+            raise ValueError(f"short={self.short} and long={self.long}: must be above 0, and long the larger")
 
     def weight(self, steps: float) -> float:
         """0 for a short run, 1 for a long one."""
-        return _share(steps, self.short, self.long)
+        if steps <= self.short or steps >= self.long:
+            return float(steps >= self.long)
+        return math.log(steps / self.short) / math.log(self.long / self.short)
 
     def threshold(self, steps: float) -> float:
         """p(safe) at which a prefix is frozen that a trial follows."""
-        return self._between((self.verified, self.unverified), steps)
+        return self.verified + (self.unverified - self.verified) * self.weight(steps)
 
     def frozen_until(self, steps: float) -> float:
         """Steps for which a prefix that was frozen from the start stays so at least; ``inf`` in a short run."""
@@ -72,11 +65,8 @@ class Schedule:
 
     def trial_length(self, steps: float) -> int:
         """Steps of the trial."""
-        return int(min(self._between(self.trial_steps, steps), self.trial_share * steps) + 1e-6)
-
-    def bound(self, steps: float) -> float:
-        """Standard errors by which the loss of the shadow weights has to be higher for the prefix to stay."""
-        return self._between(self.bounds, steps)
+        most = self.trial_steps[0] + (self.trial_steps[1] - self.trial_steps[0]) * self.weight(steps)
+        return int(min(most, self.trial_share * steps) + 1e-6)
 
     def begin(self, steps: float, warming_up: bool = False) -> float:
         """Steps of the run before the trial. In a long run none: what the trial releases has then missed nothing."""
@@ -93,17 +83,3 @@ class Schedule:
     def known(self, steps: float) -> float:
         """The length by which a run goes whose own is ``inf`` where it is not known."""
         return self.long if steps == math.inf else steps
-
-    def later_threshold(self, steps: float) -> float:
-        """p(safe) at which a prefix freezes later, or stays frozen: the longer a run, the less freezing costs."""
-        return self.later[0] + (self.later[1] - self.later[0]) * _share(steps, *self.lengths)
-
-    def _between(self, ends: tuple[float, float], steps: float) -> float:
-        return ends[0] + (ends[1] - ends[0]) * self.weight(steps)
-
-
-def _share(steps: float, first: float, last: float) -> float:
-    """From 0 to 1, by the logarithm of the length."""
-    if steps <= first or steps >= last:
-        return float(steps >= last)
-    return math.log(steps / first) / math.log(last / first)

@@ -27,12 +27,11 @@ class VerifyStage(Stage):
 
     Args:
         likely: p(safe) of the part that stays where there can be no trial.
-        bound: Standard errors by which the shadow's loss has to be higher for the prefix to stay; by default as the
-            schedule says.
-        schedule: When the trial begins, how long it takes, and the bound, by the length of the run.
+        bound: Standard errors by which the shadow's loss has to be higher for the prefix to stay.
+        schedule: When the trial begins, and how long it takes.
     """
 
-    def __init__(self, likely: float = 0.8, bound: float | None = None, schedule: Schedule | None = None) -> None:
+    def __init__(self, likely: float = 0.8, bound: float = 0.5, schedule: Schedule | None = None) -> None:
         self.likely, self.bound = likely, bound
         self.schedule = schedule or Schedule()
 
@@ -161,8 +160,7 @@ class VerifyStage(Stage):
 
     def _decide(self, run: TrainingRun, trial: "_Trial") -> None:
         gain, error = run.agree(trial.step_taker.reduce(torch.tensor(trial.gain())).tolist())
-        bound = self.schedule.bound(self.schedule.known(run.total_steps)) if self.bound is None else self.bound
-        stays = prefix_stays(gain, error, bound)
+        stays = prefix_stays(gain, error, self.bound)
         self._over, self._stays, self._adopts = True, len(_prefix(run)) if stays else 0, not stays
         run.say(
             f"Trial, steps {trial.begun} to {run.steps}: with everything training the loss was {abs(gain):.2g} ± "

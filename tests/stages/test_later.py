@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from smartfrz_lightning import Freezer, SmartFreezeCallback
-from smartfrz_lightning.engine import TrainingRun
 from smartfrz_lightning.stages import LaterStage, Schedule, Stage, StartStage
 
 
@@ -70,9 +69,8 @@ def test_the_deepest_prefix_that_is_safe_freezes_at_once(make_trainer, odds, fro
 def test_it_says_beforehand_when_it_would_freeze(make_trainer):
     freezer = late(Told(3.0, 2.0, 3.0, progress=0.5))
     stage = freezer.stages["later"]
-    run = TrainingRun(nn.Identity())
-    assert [stage.earliest(run, 3, depth, 0.3) for depth in (1, 2, 3)] == [0.5, 0.5, None]
-    assert late(Told(-1.0)).stages["later"].earliest(run, 1, 1, 0.3) is None
+    assert [stage.earliest(3, depth, 0.3) for depth in (1, 2, 3)] == [0.5, 0.5, None]
+    assert late(Told(-1.0)).stages["later"].earliest(1, 1, 0.3) is None
     make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
     assert {event.epoch / 10 for event in freezer.timeline.events} == {0.5}
 
@@ -141,16 +139,12 @@ def test_a_run_without_a_known_length_is_told_so(make_trainer):
 @pytest.mark.parametrize("steps", [300, 500, 900, 999, 1001, 1100, 2000, 5000])
 def test_no_rule_has_a_border(steps):
     schedule = Schedule()
-    for rule in (schedule.threshold, schedule.later_threshold, schedule.weight, schedule.bound):
+    for rule in (schedule.threshold, schedule.weight):
         assert abs(rule(steps - 1) - rule(steps)) < 0.01
     for whole in (schedule.begin, schedule.trial_length):
         assert abs(whole(steps - 1) - whole(steps)) <= 1
     kept = [min(1.0, schedule.frozen_until(n) / n) for n in (steps - 1, steps)]
     assert abs(kept[0] - kept[1]) < 0.01
-
-
-def test_in_runs_of_thousands_of_steps_a_prefix_freezes_later_at_a_lower_p():
-    assert [round(Schedule().later_threshold(steps), 3) for steps in (300, 2000, 3162, 9000)] == [0.85, 0.85, 0.8, 0.75]
 
 
 def test_savings_hardly_differ_around_a_thousand_steps():
