@@ -204,6 +204,37 @@ def two_fifths(runs: Runs) -> str:
     return _markdown(["", "seeds", "all of it trains again", "all of it stays", "by p(safe)"], lines)
 
 
+LONG = {
+    "release_resnet20_all": "ResNet-20, all of CIFAR-100, 7,810 steps",
+    "resnet32_paper_length": "ResNet-32, all of CIFAR-100, 7,810 steps",
+    "efficientnet_all": "EfficientNet-Lite0, all of CIFAR-100, 3,124 steps",
+}
+"""Runs of thousands of steps; the first network is not held out."""
+
+RULES = {
+    "what ships": [("smart", ""), ("asked", "")],
+    "two standard errors": [("smart", "a bound of 2")],
+    "the same, and 0.75 later": [("smart", "a bound of 2, p(safe) 0.75")],
+    "third stage alone": [("later_alone", "")],
+    "the same, from 0.75": [("later_alone", "p(safe) 0.75")],
+}
+"""What was tried on these: method and variant."""
+
+
+def long_runs(runs: Runs) -> str:
+    """What is frozen from the start, and at which p(safe) later, in runs of thousands of steps."""
+    lines = []
+    for case, name in LONG.items():
+        full, cells = runs.full(case), []
+        for tried in RULES.values():
+            rows = [row for run, variant in tried for row in runs.of(case, run, variant=variant)]
+            points = [100 * (row["value"] - full[row["seed"]]["value"]) for row in rows]
+            cost = spread([row["flops"] for row in rows])
+            cells.append(f"{spread(points, 1, True)} at {cost} ({len(rows)})" if rows else "–")
+        lines.append([name, *cells])
+    return _markdown(["points at FLOPs (seeds)", *RULES], lines)
+
+
 def one_predictor(runs: Runs) -> str:
     """Whether one predictor answers at the start and later as well as two."""
     return _markdown(SHOWN, one_predictor_rows(RUNS.with_name("moments.jsonl")))
@@ -252,6 +283,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "later_policy": _later(policies, POLICY),
     "from_start": from_start,
     "two_fifths": two_fifths,
+    "long_runs": long_runs,
     "one_predictor": one_predictor,
     "later_calibration": _later(calibration, CALIBRATION),
     "later_shifted": _later(calibration_of_shipped, CALIBRATION, "moments_shifted.jsonl"),

@@ -21,8 +21,7 @@ from research.outcomes.case import Case
 from research.outcomes.examples import STORED
 from research.outcomes.setup import set_up
 from research.outcomes.training import Moment, train
-from smartfrz_lightning.predictor.start import StartPredictor
-from smartfrz_lightning.predictor.start import INPUTS, SHIFT_FLOOR
+from smartfrz_lightning.predictor.start import INPUTS, SHIFT_FLOOR, StartPredictor
 from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.start import choose_prefix
 from smartfrz_lightning.stages.verify import prefix_stays
