@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.fabric import Fabric
-from models import Classifier, Vectors, mlp, sgd
+from models import Classifier, Vectors, Within, mlp, sgd
 from staging import ANYWAY, NEVER, ONE_LAYER, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
@@ -38,17 +38,6 @@ METHODS = {
 }
 
 
-class Net(nn.Module):
-    """Layers by the same names as in the LightningModule: which weights are sampled goes by them."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = trained(mlp())
-
-    def forward(self, x):
-        return self.net(x)
-
-
 def what(timeline):
     return [(event.layer, event.step, round(event.epoch, 9), event.confidence) for event in timeline.events]
 
@@ -56,7 +45,7 @@ def what(timeline):
 def in_a_loop(method, by_fabric=False):
     """What a user writes, also under Fabric, which wraps model, optimizer and loader."""
     torch.manual_seed(1)
-    model, loader = Net(), DataLoader(Vectors(72), 8)
+    model, loader = Within(trained(mlp())), DataLoader(Vectors(72), 8)
     torch.manual_seed(1)
     optimizer, backward = sgd(model.parameters()), torch.Tensor.backward
     if by_fabric:
@@ -93,18 +82,12 @@ def test_the_same_decisions_as_the_callback(make_trainer, name):
 
 @pytest.mark.parametrize("verdict", [ANYWAY, NEVER], ids=["stays", "adopted"])
 def test_a_loop_that_gives_its_training_step_can_verify(make_trainer, verdict):
-    def net():
-        torch.manual_seed(1)
-        model = Net()
-        trained(model.net)
-        return model
-
-    model, callback = Classifier(net().net, size=72), smart(verdict=verdict)
+    model, callback = Classifier(trained(mlp()), size=72), smart(verdict=verdict)
     torch.manual_seed(1)
     make_trainer(callback, max_epochs=15, limit_val_batches=0).fit(model)
     assert "Trial" in "\n".join(callback.timeline.notes)
 
-    own, loader = net(), DataLoader(Vectors(72), 8)
+    own, loader = Within(trained(mlp())), DataLoader(Vectors(72), 8)
     torch.manual_seed(1)
     optimizer, method = sgd(own.parameters()), smart(verdict=verdict)
 
@@ -125,7 +108,7 @@ def test_a_loop_that_gives_its_training_step_can_verify(make_trainer, verdict):
 
 
 def test_a_loop_without_a_training_step_says_what_follows():
-    own, loader = Net(), DataLoader(Vectors(72), 8)
+    own, loader = Within(trained(mlp())), DataLoader(Vectors(72), 8)
     optimizer = sgd(own.parameters())
     freezer = Freezer(own, optimizer, SmartFreezeCallback(), len(loader), 15 * len(loader))
     for batch in loader:

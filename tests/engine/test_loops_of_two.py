@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from loop_worker import Net, sgd, train
-from models import Vectors
+from ddp_worker import plain_net
+from loop_worker import train
+from models import Vectors, Within, sgd
 from torch.utils.data import DataLoader
 from two_processes import two_processes
 
@@ -25,7 +26,7 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_as_one_process(outcomes, case):
     first, second = outcomes[case]
-    net = Net().double()
+    net = Within(plain_net()).double()
     loader = DataLoader(Vectors(64), 16)
     freezer, losses = train(net, sgd(net.parameters()), loader, SCRIPT, lambda loss: loss.backward())
     events = [(event.layer, event.kind, event.step) for event in freezer.timeline.events]

@@ -4,7 +4,7 @@ import torch
 from ddp_worker import plain_net
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
-from models import Vectors
+from models import Vectors, Within, sgd
 from scripted import ScriptedFreeze
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -23,19 +23,6 @@ class Lost(FreezingMethod):
 
     def select(self, run):
         return ["net.99"]
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = plain_net()
-
-    def forward(self, x):
-        return self.net(x)
-
-
-def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 
 def train(model, optimizer, loader, settings, backward):
@@ -58,7 +45,7 @@ def train(model, optimizer, loader, settings, backward):
 
 
 def fit(settings, folder):
-    data, net = Vectors(64), Net().double()
+    data, net = Vectors(64), Within(plain_net()).double()
     bytes_of_steps, calls = [0], []
 
     def count(state, bucket):

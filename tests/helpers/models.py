@@ -81,6 +81,17 @@ class Classifier(LightningModule):
         return DataLoader(Vectors(), 32)
 
 
+class Within(nn.Module):
+    """A network by the same names as in the LightningModule: which weights are sampled goes by them."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
 class Manual(Classifier):
     """Manual optimization: several batches a step or several steps a batch, maybe past Lightning's own optimizer."""
 
