@@ -1,10 +1,8 @@
-"""What a benchmark adds to a fit: it measures, and seeds every epoch for itself."""
+"""TrainingMeter: seconds of training, validation and start-up, and how much was trained on."""
 
-import random
 import time
 from typing import Any
 
-import numpy
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -59,19 +57,3 @@ class TrainingMeter(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._book("train", pl_module)
-
-
-class EpochSeed(Callback):
-    """Runs of one seed see the same batches, whatever they draw in between.
-
-    Under DDP every process draws numbers of its own.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        number = (self.seed + 1_000_003 * trainer.global_rank) * 100_003 + trainer.current_epoch
-        torch.manual_seed(number)
-        random.seed(number)
-        numpy.random.seed(number % 2**32)

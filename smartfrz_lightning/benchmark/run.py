@@ -20,7 +20,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from smartfrz_lightning.benchmark.meter import EpochSeed, TrainingMeter
+from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
+from smartfrz_lightning.benchmark.meter import TrainingMeter
 from smartfrz_lightning.benchmark.spec import Benchmark, Run
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.predictor.weights import SHIPPED
@@ -194,7 +195,7 @@ def _merge(tree: dict[str, Any], other: dict[str, Any], name: str) -> None:
 
 
 def _circumstances(world_size: int) -> dict[str, Any]:
-    cuda, own = torch.cuda.is_available(), f"{platform.machine()}, {torch.get_num_threads()} threads"
+    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
     commit = ""
@@ -209,6 +210,6 @@ def _circumstances(world_size: int) -> dict[str, Any]:
             "lightning": lightning.__version__,
             "smartfrz_lightning": __version__,
         },
-        "hardware": torch.cuda.get_device_name() if cuda else own,
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "processes": world_size,
     }

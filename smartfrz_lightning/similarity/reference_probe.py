@@ -107,7 +107,8 @@ class ReferenceProbe:
                 for module, args, kwargs in self._calls:
                     found.clear()
                     module(*args, **kwargs)
-                    maps = [_feature_map(found, layer, _examples(args, kwargs)) for layer in layers]
+                    examples = _examples(args, kwargs)
+                    maps = [_feature_map(found, layer, examples) for layer in layers]
                     batches.append([unbiased_gram(one).flatten() for one in maps])
             return [torch.cat(grams) for grams in zip(*batches, strict=True)]
         finally:

@@ -144,10 +144,8 @@ class VerifyStage(Stage):
 
     def _keep_likely(self, run: TrainingRun, why: str) -> None:
         prefix = _prefix(run)
-        self._over, self._stays = (
-            True,
-            likely_part([run.confidence.get(layer.name, 1.0) for layer in prefix], self.likely),
-        )
+        self._over = True
+        self._stays = likely_part([run.confidence.get(layer.name, 1.0) for layer in prefix], self.likely)
         if self._stays < len(prefix):
             run.say(
                 f"{len(prefix) - self._stays} of {len(prefix)} frozen layers train again: {why}, and their p(safe) is "
