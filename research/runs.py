@@ -104,6 +104,7 @@ def add(folder: str, case: str, version: str = "0.3.0", variant: str = "", share
                 "run": one["run"],
                 "seed": one["seed"],
                 "value": one["value"],
+                "loss": one["metrics"].get("val_loss"),
                 "flops": sum(timeline["spent"].values()) / whole,
                 "seconds": one["seconds"]["train"],
                 "full_seconds": None if full is one else full["seconds"]["train"],  # on the same machine
