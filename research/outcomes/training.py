@@ -3,19 +3,17 @@
 import copy
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from research.outcomes.case import Case
 from smartfrz_lightning.engine.frozen_norms import RECALIBRATION, RECALIBRATION_SHARE, FrozenNorms
 from smartfrz_lightning.freezing.freeze import freeze
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.stages.later import CHECKS
 
 Images = tuple[Tensor, Tensor]
 
@@ -104,7 +102,6 @@ class Moment:
         step: The step.
         network: State dict of the network.
         optimizer: State dict of the optimizer.
-        averages: Of the parameters over the steps before, by name, as ``LaterStage`` takes them.
 
     Example:
         >>> from research.outcomes.training import Moment
@@ -115,7 +112,6 @@ class Moment:
     step: int
     network: dict[str, Any]
     optimizer: dict[str, Any]
-    averages: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train(
@@ -130,7 +126,6 @@ def train(
     recalibrate: bool = True,
     losses: list[float] | None = None,
     until: int | None = None,
-    averaged: bool = False,
 ) -> list[Moment]:
     """Train a network as a case says.
 
@@ -147,7 +142,6 @@ def train(
         recalibrate: Whether the front had trained before ``moment``, so that its statistics are to be measured anew.
         losses: Gets the loss of every step.
         until: Stop before this step, of the same schedule.
-        averaged: Whether the front freezes at the averages of ``moment`` in place of its weights.
 
     Returns:
         What was kept.
@@ -175,24 +169,18 @@ def train(
         begin = moment.step
     still = FrozenNorms(net)
     if front:
-        if averaged and moment is not None:
-            names = {name for layer in front for name in layer.parameters}
-            net.load_state_dict({name: moment.averages[name] for name in names}, strict=False)
         freeze(net, front, [optimizer])
         still.watch(front)
         batches = int(min(RECALIBRATION, total * RECALIBRATION_SHARE)) if begin and recalibrate else 0
         still.recalibrate([name for layer in front for name in layer.stateful], batches)
     kept = []
-    weights = dict(net.named_parameters())
-    averages = {name: weight.detach().clone() for name, weight in weights.items()} if keep else {}
-    average = get_ema_multi_avg_fn(1 - CHECKS / total)
     if watch:
         watch(begin)
     last = total if until is None else until
     for step in range(begin, last + 1):
         if step in keep:
             state = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())
-            kept.append(Moment(step, *state, {name: tensor.clone() for name, tensor in averages.items()}))
+            kept.append(Moment(step, *state))
         if step == last:
             break
         still.keep_still()
@@ -204,8 +192,6 @@ def train(
         loss = F.cross_entropy(net(x), y)
         loss.backward()
         optimizer.step()
-        if averages:
-            average(list(averages.values()), list(weights.values()), step)
         if losses is not None:
             losses.append(float(loss.detach()))
         still.batch_done()

@@ -1,7 +1,7 @@
 """LaterStage: which prefix may freeze for good, asked after each twentieth of a run."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
-from smartfrz_lightning.stages.averages import WeightAverages
 from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import check_shares
@@ -24,12 +23,6 @@ EARLIEST = 0.4
 
 DEEPEST = 2 / 3
 """Share of the layers that may freeze at most: what is deeper cost most in the recorded runs, and saves least."""
-
-AVERAGED = EARLIEST - 0.15
-"""Share of the run from which the weights of what may freeze are averaged."""
-
-SAMPLES = 400
-"""Moments of a run at which they are taken, at most."""
 
 TRAINED = 4
 """Twentieths of the run for which a layer has to train before it may freeze."""
@@ -48,9 +41,6 @@ class LaterStage(Stage):
     start stays frozen, of at most two thirds of the layers; the rest trains again. Where the training loss is not known
     all of it does. In a short run all of it stays to the end, and nothing else freezes; how this depends on the length,
     see ``smartfrz_lightning.stages.schedule``.
-
-    What freezes has the average of its weights over the last twentieth of the run, exponentially weighted: while rates
-    are not small yet, weights move about what they come to later. Weights that are sharded freeze as they are.
 
     The predictor has learned from recorded runs what freezing costs. An attention over the window of snapshots, as in
     the paper, was no better on networks that it had not seen (``predictor_weights/later.md``).
@@ -83,8 +73,6 @@ class LaterStage(Stage):
         self._loss = math.nan  # of the last twentieth, relative to the first batch's
         self._due = self._told = self._froze = False
         self._asked = False  # how much stays of a prefix that was frozen from the start
-        self._deciding = False
-        self._averages = WeightAverages()
         self._best: float | None = None  # largest p(safe) of a prefix that has not been frozen
 
     def start(self, run: TrainingRun) -> None:
@@ -102,7 +90,6 @@ class LaterStage(Stage):
     def step_done(self, run: TrainingRun) -> None:
         if run.total_batches == math.inf:
             return
-        self._average(run)
         self._rates += max(run.latest_rates, default=0.0)
         self._steps += 1
         if not run.passed(run.total_batches / CHECKS):
@@ -121,23 +108,13 @@ class LaterStage(Stage):
             self._trained[layer.name] = self._trained.get(layer.name, 0) + 1
         self._losses, self._batches, self._rates, self._steps, self._due = None, 0, 0.0, 0, True
 
-    def _average(self, run: TrainingRun) -> None:
-        if (run.progress or 0.0) < AVERAGED or not run.passed(run.total_batches / SAMPLES) or self._undecided(run):
-            return
-        free = [layer for layer in run.layers if not layer.always_trains]
-        layers = [layer for layer in free[: _deepest(free)] if layer.name not in run.frozen]
-        self._averages.update(run.model, layers, 1 - CHECKS / min(SAMPLES, run.total_steps))
-
     def check_due(self, run: TrainingRun) -> bool:
         if run.total_batches == math.inf:
-            self._deciding = self._may_release(run) and bool(self._undecided(run))
-        else:
-            self._deciding = run.total_batches < CHECKS * run.batches_per_epoch and self._ready(run)
-        return self._deciding
+            return self._may_release(run) and bool(self._undecided(run))
+        return run.total_batches < CHECKS * run.batches_per_epoch and self._ready(run)
 
     def epoch_check_due(self, run: TrainingRun, epoch: int) -> bool:
-        self._deciding = self._ready(run)
-        return self._deciding
+        return self._ready(run)
 
     def _ready(self, run: TrainingRun) -> bool:
         if not self._due:
@@ -176,7 +153,7 @@ class LaterStage(Stage):
         """What trains again of a prefix that is frozen from the start."""
         odds = self._odds(run, free)
         safe = [] if odds is None else odds.cummin(0).values.sigmoid().tolist()
-        depth = min(sum(share >= self.threshold for share in safe), _deepest(free))
+        depth = min(sum(share >= self.threshold for share in safe), int(DEEPEST * len(free) + 1e-6))
         names = {layer.name for layer in free[:depth]}
         thawed = [layer.name for layer in prefix if layer.name not in names]
         why = "p(safe) is not known"
@@ -206,13 +183,13 @@ class LaterStage(Stage):
         frozen = torch.tensor([layer.name in set(run.frozen) for layer in free])
         young = torch.tensor([self._trained.get(layer.name, 0) < TRAINED for layer in free])
         whole = frozen.int().cummin(0).values.bool()  # all of the prefix is frozen by now
-        young[_deepest(free) :] = True
+        young[int(DEEPEST * len(free) + 1e-6) :] = True
         odds = odds.masked_fill(young & ~frozen, -math.inf).masked_fill(whole, math.inf)
         return odds.cummin(0).values.sigmoid().tolist()
 
     def earliest(self, layers: int, depth: int, loss: float) -> float | None:
         """The share of a run from which a prefix would be frozen, ``None`` if never."""
-        if depth > _deepest(range(layers)):
+        if depth > int(DEEPEST * layers + 1e-6):
             return None
         for check in range(math.ceil(EARLIEST * CHECKS - 1e-6), CHECKS):
             with torch.no_grad():
@@ -222,11 +199,9 @@ class LaterStage(Stage):
         return None
 
     def decision_applied(self, run: TrainingRun) -> None:
-        self._due, self._asked, self._deciding = False, True, False
+        self._due, self._asked = False, True
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
-        if self._deciding:
-            self._averages.adopt(run.model, [layer for layer in run.layers if layer.name in frozen])
         for name in thawed:
             self._trained.pop(name, None)
 
@@ -239,17 +214,11 @@ class LaterStage(Stage):
         self._best = None
 
     def method_state(self) -> dict[str, Any]:
-        return {name: getattr(self, f"_{name}") for name in _STATE} | {"averages": self._averages.tensors}
+        return {name: getattr(self, f"_{name}") for name in _STATE}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         for name in _STATE:
             setattr(self, f"_{name}", state[name])
-        self._averages = WeightAverages(state["averages"])
-
-
-def _deepest(free: Sequence[Any]) -> int:
-    """How many of the layers that may freeze do at most."""
-    return int(DEEPEST * len(free) + 1e-6)
 
 
 _STATE = ("first", "losses", "batches", "rates", "steps", "means", "trained", "loss", "due", "told", "froze", "asked")

@@ -98,35 +98,6 @@ def test_it_sees_the_depth_what_is_left_and_the_loss(make_trainer):
     assert torch.allclose(inputs[:, 2, 2], (losses / model.losses[0]).log10(), atol=1e-5)
 
 
-@pytest.mark.parametrize("broken", [False, True], ids=["averages", "averages that are not finite"])
-def test_what_freezes_later_has_the_average_of_its_weights_and_what_is_frozen_by_hand_its_last_ones(broken):
-    net = mlp(norm=False)
-    optimizer = torch.optim.SGD(net.parameters(), 0.05)
-    stage = LaterStage(Told(3.0, -1.0, -1.0, progress=0.5))
-    freezer = Freezer(net, optimizer, SmartFreezeCallback(False, False, stage), batches_per_epoch=80, total_batches=80)
-    average = None
-    for step, (x, y) in enumerate(DataLoader(Vectors(640), 8), 1):
-        with freezer.batch(x):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(net(x), y)
-            freezer.before_backward(loss)
-            loss.backward()
-            optimizer.step()
-            first = net[0].weight.detach().clone()
-        if step == 25 and broken:
-            stage.method_state()["averages"]["0.weight"].fill_(torch.nan)
-        if step == 30:
-            freezer.change(freeze_now=["4"])
-            by_hand = net[4].weight.detach().clone()
-        if step == 40:
-            last = first
-        if 20 <= step <= 40:  # from a quarter of the run to the half, of 80 steps
-            average = first if average is None else torch.lerp(average, first, 20 / 80)
-    freezer.end()
-    assert freezer.run.frozen == ["4", "0"] and net[4].weight.equal(by_hand)
-    assert torch.allclose(net[0].weight, last if broken else average, atol=1e-6) and not last.equal(average)
-
-
 @pytest.mark.parametrize("loss", [-1.0, float("nan"), 0.0])
 def test_a_loss_that_does_not_shrink_to_zero_freezes_nothing(make_trainer, loss):
     class Odd(Classifier):

@@ -13,17 +13,11 @@ def part_stays():
     return smart(later=later(3.0, 1.0, 1.0, until=0.45), verdict=ANYWAY, schedule=LONG)
 
 
-def without_start():
-    """Averages are taken from step 30 on, and two layers freeze at them at 60."""
-    return SmartFreezeCallback(start=False, verify=False, later=later(3.0, 3.0, -1.0, progress=0.5))
-
-
 RUNS = {
     "behind the probe": (probing, (5, 6, 12)),
     "the prefix stays": (lambda: smart(verdict=ANYWAY), (11, 24, 60)),
     "the shadow weights are adopted": (lambda: smart(verdict=NEVER), (11, 24, 60)),
     "around two fifths": (part_stays, (40, 50, 80)),
-    "at averages": (without_start, (31, 59, 60)),
     "with a budget": (lambda: SmartFreezeCallback(StartStage(Safe()), VerifyStage(**NEVER), save=0.3), (10, 40, 100)),
 }
 
