@@ -7,7 +7,7 @@ from functools import partial
 from statistics import fmean
 
 from research import memory, papers
-from research.outcomes import from_the_start, trial_windows
+from research.outcomes import from_the_start, hindsight, trial_windows
 from research.outcomes.later import (
     CALIBRATION,
     POLICY,
@@ -190,6 +190,17 @@ def from_start(runs: Runs) -> str:
     return _markdown(from_the_start.SHOWN, from_the_start.from_the_start(RUNS.with_name("moments.jsonl")))
 
 
+def with_hindsight(runs: Runs) -> str:
+    """What freezing would come to if it were known beforehand what it costs."""
+    return _markdown(hindsight.SHOWN, hindsight.hindsight(RUNS.with_name("moments.jsonl")))
+
+
+def at_averages(runs: Runs) -> str:
+    """What freezing prefixes at averages of their weights came to."""
+    rows = hindsight.averages(RUNS.with_name("moments.jsonl"), RUNS.with_name("averaged.jsonl"))
+    return _markdown(hindsight.AVERAGES, rows)
+
+
 def two_fifths(runs: Runs) -> str:
     """What becomes of a prefix that was frozen from the start, after two fifths of the run."""
     lines = []
@@ -205,18 +216,22 @@ def two_fifths(runs: Runs) -> str:
 
 
 LONG = {
+    "release_resnet20_half": "ResNet-20, half of CIFAR-100, 3,905 steps",
     "release_resnet20_all": "ResNet-20, all of CIFAR-100, 7,810 steps",
     "resnet32_paper_length": "ResNet-32, all of CIFAR-100, 7,810 steps",
     "efficientnet_all": "EfficientNet-Lite0, all of CIFAR-100, 3,124 steps",
 }
-"""Runs of thousands of steps; the first network is not held out."""
+"""Runs of thousands of steps; the ResNet-20 is not held out."""
 
 RULES = {
     "what ships": [("smart", ""), ("asked", "")],
+    "half frozen by hand": [("static", "")],
     "two standard errors": [("smart", "a bound of 2")],
-    "the same, and 0.75 later": [("smart", "a bound of 2, p(safe) 0.75")],
+    "… and 0.75 later": [("smart", "a bound of 2, p(safe) 0.75")],
     "third stage alone": [("later_alone", "")],
-    "the same, from 0.75": [("later_alone", "p(safe) 0.75")],
+    "… from 0.75": [("later_alone", "p(safe) 0.75")],
+    "… at averages": [("later_alone", "averages")],
+    "… from 0.75, at averages": [("later_alone", "p(safe) 0.75, averages")],
 }
 """What was tried on these: method and variant."""
 
@@ -224,15 +239,19 @@ RULES = {
 def long_runs(runs: Runs) -> str:
     """What is frozen from the start, and at which p(safe) later, in runs of thousands of steps."""
     lines = []
-    for case, name in LONG.items():
-        full, cells = runs.full(case), []
-        for tried in RULES.values():
+    for name, tried in RULES.items():
+        cells = []
+        for case in LONG:
+            full = runs.full(case)
             rows = [row for run, variant in tried for row in runs.of(case, run, variant=variant)]
             points = [100 * (row["value"] - full[row["seed"]]["value"]) for row in rows]
+            pairs = [(row.get("loss"), full[row["seed"]].get("loss")) for row in rows]
+            losses = [own - whole for own, whole in pairs if own is not None and whole is not None]
+            loss = f", loss {fmean(losses):+.3f}," if losses else ""
             cost = spread([row["flops"] for row in rows])
-            cells.append(f"{spread(points, 1, True)} at {cost} ({len(rows)})" if rows else "–")
+            cells.append(f"{spread(points, 1, True)}{loss} at {cost} ({len(rows)})" if rows else "–")
         lines.append([name, *cells])
-    return _markdown(["points at FLOPs (seeds)", *RULES], lines)
+    return _markdown(["points at FLOPs (seeds)", *LONG.values()], lines)
 
 
 def one_predictor(runs: Runs) -> str:
@@ -283,6 +302,8 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "later_policy": _later(policies, POLICY),
     "from_start": from_start,
     "two_fifths": two_fifths,
+    "hindsight": with_hindsight,
+    "averages": at_averages,
     "long_runs": long_runs,
     "one_predictor": one_predictor,
     "later_calibration": _later(calibration, CALIBRATION),
