@@ -7,7 +7,9 @@ from functools import partial
 from statistics import fmean
 
 from research import memory, papers
-from research.outcomes import from_the_start, hindsight, trial_windows
+from research.long_runs import long_runs, two_fifths
+from research.markdown import markdown
+from research.outcomes import averages, from_the_start, hindsight, trial_windows
 from research.outcomes.later import (
     CALIBRATION,
     POLICY,
@@ -48,14 +50,6 @@ BUDGETS = {
 }
 """Cases in which a budget was given."""
 
-TWO_FIFTHS = {
-    "release_resnet20_sgd": "ResNet-20 (CIFAR-10), ten classes of CIFAR-100, SGD",
-    "release_resnet20_adamw": "the same network, other classes, AdamW",
-    "release_vgg8_sgd": "VGG (half of CIFAR-100), ten other classes, SGD",
-    "release_resnet20_all": "ResNet-20 (CIFAR-10), all of CIFAR-100, 7,810 steps, SGD",
-}
-"""Cases on which that was tried, 1,488 steps each but the last; no held-out network is among them."""
-
 
 def default(runs: Runs) -> str:
     """The default beside full training, and full training that was shortened to the same FLOPs."""
@@ -82,7 +76,7 @@ def _default(runs: Runs, last: str, cell: Callable[[str], str]) -> str:
         costs = [spread(runs.flops(case, "smart")), spread(runs.time(case, "smart"))]
         cells = [spread(full, 1), spread(points, 1, True), *costs, verdict(points), cell(case)]
         lines.append([name, str(len(points)), *cells])
-    return _markdown(["case", "seeds", "full", "points", "FLOPs", "time", "against full training", last], lines)
+    return markdown(["case", "seeds", "full", "points", "FLOPs", "time", "against full training", last], lines)
 
 
 def cache(runs: Runs) -> str:
@@ -109,7 +103,7 @@ def cache_in_benchmarks(runs: Runs) -> str:
             time = spread([row["seconds"] / other["seconds"] for row, other in pairs])
             points = spread([100 * (row["value"] - other["value"]) for row, other in pairs], 1, True)
             lines.append([name, f"`{method}`", str(len(pairs)), time, points])
-    return _markdown(["", "method", "seeds", "time", "points"], lines)
+    return markdown(["", "method", "seeds", "time", "points"], lines)
 
 
 def shown_methods(runs: Runs, case: str) -> list[str]:
@@ -154,7 +148,7 @@ def budget(runs: Runs) -> str:
             for points in [runs.points(case, run, variant=variant)]
         ]
         lines.append([name, str(len(runs.points(case, "save"))), *cells])
-    return _markdown(["", "seeds", "`save=0.3`", "at once, without a trial", "one layer after another"], lines)
+    return markdown(["", "seeds", "`save=0.3`", "at once, without a trial", "one layer after another"], lines)
 
 
 def grid(runs: Runs, case: str) -> str:
@@ -169,16 +163,12 @@ def grid(runs: Runs, case: str) -> str:
     for method, recipes in found.items():
         (best, how), (next_best, other) = sorted(recipes, reverse=True)[:2]
         lines.append([f"`{method}`", str(len(recipes)), how, f"{best:.1f}", other, f"{next_best:.1f}"])
-    return _markdown(["", "recipes", "best", "%", "next", "%"], lines)
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *rows])
+    return markdown(["", "recipes", "best", "%", "next", "%"], lines)
 
 
 def _later(what: Callable, heads: Sequence[str], file: str = "moments.jsonl") -> Callable[[Runs], str]:
     """A table of the later predictor's card, from the recordings."""
-    return lambda runs: _markdown(heads, what(*recordings(RUNS.with_name(file))))
+    return lambda runs: markdown(heads, what(*recordings(RUNS.with_name(file))))
 
 
 def _inputs(data: list, over: list) -> list[list[str]]:
@@ -187,87 +177,34 @@ def _inputs(data: list, over: list) -> list[list[str]]:
 
 def from_start(runs: Runs) -> str:
     """What prefixes came to that were frozen from the first step to the last."""
-    return _markdown(from_the_start.SHOWN, from_the_start.from_the_start(RUNS.with_name("moments.jsonl")))
+    return markdown(from_the_start.SHOWN, from_the_start.from_the_start(RUNS.with_name("moments.jsonl")))
 
 
 def with_hindsight(runs: Runs) -> str:
     """What freezing would come to if it were known beforehand what it costs."""
-    return _markdown(hindsight.SHOWN, hindsight.hindsight(RUNS.with_name("moments.jsonl")))
+    return markdown(hindsight.SHOWN, hindsight.hindsight(RUNS.with_name("moments.jsonl")))
 
 
 def at_averages(runs: Runs) -> str:
     """What freezing prefixes at averages of their weights came to."""
-    rows = hindsight.averages(RUNS.with_name("moments.jsonl"), RUNS.with_name("averaged.jsonl"))
-    return _markdown(hindsight.AVERAGES, rows)
-
-
-def two_fifths(runs: Runs) -> str:
-    """What becomes of a prefix that was frozen from the start, after two fifths of the run."""
-    lines = []
-    for case, name in TWO_FIFTHS.items():
-        seeds = len(runs.points(case, "asked"))
-        cells = [
-            f"{spread(points, 1, True)} at {spread(runs.flops(case, run))}" if points else "–"
-            for run in ("released", "kept", "asked")
-            for points in [runs.points(case, run)]
-        ]
-        lines.append([name, str(seeds), *cells])
-    return _markdown(["", "seeds", "all of it trains again", "all of it stays", "by p(safe)"], lines)
-
-
-LONG = {
-    "release_resnet20_half": "ResNet-20, half of CIFAR-100, 3,905 steps",
-    "release_resnet20_all": "ResNet-20, all of CIFAR-100, 7,810 steps",
-    "resnet32_paper_length": "ResNet-32, all of CIFAR-100, 7,810 steps",
-    "efficientnet_all": "EfficientNet-Lite0, all of CIFAR-100, 3,124 steps",
-}
-"""Runs of thousands of steps; the ResNet-20 is not held out."""
-
-RULES = {
-    "what ships": [("smart", ""), ("asked", "")],
-    "half frozen by hand": [("static", "")],
-    "two standard errors": [("smart", "a bound of 2")],
-    "… and 0.75 later": [("smart", "a bound of 2, p(safe) 0.75")],
-    "third stage alone": [("later_alone", "")],
-    "… from 0.75": [("later_alone", "p(safe) 0.75")],
-    "… at averages": [("later_alone", "averages")],
-    "… from 0.75, at averages": [("later_alone", "p(safe) 0.75, averages")],
-}
-"""What was tried on these: method and variant."""
-
-
-def long_runs(runs: Runs) -> str:
-    """What is frozen from the start, and at which p(safe) later, in runs of thousands of steps."""
-    lines = []
-    for name, tried in RULES.items():
-        cells = []
-        for case in LONG:
-            full = runs.full(case)
-            rows = [row for run, variant in tried for row in runs.of(case, run, variant=variant)]
-            points = [100 * (row["value"] - full[row["seed"]]["value"]) for row in rows]
-            pairs = [(row.get("loss"), full[row["seed"]].get("loss")) for row in rows]
-            losses = [own - whole for own, whole in pairs if own is not None and whole is not None]
-            loss = f", loss {fmean(losses):+.3f}," if losses else ""
-            cost = spread([row["flops"] for row in rows])
-            cells.append(f"{spread(points, 1, True)}{loss} at {cost} ({len(rows)})" if rows else "–")
-        lines.append([name, *cells])
-    return _markdown(["points at FLOPs (seeds)", *LONG.values()], lines)
+    rows = averages.averages(RUNS.with_name("moments.jsonl"), RUNS.with_name("averaged.jsonl"))
+    return markdown(averages.SHOWN, rows)
 
 
 def one_predictor(runs: Runs) -> str:
     """Whether one predictor answers at the start and later as well as two."""
-    return _markdown(SHOWN, one_predictor_rows(RUNS.with_name("moments.jsonl")))
+    return markdown(SHOWN, one_predictor_rows(RUNS.with_name("moments.jsonl")))
 
 
 def trial(runs: Runs) -> str:
     """What trials of several windows would have come to."""
-    return _markdown(trial_windows.SHOWN, trial_windows.comparison(RUNS.with_name("trial_windows.jsonl")))
+    return markdown(trial_windows.SHOWN, trial_windows.comparison(RUNS.with_name("trial_windows.jsonl")))
 
 
 def trial_bounds(runs: Runs) -> str:
     """What several bounds of the trial would have come to."""
     heads = ["standard errors", *trial_windows.FOUND]
-    return _markdown(heads, trial_windows.bounds(RUNS.with_name("trial_windows.jsonl")))
+    return markdown(heads, trial_windows.bounds(RUNS.with_name("trial_windows.jsonl")))
 
 
 def one_bound(runs: Runs) -> str:
@@ -277,7 +214,7 @@ def one_bound(runs: Runs) -> str:
         now = next(row for row in runs.of(old["case"], old["run"]) if row["seed"] == old["seed"])
         cells = [f"{100 * row['value']:.1f} % at {row['flops']:.2f}" for row in (old, now)]
         lines.append([f"`{old['case']}`", f"`{old['run']}`", str(old["seed"]), *cells])
-    return _markdown(["case", "method", "seed", "two bounds", "one"], lines)
+    return markdown(["case", "method", "seed", "two bounds", "one"], lines)
 
 
 TABLES: dict[str, Callable[[Runs], str]] = {
@@ -287,14 +224,14 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "budget": budget,
     "grid_efficientnet": partial(grid, case="rates_efficientnet_tuned"),
     "grid_resnet32": partial(grid, case="rates_resnet32_tuned"),
-    "paper_reported": lambda runs: _markdown(papers.REPORTED, papers.reported()),
-    "paper_measured": lambda runs: _markdown(papers.MEASURED, papers.measured(runs)),
-    "field": lambda runs: _markdown(
+    "paper_reported": lambda runs: markdown(papers.REPORTED, papers.reported()),
+    "paper_measured": lambda runs: markdown(papers.MEASURED, papers.measured(runs)),
+    "field": lambda runs: markdown(
         ["", "EfficientNet-Lite0", "at equal FLOPs", "ResNet-32", "at equal FLOPs"], papers.field(runs)
     ),
     "cache": cache,
     "cache_in_benchmarks": cache_in_benchmarks,
-    "memory": lambda runs: _markdown(memory.SHOWN, memory.table()),
+    "memory": lambda runs: markdown(memory.SHOWN, memory.table()),
     "trial_windows": trial,
     "trial_bounds": trial_bounds,
     "one_bound": one_bound,
