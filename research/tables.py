@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
 
-from research import memory, papers
+from research import goals, memory, papers
 from research.long_runs import long_runs, two_fifths
 from research.markdown import markdown
 from research.outcomes import averages, from_the_start, hindsight, trial_windows
@@ -221,6 +221,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "before": before,
     "rivals": rivals,
+    "goals": lambda runs: markdown(goals.SHOWN, goals.goals(runs, CASES)),
     "budget": budget,
     "grid_efficientnet": partial(grid, case="rates_efficientnet_tuned"),
     "grid_resnet32": partial(grid, case="rates_resnet32_tuned"),
