@@ -18,14 +18,13 @@ from smartfrz_lightning.stages.verify import VerifyStage
 class SmartFreezeCallback(FreezingCallback):
     """Stop training what need not train, in three stages.
 
-    ``start``: in the first 2 % of the steps the head alone moves, while the gradients of all layers are watched; then
-    the prefix of the network (its first layers, up to some depth) is frozen that saves most among those that are safe.
+    ``start``: in the first 2 % of the steps only the head trains, and the gradients of all layers are watched; then, of
+    the prefixes (the network's first layers, up to some depth) that are safe, the one that saves most is frozen.
     ``verify``: for a tenth of the run shadow weights, in which everything trains, take the same steps; if they are not
     worse, the model adopts them. ``later``: from two fifths of the run on, after each twentieth (in a run of many
-    epochs, at the end of the epoch), the prefix freezes that can do without the rest. That is learned from recorded
-    runs, in which prefixes were frozen at several moments, and goes by depth, what is left of the run and how far the
-    training loss has fallen. After two fifths of a long run it also decides how much of a prefix that was frozen at the
-    start stays frozen.
+    epochs, at the end of the epoch), the deepest prefix freezes that needs no further training, by its depth, the share
+    of the run that is left and the fall of the training loss, as learned from recorded runs. After two fifths of a long
+    run it also decides how much of a prefix that was frozen at the start stays frozen.
 
     - **When**: fine-tuning a pretrained network.
     - **When not**: a run far past its plateau is better shortened.
@@ -55,7 +54,7 @@ class SmartFreezeCallback(FreezingCallback):
         >>> from lightning import Trainer
         >>> from smartfrz_lightning import SmartFreezeCallback
         >>> trainer = Trainer(max_epochs=10, callbacks=[SmartFreezeCallback()], logger=False)
-        >>> with_a_budget = SmartFreezeCallback(save=0.4)
+        >>> saves_a_share = SmartFreezeCallback(save=0.4)
     """
 
     thaws = True
