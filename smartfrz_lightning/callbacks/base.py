@@ -24,7 +24,7 @@ from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import thaw_frozen_here
 from smartfrz_lightning.engine.state import check_version, lost
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.private.trainer import callbacks_of, trains_statistics_only, unscale
+from smartfrz_lightning.private.trainer import callbacks_of, trains_statistics_only, unscale, unscaled
 from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
 
 # Lightning gives every callback these methods of the LightningModule, which keep it alive.
@@ -169,6 +169,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._engine.before_backward(loss, only=pl_module.automatic_optimization)
+        self._engine.run.loss = unscaled(trainer, loss.detach().mean())
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.automatic_optimization:
@@ -189,7 +190,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
             stepped = trainer.global_step != self._global_step
             self._global_step = trainer.global_step
             if self._engine.after_batch(stepped):
-                self._log.log(trainer, self._engine.timeline, self._engine.run.steps)
+                self._log.log(trainer, self._engine.timeline)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.should_stop or trainer.global_step == trainer.max_steps

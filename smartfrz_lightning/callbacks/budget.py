@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.callbacks.gradients import gradients_of
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
 
@@ -63,11 +64,9 @@ class BudgetFreezeCallback(FreezingCallback):
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
         if run.steps + 1 != self._choose_after or not run.is_first_process:
             return
-        for layer in run.active:
-            for name in layer.parameters:
-                parameter = run.model.get_parameter(name)
-                if parameter.grad is not None:
-                    self._before[name] = parameter.detach().clone(), parameter.grad.detach().clone()
+        names = (name for layer in run.active for name in layer.parameters)
+        for name, gradient in gradients_of(run.model, names, optimizer).items():
+            self._before[name] = run.model.get_parameter(name).detach().clone(), gradient.clone()
 
     @torch.no_grad()
     def step_done(self, run: TrainingRun) -> None:

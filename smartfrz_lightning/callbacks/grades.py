@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
+from smartfrz_lightning.callbacks.gradients import gradients_of
 from smartfrz_lightning.engine.run import TrainingRun
 
 
@@ -48,7 +49,7 @@ class GradESFreezeCallback(FreezingCallback):
 
     def reset(self) -> None:
         self._before: dict[str, Tensor] = {}
-        self._norms: dict[str, float] = {}
+        self._norms: dict[str, Tensor] = {}
 
     def start(self, run: TrainingRun) -> None:
         run.require_length("GradESFreezeCallback")
@@ -59,22 +60,19 @@ class GradESFreezeCallback(FreezingCallback):
         if not run.is_first_process or (run.progress or 0.0) + 2 / max(1.0, run.total_batches) < self.grace:
             return
         for layer in run.active:
-            gradients = {name: run.model.get_parameter(name).grad for name in layer.weights}
-            norm, known = 0.0, True
-            for name, gradient in gradients.items():
-                if gradient is None:
-                    continue
-                known &= name in self._before
-                norm += float((gradient - self._before[name]).abs().sum()) if name in self._before else 0.0
-                self._before[name] = gradient.detach().clone()
-            if known:
-                self._norms[layer.name] = norm
+            gradients = gradients_of(run.model, layer.weights, optimizer)
+            if gradients and gradients.keys() <= self._before.keys():
+                moved = [(gradient - self._before[name]).abs().sum() for name, gradient in gradients.items()]
+                self._norms[layer.name] = torch.stack(moved).sum()
+            self._before |= {name: gradient.clone() for name, gradient in gradients.items()}
 
     def check_due(self, run: TrainingRun) -> bool:
         return (run.progress or 0.0) >= self.grace
 
     def select(self, run: TrainingRun) -> list[str]:
-        return [layer.name for layer in run.active if self._norms.get(layer.name, self.tau) < self.tau]
+        known = [layer.name for layer in run.active if layer.name in self._norms]
+        norms = torch.stack([self._norms[name] for name in known]).tolist() if known else []
+        return [name for name, norm in zip(known, norms, strict=True) if norm < self.tau]
 
     def changed(self, run: TrainingRun, frozen: Any, thawed: Any) -> None:
         for layer in run.frozen_layers:
@@ -83,9 +81,13 @@ class GradESFreezeCallback(FreezingCallback):
                 self._before.pop(name, None)
 
     def method_state(self) -> dict[str, Any]:
-        return {"before": {name: tensor.cpu() for name, tensor in self._before.items()}, "norms": self._norms}
+        return {
+            kind: {name: tensor.cpu() for name, tensor in tensors.items()}
+            for kind, tensors in (("before", self._before), ("norms", self._norms))
+        }
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        on = {name: run.model.get_parameter(name).device for name in state["before"]}
-        self._before = {name: tensor.to(on[name]) for name, tensor in state["before"].items()}
-        self._norms = dict(state["norms"])
+        own, norms = run.model.get_parameter, state["norms"]
+        self._before = {name: tensor.to(own(name).device) for name, tensor in state["before"].items()}
+        weights = {layer.name: layer.weights[0] for layer in run.layers if layer.name in norms}
+        self._norms = {name: norms[name].to(own(weight).device) for name, weight in weights.items()}

@@ -11,6 +11,13 @@ from torch.optim import Optimizer
 from smartfrz_lightning.layers.layer import Layer
 
 
+def gradients_of(model: nn.Module, names: Iterable[str], optimizer: Optimizer) -> dict[str, Tensor]:
+    """Of these parameters, the gradients that an optimizer is about to step with."""
+    stepping = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = {name: model.get_parameter(name) for name in names}
+    return {name: p.grad for name, p in own.items() if id(p) in stepping and p.grad is not None}
+
+
 class LayerGradients:
     """The sum of each layer's gradients over optimizer steps; it takes as much memory as the layers."""
 
@@ -20,9 +27,7 @@ class LayerGradients:
     @torch.no_grad()
     def add(self, model: nn.Module, layers: Iterable[Layer], optimizer: Optimizer) -> None:
         """Add the gradients that an optimizer is about to step with; a step that overflowed counts for nothing."""
-        stepping = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        own = {name: model.get_parameter(name) for layer in layers for name in layer.parameters}
-        found = {name: p.grad for name, p in own.items() if id(p) in stepping and p.grad is not None}
+        found = gradients_of(model, (name for layer in layers for name in layer.parameters), optimizer)
         if not found or not torch.isfinite(get_total_norm(list(found.values()))):
             return
         for name, gradient in found.items():

@@ -35,15 +35,19 @@ class _Measure(Stage):
         self.seconds: dict[int, list[float]] = {}  # of steps, by layers that are frozen
         self.memory: dict[int, float] = {}
         self.over = False
+        self._began: float | None = None  # of the step that is under way
 
     def before_batch(self, run: TrainingRun) -> None:
+        if self._began is not None:  # gradients accumulate
+            return
         if _accelerated(run):
             torch.accelerator.synchronize()
             torch.accelerator.reset_peak_memory_stats()
         self._began = time.perf_counter()
 
     def step_done(self, run: TrainingRun) -> None:
-        if self.over or self._start.busy(run):
+        began, self._began = self._began, None
+        if began is None or self.over or self._start.busy(run):
             return
         if not self._depths:
             free = sum(not layer.always_trains for layer in run.layers)
@@ -55,7 +59,7 @@ class _Measure(Stage):
         if _accelerated(run):
             torch.accelerator.synchronize()
             self.memory[depth] = torch.accelerator.max_memory_allocated() / 1e9
-        self.seconds.setdefault(depth, []).append(time.perf_counter() - self._began)
+        self.seconds.setdefault(depth, []).append(time.perf_counter() - began)
         self.over = self._next() is None
 
     def _next(self) -> int | None:
@@ -141,8 +145,8 @@ class PlanCallback(SmartFreezeCallback):
         print_shown(plan_table(self.plan, type(pl_module).__name__, run.steps, self.timeline.notes[:1], self.exclude))
         if not self._measure.over:
             print_shown(f"The run ended after {run.steps} steps, before all prefixes were measured: take a longer one.")
-        if trainer.loggers and trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / "freeze_plan.png"
+        if self._folder is not None:
+            path = Path(self._folder) / "freeze_plan.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             plot_plan(self.plan, path)
             print_shown(f"picture: {path}")

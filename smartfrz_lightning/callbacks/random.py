@@ -12,7 +12,7 @@ _DRAWS = 100  # orders of freezing
 
 
 class RandomFreezeCallback(FreezingCallback):
-    """Freeze random layers, at the moments and to the FLOPs of another run of the same model.
+    """Freeze random layers, at the moments and to the FLOPs of another run of the same model, which thawed nothing.
 
     At each moment at which that run froze something, layers are drawn until a step costs as nearly as possible what it
     cost there. A method is worth its place only if it beats this.

@@ -79,6 +79,8 @@ class HistoryRecorder(FreezingCallback):
         load_reference(self.reference, run.model)
 
     def start(self, run: TrainingRun) -> None:
+        if self._probe is None:
+            raise MisconfigurationException("HistoryRecorder measures CKA on a Trainer's sanity check: use a Trainer")
         if run.begun_before or run.global_steps:
             raise MisconfigurationException(
                 "HistoryRecorder needs the whole run, and this one had begun before: record again from the start"

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console, RenderableType
 
 from smartfrz_lightning.layers.layer import front
+from smartfrz_lightning.private.trainer import logged_step
 from smartfrz_lightning.report.show import plot_timeline, timeline_table
 from smartfrz_lightning.report.timeline import Timeline
 
@@ -23,11 +24,12 @@ class FreezeLog:
     def __init__(self) -> None:
         self._shown = -1
 
-    def log(self, trainer: Trainer, timeline: Timeline, steps: int) -> None:
+    def log(self, trainer: Trainer, timeline: Timeline) -> None:
         """Call it after every step."""
         changed = len(timeline.events) != self._shown
         interval = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  # not declared in the class
-        due = interval > 0 and steps % interval == 0
+        step = logged_step(trainer)
+        due = interval > 0 and (step + 1) % interval == 0
         if not (changed or due):
             return
         frozen = timeline.frozen
@@ -44,7 +46,7 @@ class FreezeLog:
         if due:
             trainer.logged_metrics.update({name: torch.tensor(value) for name, value in values.items()})
             for logger in trainer.loggers:
-                logger.log_metrics(values, step=steps - 1)  # counted from 0, as Lightning does
+                logger.log_metrics(values, step=step)
 
 
 def show_report(timeline: Timeline, title: str, folder: str | None) -> None:

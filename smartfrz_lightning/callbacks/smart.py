@@ -1,6 +1,6 @@
 """SmartFreezeCallback: choose a prefix at the start, try it, then ask what may freeze later."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -13,6 +13,14 @@ from smartfrz_lightning.stages.later import LaterStage
 from smartfrz_lightning.stages.stage import Stage
 from smartfrz_lightning.stages.start import StartStage
 from smartfrz_lightning.stages.verify import VerifyStage
+
+
+def _to_all(hook: str) -> Callable[..., None]:
+    def passed_on(self: "SmartFreezeCallback", *args: Any) -> None:
+        for stage in self.stages.values():
+            getattr(stage, hook)(*args)
+
+    return passed_on
 
 
 class SmartFreezeCallback(FreezingCallback):
@@ -113,42 +121,19 @@ class SmartFreezeCallback(FreezingCallback):
 
     # Every hook goes to all stages; the decision is that of the stage whose turn it is.
 
+    prepare, start, before_batch = _to_all("prepare"), _to_all("start"), _to_all("before_batch")
+    layers_found, optimizer_stepped = _to_all("layers_found"), _to_all("optimizer_stepped")
+    batch_done, step_done = _to_all("batch_done"), _to_all("step_done")
+    changed, end = _to_all("changed"), _to_all("end")
+
     def reset(self) -> None:
         self._turn: Stage | None = None
         for stage in self.stages.values():
             stage.reset()
 
-    def prepare(self, run: TrainingRun) -> None:
-        for stage in self.stages.values():
-            stage.prepare(run)
-
-    def start(self, run: TrainingRun) -> None:
-        for stage in self.stages.values():
-            stage.start(run)
-
-    def before_batch(self, run: TrainingRun) -> None:
-        for stage in self.stages.values():
-            stage.before_batch(run)
-
-    def layers_found(self, run: TrainingRun) -> None:
-        for stage in self.stages.values():
-            stage.layers_found(run)
-
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
         for stage in reversed(self.stages.values()):  # the first may take gradients away
             stage.gradients_ready(run, optimizer)
-
-    def optimizer_stepped(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        for stage in self.stages.values():
-            stage.optimizer_stepped(run, optimizer)
-
-    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
-        for stage in self.stages.values():
-            stage.batch_done(run, stepped)
-
-    def step_done(self, run: TrainingRun) -> None:
-        for stage in self.stages.values():
-            stage.step_done(run)
 
     def check_due(self, run: TrainingRun) -> bool:
         self._turn = self._asked_now(run)
@@ -165,10 +150,6 @@ class SmartFreezeCallback(FreezingCallback):
         if self._turn is not None:
             self._turn.decision_applied(run)
 
-    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
-        for stage in self.stages.values():
-            stage.changed(run, frozen, thawed)
-
     def method_state(self) -> dict[str, Any]:
         return {_key(name, stage): stage.method_state() for name, stage in self.stages.items()}
 
@@ -176,10 +157,6 @@ class SmartFreezeCallback(FreezingCallback):
         for name, stage in self.stages.items():
             if (key := _key(name, stage)) in state:
                 stage.load_method_state(state[key], run)
-
-    def end(self, run: TrainingRun) -> None:
-        for stage in self.stages.values():
-            stage.end(run)
 
 
 def _key(name: str, stage: Stage) -> str:

@@ -77,19 +77,15 @@ class WindowedFreezingCallback(FreezingCallback, ABC):
 
     def start(self, run: TrainingRun) -> None:
         self._spacing = snapshot_spacing(run.batches_per_epoch, run.total_batches, self.window)
-        if run.layers and self._history is None:
-            self.layers_found(run)
 
     def layers_found(self, run: TrainingRun) -> None:
-        if self._history is None:
-            first = next((layer for layer in run.layers if layer.always_trains != "unused"), None)
-            if self.front_only and first is not None and first.always_trains and run.active:
-                run.say(
-                    f"The first layer, {first.name!r}, always trains ({first.always_trains}), so layers that freeze "
-                    "behind it save their weight gradients, not activation gradients or memory."
-                )
-            self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
-        self._history.watch(run.active)
+        first = next((layer for layer in run.layers if layer.always_trains != "unused"), None)
+        if self.front_only and first is not None and first.always_trains and run.active:
+            run.say(
+                f"The first layer, {first.name!r}, always trains ({first.always_trains}), so layers that freeze "
+                "behind it save their weight gradients, not activation gradients or memory."
+            )
+        self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
 
     def step_done(self, run: TrainingRun) -> None:
         every = self.snapshot_every_n_steps
@@ -113,9 +109,7 @@ class WindowedFreezingCallback(FreezingCallback, ABC):
         return {"history": self._history.state_dict()} if self._history else {}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        names = state["history"]["names"] if "history" in state else [layer.name for layer in run.active]
-        watched = [layer for layer in run.layers if layer.name in names]
+        watched = [layer for layer in run.layers if layer.name in state["history"]["names"]]
         self._history = WeightHistory(run.model, watched, self.window, self.sample_size, self.seed)
-        if "history" in state:
-            self._history.load_state_dict(state["history"])
+        self._history.load_state_dict(state["history"])
         self._history.watch(run.active)  # something else may be excluded by now

@@ -28,7 +28,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> in
 _FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mkldnn_rnn_layer: lambda x, w1, w2, *args, **kw: _recurrent(x, w1, w2),
     aten._cudnn_rnn: lambda x, weights, *args, **kw: _recurrent(x, *weights),  # noqa: SLF001
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # noqa: SLF001  # missing in older versions of PyTorch
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # noqa: SLF001  # not in the registry
     **flop_registry,
 }
 

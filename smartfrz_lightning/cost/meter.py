@@ -38,7 +38,7 @@ class CostMeter:
             self._counter.start()
 
     def before_backward(self) -> None:
-        """A backward pass begins; what runs in it is not counted."""
+        """A backward pass begins."""
         self._saw_backward = True
 
     def stop(self) -> None:

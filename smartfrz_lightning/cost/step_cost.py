@@ -94,10 +94,6 @@ class StepCost:
         full = self.full.total
         return self.when_frozen(frozen).total / full if full else 1.0
 
-    def of_prefixes(self, names: Sequence[str]) -> list[float]:
-        """Relative cost of a step with the first layer frozen, with the first two, and so on."""
-        return [self.relative(names[: count + 1]) for count in range(len(names))]
-
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "StepCost":
         """What ``dataclasses.asdict`` gave."""

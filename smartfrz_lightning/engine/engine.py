@@ -99,7 +99,7 @@ class Engine:
         self._observer.before_batch(batch, find=not self.run.layers)
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
-        """These are about to be differentiated; in a loop of your own that is noticed by itself.
+        """These are about to be differentiated; in a loop of your own ``loss.backward()`` is noticed by itself.
 
         Args:
             losses: The losses.
@@ -133,6 +133,11 @@ class Engine:
     def _find(self, over: bool = True) -> None:
         if found := self._observer.find(self.processes.agree, over):
             self.frozen.pin(pin(found, self.method.exclude))
+            if not self._observer.saw_loss:
+                self.run.say(
+                    "No backward pass was seen in this batch, so that what a step costs is not known. Call "
+                    "loss.backward() or, before any other way, freezer.before_backward(loss)."
+                )
             self.method.layers_found(self.run)
 
     def after_batch(self, stepped: bool = False) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from smartfrz_lightning.layers.layer import Layer
-from smartfrz_lightning.private.pytorch import RunningNorm
+from smartfrz_lightning.private.pytorch import BatchNorm
 
 RECALIBRATION = 20
 """Batches over which the statistics of a BatchNorm that froze are measured anew, at most."""
@@ -33,15 +33,17 @@ class FrozenNorms:
         """These layers are frozen now; those whose statistics are being measured go on."""
         names = [name for layer in layers for name in layer.stateful]
         for name in set(self._recalibrating) - set(names):
-            self._put_back(name)
-            del self._recalibrating[name]
+            self._finish(name)
         self._modules = [self._model.get_submodule(name) for name in names if name not in self._recalibrating]
 
     def recalibrate(self, names: Iterable[str], batches: int) -> None:
-        """Measure the statistics of those of these modules anew that take them from batches, then hold them still."""
+        """Measure the statistics of the BatchNorms among these modules anew, then hold them still.
+
+        Without a momentum, as it is meanwhile, an InstanceNorm would not move its own at all.
+        """
         for name in names:
             module = self._model.get_submodule(name)
-            if batches < 1 or not isinstance(module, RunningNorm) or not module.track_running_stats:
+            if batches < 1 or not isinstance(module, BatchNorm) or not module.track_running_stats:
                 continue
             count = module.num_batches_tracked
             assert count is not None and module.running_mean is not None and module.running_var is not None
@@ -72,9 +74,7 @@ class FrozenNorms:
             about["left"] -= 1
         done = [name for name, about in self._recalibrating.items() if about["left"] <= 0]
         for name in done:
-            self._put_back(name)
-            del self._recalibrating[name]
-            module = self._model.get_submodule(name)
+            module = self._finish(name)
             module.training = False
             self._modules.append(module)
             own = {key: tensor for key, tensor in module.named_buffers(recurse=False)}
@@ -83,21 +83,21 @@ class FrozenNorms:
 
     def end(self) -> None:
         """Training is over: what has not done goes to eval mode with what it has."""
-        for name in self._recalibrating:
-            self._put_back(name)
-            self._norm(name).training = False
-        self._recalibrating.clear()
+        for name in list(self._recalibrating):
+            self._finish(name).training = False
 
     def _begin(self, name: str) -> None:
         norm = self._norm(name)
         norm.training, norm.momentum = True, None  # the plain mean of all batches since the reset
 
-    def _put_back(self, name: str) -> None:
-        self._norm(name).momentum = self._recalibrating[name]["momentum"]
+    def _finish(self, name: str) -> BatchNorm:
+        norm = self._norm(name)
+        norm.momentum = self._recalibrating.pop(name)["momentum"]
+        return norm
 
-    def _norm(self, name: str) -> RunningNorm:
+    def _norm(self, name: str) -> BatchNorm:
         module = self._model.get_submodule(name)
-        assert isinstance(module, RunningNorm), "no other module has running statistics"
+        assert isinstance(module, BatchNorm), "nothing else is measured anew"
         return module
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,20 +20,20 @@ class Observer:
 
     Attributes:
         meter: Measures what a step costs.
+        saw_loss: Whether a backward pass was seen while layers were looked for.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self.meter = CostMeter(model)
         self._watch: LayerWatch | None = None
-        self._saw_loss = False
+        self.saw_loss = False
         self._modes = contextlib.ExitStack()
 
     def before_batch(self, batch: Any = None, find: bool = True) -> None:
         """A training batch begins."""
-        self.stop()
         self.meter.before_batch(batch)
-        self._watch, self._saw_loss = LayerWatch(self._model) if find else None, False
+        self._watch, self.saw_loss = LayerWatch(self._model) if find else None, False
         if find or self.meter.measuring:
             self._modes.enter_context(eager())
             self._modes.enter_context(_BackwardCalls(self.before_backward))
@@ -41,7 +41,7 @@ class Observer:
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
         """These are about to be differentiated, in the only backward pass of this batch or in one of several."""
         if self._watch is not None:
-            self._saw_loss = True
+            self.saw_loss = True
             self._watch.leads_to(*losses)
         self.meter.before_backward()
         if only:
@@ -57,7 +57,7 @@ class Observer:
             return []
         self._watch = None
         watch.stop()
-        if not (self._saw_loss or any(parameter.grad is not None for parameter in self._model.parameters())):
+        if not (self.saw_loss or any(parameter.grad is not None for parameter in self._model.parameters())):
             return []  # a skipped step does not show what leads to the loss
         return agree(watch.layers())
 

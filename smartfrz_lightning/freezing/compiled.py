@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from smartfrz_lightning.private.pytorch import compile_config, torch_is_older
+from smartfrz_lightning.private.pytorch import compile_config
 
 
 def eager() -> contextlib.AbstractContextManager:
@@ -32,5 +32,5 @@ def forget_graphs() -> None:
 
     Their gradients were right all the same, but computed for what is frozen too.
     """
-    if torch_is_older(2, 13):
+    if torch.__version__ < "2.13.0.dev0":
         torch.compiler.reset()

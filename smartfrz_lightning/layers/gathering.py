@@ -162,9 +162,7 @@ def _home(
         if feeders:
             return feeders[0]
     moments = [facts.first[name] for name in uses if name in facts.first]
-    moment = min(moments, default=facts.ran.get(unit, None))
-    if moment is None:
-        moment = float("inf")
+    moment = _order(min(moments, default=facts.ran.get(unit)))
     used = [key for key in keys if time[key] is not None] or keys
     before = [key for key in used if _order(time[key]) <= moment][-1:]
     after = [key for key in used if _order(time[key]) > moment][:1]

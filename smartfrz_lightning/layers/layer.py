@@ -21,7 +21,7 @@ class Layer:
         stateful: Names of its modules whose buffers move in training mode (BatchNorm, spectral norm).
         size: Number of parameter values.
         always_trains: Why the layer always trains: ``"output"`` (it leads to the loss), ``"excluded"``, ``"unused"``
-            (it took no part in the forward pass); empty for a layer that may freeze.
+            (it took no part in the forward pass), ``"thawed"`` (by the user); empty for a layer that may freeze.
 
     Examples:
         >>> import torch

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from packaging.version import Version
 from torch import nn
 from torch._ops import HigherOrderOperator  # noqa: F401
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # noqa: F401
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm  # noqa: F401
 from torch.nn.modules.conv import _ConvNd as Convolution  # noqa: F401
 from torch.nn.parallel import DistributedDataParallel
@@ -21,11 +21,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: F401
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """All tensors in a pytree."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-def torch_is_older(major: int, minor: int) -> bool:
-    """Whether PyTorch is older than a version."""
-    return Version(torch.__version__) < Version(f"{major}.{minor}.0.dev0")
 
 
 def sequence_number(node: Any = None) -> int:

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
@@ -39,6 +41,17 @@ def unscale(trainer: Trainer, optimizer: Optimizer) -> None:
         return
     if scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
         scaler.unscale_(optimizer)
+
+
+def unscaled(trainer: Trainer, loss: Tensor) -> Tensor:
+    """A loss without the scale that mixed precision has put on it before its backward pass."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return loss if scaler is None else loss / scaler.scale(torch.ones_like(loss))
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step at which Lightning logs, from 0 on, after a batch whose optimizer has stepped."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def checkpoint_file(path: Path) -> Path:

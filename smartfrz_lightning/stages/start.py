@@ -191,15 +191,17 @@ class StartStage(Stage):
         if silent.any() and has_adapters(run.model):
             run.say("Nothing is frozen at the start: adapters have no gradients yet that tell anything.")
             return Decision()
-        costs = run.cost.of_prefixes(names)
-        shift = 0.0 if self._tried(run) else probe.shift()
+        costs = [run.cost.relative(names[: count + 1]) for count in range(len(names))]
+        tried = self._tried(run)
+        shift = 0.0 if tried else probe.shift()
         inputs = start_inputs(gradients, weights, torch.tensor(sizes), shift)
         self.safe = safe = self._predictor(inputs).sigmoid().tolist()
         able = len(names) - untrained_end(run.model, layers, silent.tolist())
         if not able:
             run.say("Nothing is frozen at the start: no layer that trains has been trained before.")
             return Decision()
-        threshold = self.threshold_of(run)
+        scheduled = self.schedule.threshold(run.total_steps) if tried else self.schedule.unverified
+        threshold = self.threshold or scheduled
         count = choose_prefix(costs[:able], safe[:able], threshold, self._to_save(run))
         of = f"After a probe of {probe.steps} steps"
         if not count:
@@ -212,11 +214,6 @@ class StartStage(Stage):
             f"{1 - costs[count - 1]:.0%} of a step."
         )
         return Decision(dict(zip(names[:count], safe, strict=False)), untrained=True)
-
-    def threshold_of(self, run: TrainingRun) -> float:
-        """p(safe) from which a prefix is frozen in a run."""
-        whole = min(run.total_steps, self.schedule.long)  # of a run without a known length only this much is known
-        return self.threshold or (self.schedule.threshold(whole) if self._tried(run) else self.schedule.unverified)
 
     def _to_save(self, run: TrainingRun) -> float | None:
         """Share of a step that is to be saved from now on, for ``save`` and what a trial costs."""

@@ -64,9 +64,17 @@ def test_precision(make_trainer, precision):
 def test_grad_scaler(make_trainer):
     """16-mixed as on a GPU, with overflows: Lightning gives no GradScaler to the CPU by itself."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=3)
-    model = Classifier(mlp())
-    _, freezer = check(make_trainer, model, plugins=MixedPrecision("16-mixed", "cpu", scaler), max_epochs=8)
+    model, losses = Classifier(mlp()), []
+
+    class Losses(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            freezer = trainer.callbacks[0]
+            losses.append(float(freezer._freezer.run.loss))
+
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    _, freezer = check(make_trainer, model, Losses(), plugins=plugin, max_epochs=8)
     assert scaler.get_scale() < 2.0**40, "no step overflowed"
+    assert losses == pytest.approx(model.losses), "the loss that methods see is scaled"
     assert len(model.losses) == 64 and freezer.timeline.steps == 64
 
 

@@ -50,7 +50,8 @@ THAWS = {"script": {"2": [0, 1], "10": [0]}, "thaw": {"7": [0]}}
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     fails = {"trial": "own", "fails": True, "trainer": {"max_epochs": 30}}
-    cases = {**CASES, **BYTES, "fails": fails, "whole": WHOLE, "thaws": {**THAWS, "kill": 99}}
+    plan = {"plan": True, "trainer": {"max_epochs": 30}}
+    cases = {**CASES, **BYTES, "fails": fails, "plan": plan, "whole": WHOLE, "thaws": {**THAWS, "kill": 99}}
     return two_processes("ddp_worker.py", cases, tmp_path_factory.mktemp("ddp"))
 
 
@@ -94,6 +95,11 @@ def test_a_trial_that_fails_on_one_process_ends_on_both(outcomes):
     first, second = outcomes["fails"]
     check_ranks_equal(first, second)
     assert "it fails on another process" in first["notes"] and "out of memory" in second["notes"]
+
+
+def test_a_plan_ends_on_both(outcomes):
+    first, second = outcomes["plan"]
+    assert first["events"] == second["events"] and first["pictures"] == ["freeze_plan.png"]
 
 
 @pytest.mark.parametrize("case", BYTES)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import csv
 import gc
 import pickle
 import weakref
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from models import Classifier, Vectors, mlp
 from scripted import ScriptedFreeze
@@ -246,3 +247,17 @@ def test_a_users_metric_by_the_name_frozen_stays(make_trainer, tmp_path):
     assert curve == [(1, 0), (3, 1), (5, 1), (7, 1), (9, 1), (11, 1), (13, 1), (15, 1)]
     saved = [float(row[at["freeze/flops_saved"]]) for row in rows[1:] if row[at["freeze/flops_saved"]]]
     assert saved == sorted(saved) and saved[0] == 0 < saved[-1] < 1
+
+
+def test_what_is_logged_goes_by_the_steps_of_the_trainer(make_trainer, tmp_path):
+    """Also after a resume from a checkpoint of a run without the callback."""
+    saved = ModelCheckpoint(tmp_path, "plain")
+    make_trainer(saved, max_epochs=1, enable_checkpointing=True).fit(Classifier(mlp()))
+    settings = {"max_epochs": 2, "logger": CSVLogger(tmp_path), "log_every_n_steps": 2, "limit_val_batches": 0}
+    make_trainer(ScriptedFreeze({4: [0]}), LearningRateMonitor("step"), **settings).fit(
+        Classifier(mlp()), ckpt_path=tmp_path / "plain.ckpt"
+    )
+    with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = {name: [row["step"] for row in rows if row[name]] for name in ("freeze/layers", "lr-SGD")}
+    assert steps["freeze/layers"] == steps["lr-SGD"] == ["9", "11", "13", "15"]

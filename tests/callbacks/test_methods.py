@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
-from models import Classifier, Manual, mlp, scheduled, still, two
+from models import Classifier, Manual, mlp, scheduled, sgd, still, two
 
 from smartfrz_lightning import (
     BudgetFreezeCallback,
+    GradESFreezeCallback,
     GradientNormFreezeCallback,
     IntervalFreezeCallback,
     LinearFreezeCallback,
@@ -90,6 +91,34 @@ def test_interval_saves_what_was_asked_for(make_trainer, interval, exclude, save
     gaps = {after - before for before, after in zip(steps, steps[1:], strict=False)}
     assert gaps == {2} if interval else max(gaps) - min(gaps) <= 1
     assert freezer.timeline.saved == pytest.approx(saves, abs=0.01)  # moments are whole steps
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"), [(GradESFreezeCallback, {"tau": 5.0}), (BudgetFreezeCallback, {"budget": 0.9})]
+)
+def test_two_optimizers_as_one(make_trainer, method, arguments):
+    def first_and_last(parameters):  # each has something that always trains
+        parameters = list(parameters)
+        return [sgd([*parameters[:4], *parameters[-2:]]), sgd(parameters[4:-2])]
+
+    found = []
+    for model in (Classifier(mlp(norm=False)), Manual(mlp(norm=False), first_and_last)):
+        torch.manual_seed(0)  # of dropout
+        freezer = method(**arguments, exclude="net.7")
+        make_trainer(freezer, limit_val_batches=0).fit(model)
+        found.append([(event.layer, event.kind, event.step) for event in freezer.timeline.events])
+    assert found[0] == found[1] and found[0]
+
+
+def test_grades_leaves_alone_what_a_step_does_not_use(make_trainer):
+    class Skips(Classifier):
+        def forward(self, x):
+            x = self.net[:3](x)
+            return self.net[6:](x if self.global_step % 2 else self.net[4:6](x))
+
+    freezer = GradESFreezeCallback(tau=1e-9, grace=0.3)
+    make_trainer(freezer, limit_val_batches=0).fit(Skips(mlp(norm=False)))
+    assert not freezer.frozen
 
 
 def test_interval_says_what_is_possible(make_trainer):

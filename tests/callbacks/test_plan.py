@@ -35,6 +35,13 @@ def test_every_prefix_is_measured_and_the_training_stops(make_trainer, capsys):
     )
 
 
+def test_steps_of_several_batches(make_trainer):
+    plan = PlanCallback(StartStage(Safe(), probe_steps=4))
+    trainer = make_trainer(plan, max_epochs=40, limit_val_batches=0, accumulate_grad_batches=4)
+    trainer.fit(Classifier(trained(mlp())))
+    assert [prefix.layers for prefix in plan.plan] == [0, 1, 2, 3] and trainer.global_step == 4 + 1 + 4 * 10
+
+
 def test_the_line_by_hand_does_what_was_planned(make_trainer):
     plan, _ = planned(make_trainer)
     chosen = next(prefix for prefix in plan.plan if prefix.default)

@@ -67,6 +67,15 @@ def test_resumed_while_statistics_are_measured(make_trainer, tmp_path):
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
+def test_the_statistics_of_an_instance_norm_stay_as_they_are(make_trainer):
+    model, watch = Long(), Watch()
+    model.net[0], model.net[1] = nn.Unflatten(1, (1, 12)), nn.InstanceNorm1d(1, affine=True, track_running_stats=True)
+    model.net[2] = nn.Sequential(nn.Flatten(), nn.Linear(12, 16))
+    make_trainer(ScriptedFreeze({13: [0]}), watch, max_epochs=4, limit_val_batches=0).fit(model)
+    assert not model.net[1].training and model.net[1].momentum == 0.1
+    torch.testing.assert_close(watch.seen[-1], watch.seen[12], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("step", [37, 39, 40])
 def test_a_freeze_in_the_last_batches_leaves_the_statistics_that_are_there(make_trainer, step):
     def fit(script):

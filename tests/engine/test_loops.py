@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from models import Classifier, Vectors, Within, mlp, sgd
 from staging import ANYWAY, NEVER, ONE_LAYER, smart, trained
 from torch import nn
@@ -12,6 +13,7 @@ from smartfrz_lightning import (
     AttentionFreezeCallback,
     AutoFreezeCallback,
     GradientNormFreezeCallback,
+    HistoryRecorder,
     IntervalFreezeCallback,
     LinearFreezeCallback,
     MovementFreezeCallback,
@@ -120,3 +122,30 @@ def test_a_loop_without_a_training_step_says_what_follows():
     assert "no training_step to repeat" in freezer.timeline.notes[0] and "at least 0.8" in freezer.timeline.notes[0]
     with pytest.raises(ValueError, match="training_step: give Freezer"):
         freezer.training_step(batch)
+
+
+@pytest.mark.parametrize("tells", [False, True])
+def test_a_backward_pass_that_is_not_noticed_is_said(tells):
+    said, model = [], mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    method = IntervalFreezeCallback(flops_reduction=0.2)
+    freezer = Freezer(model, optimizer, method, batches_per_epoch=8, total_batches=24, say=said.append)
+    for batch in list(DataLoader(Vectors(64), 8)) * 3:
+        with freezer.batch(batch):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+            if tells:
+                freezer.before_backward(loss)
+            torch.autograd.backward(loss)
+            optimizer.step()
+    assert bool(freezer.run.frozen) == tells
+    assert any(text.startswith("No backward pass was seen") for text in said) != tells
+
+
+def test_the_recorder_needs_a_trainer(tmp_path):
+    model = mlp()
+    torch.save(model.state_dict(), tmp_path / "end.ckpt")
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    freezer = Freezer(model, optimizer, HistoryRecorder(str(tmp_path / "end.ckpt")), total_batches=8)
+    with pytest.raises(MisconfigurationException, match="use a Trainer"):
+        freezer.start()

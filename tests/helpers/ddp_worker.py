@@ -6,6 +6,7 @@ import signal
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from models import Classifier, Vectors
 from scripted import ScriptedFreeze
@@ -15,7 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
-from smartfrz_lightning import AttentionFreezeCallback, SmartFreezeCallback
+from smartfrz_lightning import AttentionFreezeCallback, PlanCallback, SmartFreezeCallback
 from smartfrz_lightning.stages import IntervalStage, LaterStage, StartStage
 
 
@@ -95,11 +96,13 @@ VERDICTS = {"stays": ANYWAY, "adopted": NEVER, "own": {}}
 
 
 def freezing(settings):
-    """The callback of a case: the attention predictor, the start stage alone, a trial, or a script."""
+    """The callback of a case: the attention predictor, the start stage alone, a trial, a plan, or a script."""
     if "attention" in settings:
         return AttentionFreezeCallback(**settings["attention"])
     if "start" in settings:
         return SmartFreezeCallback(StartStage(**settings["start"]), verify=False, later=False)
+    if "plan" in settings:
+        return PlanCallback(StartStage(Safe(), probe_steps=4))
     if "trial" in settings:
         schedule = LONG if settings.get("long") else SHORT
         odds = Safe((0.6, 3.0), (1.1, 1.5))
@@ -128,7 +131,7 @@ def fit(settings, folder):
         devices=2,
         precision="64-true",
         use_distributed_sampler=False,
-        logger=False,
+        logger=CSVLogger(folder) if "plan" in settings else False,
         enable_checkpointing="kill" in settings,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -145,6 +148,7 @@ def fit(settings, folder):
         "checkpoint": os.path.join(folder, "epoch=0.ckpt"),  # noqa: PTH118
         "bytes": count.steps,
         "notes": notes(freezer),
+        "pictures": [path.name for path in folder.rglob("freeze_plan*")],
     }
 
 

@@ -105,8 +105,10 @@ class Manual(Classifier):
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         for _ in range(self.times):
             self.manual_backward(super().training_step(batch, batch_idx))
-            for optimizer in optimizers if (batch_idx + 1) % self.every == 0 else ():
+            due = optimizers if (batch_idx + 1) % self.every == 0 else []
+            for optimizer in due:
                 optimizer.step()
+            for optimizer in due:
                 optimizer.zero_grad()
 
 
