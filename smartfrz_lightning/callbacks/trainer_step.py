@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -49,18 +50,14 @@ class TrainerStep(ShadowStep):
         super().__init__(module)
         self._trainer, self._module = trainer, module
         self._scaler: Any = None
-        self._own: Any = None
 
     def arm(self) -> None:
         self._scaler = copy.deepcopy(getattr(self._trainer.precision_plugin, "scaler", None))
-        self._own = vars(self._module).get("training_step")
-        self._plain = self._module.training_step
-        vars(self._module)["training_step"] = self.watching(self._plain)
+        strategy = self._trainer.strategy  # not in the module, of which the user may make copies
+        vars(strategy)["training_step"] = self.watching(strategy.training_step)
 
     def disarm(self) -> None:
-        vars(self._module).pop("training_step", None)
-        if self._own is not None:
-            vars(self._module)["training_step"] = self._own
+        vars(self._trainer.strategy).pop("training_step", None)
         self._call, self.loss, self._scaler, self._begun = None, None, None, []
 
     def others(self) -> list[Callback]:
@@ -87,7 +84,9 @@ class TrainerStep(ShadowStep):
         with self._repeated() as (args, kwargs):
 
             def body() -> Tensor | None:
-                vars(module).update(_trainer=view, _current_fx_name="training_step", optimizers=lambda **_: optimizer)
+                vars(module).update(
+                    _trainer=view, _current_fx_name="training_step", optimizers=lambda *_, **__: optimizer
+                )
                 error = None
                 try:
                     out, loss, part = self._passes(view, watching, args, kwargs)
@@ -101,7 +100,7 @@ class TrainerStep(ShadowStep):
                 if not last():  # that of the module itself is yet to come
                     outputs = {**(out if isinstance(out, Mapping) else {}), "loss": part} if part is not None else {}
                     outputs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in outputs.items()}
-                    module.on_train_batch_end(outputs, *[*args, *kwargs.values()][:2])
+                    module.on_train_batch_end(outputs, args[0], trainer.fit_loop.batch_idx)
                 return loss
 
             return shadow.swapped(body, self._begun)
@@ -112,7 +111,7 @@ class TrainerStep(ShadowStep):
         """The forward and the backward pass: what ``training_step`` gave, the loss, and its part of the gradient."""
         trainer, module = self._trainer, self._module
         with trainer.precision_plugin.train_step_context():
-            out = self._plain(*args, **kwargs)
+            out = module.training_step(*args, **kwargs)
         loss = loss_of(out)
         part = None if loss is None else loss / trainer.accumulate_grad_batches
         if part is not None:
@@ -146,7 +145,8 @@ class TrainerStep(ShadowStep):
 
 def _reads_gradients(callback: Callback) -> bool:
     ours = type(callback).__module__.startswith(("smartfrz_lightning.", "lightning."))
-    return not ours and any(is_overridden(name, callback) for name in _GRADIENT_HOOKS)
+    users = not ours or isinstance(callback, LambdaCallback)
+    return users and any(is_overridden(name, callback) for name in _GRADIENT_HOOKS)
 
 
 class _TrainerView:

@@ -93,7 +93,8 @@ class ForwardFlops:
         """Begin, before the forward pass."""
         self._modes.enter_context(self._counter)
         for name, module in self._model.named_modules():
-            if any(True for _ in module.parameters(recurse=False)):
+            scripted = isinstance(module, torch.jit.ScriptModule)  # takes no hooks
+            if not scripted and any(True for _ in module.parameters(recurse=False)):
                 for hook in (
                     module.register_forward_pre_hook(self._entered(name)),
                     module.register_forward_hook(self._left(name), always_call=True),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import BatchNorm
@@ -28,6 +28,7 @@ class FrozenNorms:
         self._model = model
         self._recalibrating: dict[str, dict[str, Any]] = {}
         self._modules: list[nn.Module] = []
+        self._kept: dict[nn.Module, dict[str, Tensor]] = {}  # what these hold
 
     def watch(self, layers: Iterable[Layer]) -> None:
         """These layers are frozen now; those whose statistics are being measured go on."""
@@ -35,6 +36,7 @@ class FrozenNorms:
         for name in set(self._recalibrating) - set(names):
             self._finish(name)
         self._modules = [self._model.get_submodule(name) for name in names if name not in self._recalibrating]
+        self._kept.clear()
 
     def recalibrate(self, names: Iterable[str], batches: int) -> None:
         """Measure the statistics of the BatchNorms among these modules anew, then hold them still.
@@ -60,6 +62,8 @@ class FrozenNorms:
         for module in self._modules:
             if module.training:
                 module.training = False
+            if module not in self._kept:
+                self._kept[module] = {name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)}
         for name in self._recalibrating:
             self._model.get_submodule(name).training = True
 
@@ -70,6 +74,11 @@ class FrozenNorms:
 
     def batch_done(self, agree: Callable[[Any], Any] = lambda value: value) -> None:
         """A training batch is over."""
+        for module in self._modules:
+            if module.training:  # by a train() within the batch
+                module.training = False
+                for name, buffer in module.named_buffers(recurse=False):
+                    buffer.copy_(self._kept[module][name])
         for about in self._recalibrating.values():
             about["left"] -= 1
         done = [name for name, about in self._recalibrating.items() if about["left"] <= 0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.attributes import Attributes, attributes, attributes_as
+from smartfrz_lightning.freezing.freeze import with_nested
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.private.pytorch import drawing_from, random_states, register_gradient_hooks
 
@@ -76,7 +77,7 @@ class ShadowWeights:
         if [parameter.requires_grad for parameter in self._model.parameters()] != self._training:
             return False
         for group, own in zip(groups, settings, strict=True):
-            group.update({name: value for name, value in own.items() if name != "params"})
+            group.update({name: copy.deepcopy(value) for name, value in own.items() if name != "params"})
         return True
 
     @torch.no_grad()
@@ -91,11 +92,12 @@ class ShadowWeights:
             same = name in self._begun and own.equal(self._begun[name])
             if tensor is not None and own.shape == tensor.shape and not same:
                 tensor.copy_(own)
-        states = {id(parameter): state for parameter, state in self.optimizer.state.items()}
-        for parameter in parameters.values():
-            optimizer.state.pop(parameter, None)
-            if state := states.get(id(self._memo.get(id(parameter)))):
-                optimizer.state[parameter] = state
+        for mine, theirs in zip(with_nested([self.optimizer]), with_nested([optimizer]), strict=True):
+            states = {id(parameter): state for parameter, state in mine.state.items()}
+            for parameter in parameters.values():
+                theirs.state.pop(parameter, None)
+                if state := states.get(id(self._memo.get(id(parameter)))):
+                    theirs.state[parameter] = state
 
 
 class _Body(nn.Module):

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from smartfrz_lightning.layers.layer import Layer
 
 
-def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[Optimizer] = ()) -> None:
     """Stop layers from changing, from the very next optimizer step on.
 
     Their parameters take no gradient any more and lose the one they have, so no optimizer moves them, whatever its
@@ -22,13 +23,21 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[torch
             parameter = model.get_parameter(name)
             parameter.requires_grad_(False)
             parameter.grad = None
-            for optimizer in optimizers:
+            for optimizer in with_nested(optimizers):
                 optimizer.state.pop(parameter, None)
         for name in layer.stateful:
             model.get_submodule(name).training = False  # of this one module alone, not of what it may contain
     for optimizer in optimizers:
         if layers and isinstance(optimizer, torch.optim.LBFGS):
             optimizer.state.clear()  # its curvature history spans all parameters and would move the frozen ones
+
+
+def with_nested(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """These optimizers, and those that they hold as attributes, as Lookahead does."""
+    found: list[Optimizer] = []
+    for optimizer in optimizers:
+        found += [optimizer, *with_nested(value for value in vars(optimizer).values() if isinstance(value, Optimizer))]
+    return found
 
 
 def thaw(model: nn.Module, layers: Iterable[Layer]) -> None:

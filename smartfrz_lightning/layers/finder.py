@@ -29,7 +29,8 @@ class LayerWatch:
         self._hooks = [
             module.register_forward_pre_hook(self._ran_hook(name))
             for name, module in model.named_modules()
-            if any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+            if not isinstance(module, torch.jit.ScriptModule)  # takes no hooks
+            and any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
         ]
 
     def _ran_hook(self, name: str) -> Callable:

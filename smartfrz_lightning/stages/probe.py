@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.shadow import may_move
+from smartfrz_lightning.freezing.freeze import with_nested
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
 
 _SAMPLE = 1024  # weights a layer
 _SCHEDULED = {"params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "max_momentum"}
-_SCHEDULED |= {"base_momentum", "weight_decay"}
+_SCHEDULED |= {"base_momentum", "weight_decay", "train_mode"}  # the last one of schedule-free optimizers
 
 
 class Probe:
@@ -27,16 +28,16 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        self._model, self._optimizers = model, optimizers
+        self._model, self._optimizers = model, with_nested(optimizers)
         self._layers: list[Layer] = []
         self._heads: dict[str, nn.Parameter] = {}
         self._before = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
         self._before |= {name: model.get_parameter(name).detach().clone() for name in may_move(model, 1)}
         self._moved: dict[str, Tensor] = {}
         self._aside = False  # whether what the probe moved is put aside
-        self._states: list[dict[str, Any]] = [{} for _ in optimizers]  # of the heads, as the probe left them
+        self._states: list[dict[str, Any]] = [{} for _ in self._optimizers]  # of the heads, as the probe left them
         self._settings: list[list[dict[str, Any]]] = []
-        self._own_settings = [[_own(group) for group in optimizer.param_groups] for optimizer in optimizers]
+        self._own_settings = [[_own(group) for group in optimizer.param_groups] for optimizer in self._optimizers]
         self._own_states: list[dict[str, Any]] = []
         self._groups: list[tuple[dict[str, Any], list]] = []  # those that hold the heads alone now
         self._rows: list[Tensor] = []
@@ -99,7 +100,7 @@ class Probe:
     @torch.no_grad()
     def optimizer_stepped(self) -> None:
         """An optimizer has stepped, or the batch is over: everything is as it came until the next one."""
-        for group, parameters in self._groups:
+        for group, parameters in reversed(self._groups):  # SAM takes gradients twice in a step
             group["params"] = parameters
         self._groups.clear()
         self.set_aside()
@@ -129,14 +130,15 @@ class Probe:
 
     def _set(self, tensors: dict[str, Tensor], states: list[dict[str, Any]], settings: list[list[dict]]) -> None:
         for name, tensor in tensors.items():
-            self._tensor(name).copy_(tensor)
+            if self._tensor(name).shape == tensor.shape:  # a buffer may have grown
+                self._tensor(name).copy_(tensor)
         for optimizer, own in zip(self._optimizers, states, strict=True):
             for name, parameter in self._heads.items():
                 optimizer.state.pop(parameter, None)
                 if name in own:
                     optimizer.state[parameter] = own[name]
         for optimizer, groups in zip(self._optimizers, settings, strict=True):
-            for group, own in zip(optimizer.param_groups, groups, strict=True):
+            for group, own in zip(optimizer.param_groups, groups, strict=False):  # new groups come last
                 group.update(copy.deepcopy(own))
 
     def gradients(self) -> Tensor:
@@ -161,5 +163,5 @@ class Probe:
 
 
 def _own(group: dict[str, Any]) -> dict[str, Any]:
-    """What an optimizer keeps in a group, without what schedulers set."""
+    """What an optimizer keeps in a group, without what others set."""
     return {name: copy.deepcopy(value) for name, value in group.items() if name not in _SCHEDULED}

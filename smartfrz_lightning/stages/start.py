@@ -162,6 +162,8 @@ class StartStage(Stage):
         self._probe, self._probing, self._due = None, False, False
 
     def end(self, run: TrainingRun) -> None:
+        if self._probe is not None:
+            self._probe.optimizer_stepped()  # the batch may have been interrupted
         if self._probe is not None and run.steps and run.layers:
             self._give_up(
                 run,
