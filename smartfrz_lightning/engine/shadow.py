@@ -77,7 +77,7 @@ class ShadowWeights:
         if [parameter.requires_grad for parameter in self._model.parameters()] != self._training:
             return False
         for group, own in zip(groups, settings, strict=True):
-            group.update({name: copy.deepcopy(value) for name, value in own.items() if name != "params"})
+            group.update({name: value for name, value in own.items() if name != "params"})
         return True
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """VerifyStage: try full training on shadow weights for a while, to see whether a frozen prefix costs anything."""
 
+import copy
 import math
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -62,7 +63,10 @@ class VerifyStage(Stage):
 
     def gradients_ready(self, run: TrainingRun, optimizer: Optimizer) -> None:
         if self._trial is not None:
-            self._settings = [dict(group) for group in optimizer.param_groups]
+            self._settings = [  # copies: a step may count in a tensor
+                {name: value if name == "params" else copy.deepcopy(value) for name, value in group.items()}
+                for group in optimizer.param_groups
+            ]
 
     def batch_done(self, run: TrainingRun, stepped: bool) -> None:
         self._stepped = stepped

@@ -202,11 +202,28 @@ def test_activation_checkpointing_gives_the_same_gradients(make_trainer):
         assert torch.equal(one, other)
 
 
-def test_a_users_own_train_call(make_trainer):
+@pytest.mark.parametrize("before", [True, False])
+def test_a_users_own_train_call(make_trainer, before):
     class Eager(Classifier):
         def training_step(self, batch, batch_idx):
+            if before:
+                self.train()
             loss = super().training_step(batch, batch_idx)
             self.train()
             return loss
 
-    check(make_trainer, Eager(mlp()))
+    class Settled(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen[trainer.global_step] = pl_module.net[1].running_mean.clone()
+
+    seen = {}
+    check(make_trainer, Eager(mlp()), Settled())
+    assert torch.equal(seen[8], seen[32])
+
+
+def test_a_scripted_part_always_trains(make_trainer):
+    net = mlp(norm=False)
+    model = Classifier(nn.Sequential(torch.jit.script(net[:3]), *net[4:]))
+    freezer = ScriptedFreeze({6: [1]})
+    make_trainer(freezer, limit_val_batches=0).fit(model)
+    assert freezer.frozen == ["net.1"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LambdaCallback, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from models import Classifier, Manual, Tuned, mlp, two
 from staging import (
@@ -21,6 +21,7 @@ from staging import (
     trained,
 )
 from staging import PROBE as STEPS
+from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -203,17 +204,109 @@ def test_optimizers_with_closures_are_not_probed(make_trainer):
     assert "the gradients of its first step were not seen" in "\n".join(engine.timeline.notes) and not engine.run.frozen
 
 
-def test_a_broken_off_probe_is_not_gone_on_with(make_trainer):
-    class Breaks(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if batch_idx == 2:
-                raise RuntimeError("enough")
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_before_backward", "on_before_zero_grad"])
+def test_a_broken_off_probe_leaves_no_trace_and_is_not_gone_on_with(make_trainer, hook):
+    def breaks(trainer, *_):
+        if trainer.global_step >= 2:
+            raise RuntimeError("enough")
 
     freezer, model, watch = probing(), Classifier(trained(mlp())), Watch()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = make_trainer(freezer, LambdaCallback(**{hook: breaks}))
     with pytest.raises(RuntimeError, match="enough"):
-        make_trainer(freezer, Breaks()).fit(model)
+        trainer.fit(model)
+    assert moved(before, model.state_dict()) == set() and not trainer.optimizers[0].state
     make_trainer(freezer, watch, max_epochs=1).fit(model)
     assert moved(watch.states[0], watch.states[STEPS]) == set()  # the next fit is a run of its own
+
+
+class Sharpness(torch.optim.Optimizer):
+    """Two passes a step, as SAM takes them."""
+
+    def __init__(self, parameters):
+        self.inner = torch.optim.SGD(parameters, 0.05)
+        super().__init__(self.inner.param_groups, {})
+        self.param_groups = self.inner.param_groups
+
+    def step(self, closure):
+        loss = closure()
+        closure()
+        self.inner.step()
+        return loss
+
+
+class Modal(torch.optim.SGD):
+    """Steps in training mode only, as schedule-free optimizers do."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.param_groups[0]["train_mode"] = False
+
+    def step(self, closure=None):
+        assert self.param_groups[0]["train_mode"]
+        return super().step(closure)
+
+
+class ModalClassifier(Classifier):
+    def on_train_epoch_start(self):
+        self.trainer.optimizers[0].param_groups[0]["train_mode"] = True
+
+
+class Grows(nn.Module):
+    """Keeps positions of the longest batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("positions", torch.zeros(4), persistent=False)
+
+    def forward(self, x):
+        if len(self.positions) < len(x):
+            self.positions = torch.arange(float(len(x)))
+        return x + 0 * self.positions[: len(x), None]
+
+
+class Groups(Classifier):
+    """Gets another group of parameters within the probe."""
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 2 and len(self.optimizers().param_groups) == 1:
+            self.extra = nn.Parameter(torch.zeros(3))
+            self.optimizers().add_param_group({"params": [self.extra]})
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        (lambda: Classifier(trained(mlp()), Sharpness), 12),
+        (lambda: ModalClassifier(trained(mlp()), lambda p: Modal(p, 0.05)), 12),
+        (lambda: Classifier(nn.Sequential(Grows(), *trained(mlp()))), 12),
+        (lambda: Groups(trained(mlp())), 13),
+    ],
+    ids=["two passes a step", "modes", "a buffer that grows", "a group more"],
+)
+def test_optimizers_and_models_that_change_within_the_probe(make_trainer, model, parameters):
+    trainer, model = make_trainer(probing(NOTHING)), model()
+    before = {name: tensor.clone() for name, tensor in model.net.named_parameters() if name.endswith("weight")}
+    trainer.fit(model)
+    assert sum(len(group["params"]) for group in trainer.optimizers[0].param_groups) == parameters
+    assert moved(before, {name: model.net.get_parameter(name) for name in before}) == set(before)
+
+
+def test_an_optimizer_within_another_keeps_nothing_of_the_probe(make_trainer):
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step <= STEPS:
+                assert not trainer.optimizers[0]._base_optimizer.state
+
+        def on_train_end(self, trainer, pl_module):
+            state = trainer.optimizers[0]._base_optimizer.state
+            assert pl_module.net[7].weight in state and pl_module.net[0].weight not in state  # which is frozen
+
+    freezer = probing()
+    make = lambda p: create_optimizer_v2(list(p), opt="lookahead_adamw", lr=0.01)  # noqa: E731
+    make_trainer(freezer, Look()).fit(Classifier(trained(mlp()), make))
+    assert freezer.frozen == FROZEN
 
 
 def test_embeddings_with_sparse_gradients(make_trainer):

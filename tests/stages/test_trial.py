@@ -27,6 +27,7 @@ from staging import (
     smart,
     trained,
 )  # fmt: skip
+from timm.optim import create_optimizer_v2
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -96,6 +97,16 @@ def test_weights_that_are_adopted_are_those_of_a_prefix_unfrozen_before(make_tra
     batches = 24 * TRAINERS[trainer].get("accumulate_grad_batches", 1)
     assert model.losses[batches:] == other.losses[batches:] and model.losses != other.losses
     assert [event.step for event in freezer.timeline.events] == [2, 2, 24, 24]
+
+
+@pytest.mark.parametrize("name", ["lamb", "lookahead_adamw"])  # a step that counts in a group, and an inner optimizer
+def test_optimizers_of_timm(make_trainer, name):
+    def fit(freezer):
+        make = functools.partial(Counting, optimizer=lambda p: create_optimizer_v2(list(p), opt=name, lr=0.01))
+        return fitted(make_trainer, make, freezer)[0]
+
+    assert same(fit(smart(verdict=ANYWAY)), fit(smart(verify=False)))
+    assert same(fit(smart(verdict=NEVER)), fit(ByHand()))
 
 
 def test_with_nothing_to_train_both_losses_are_equal(make_trainer):

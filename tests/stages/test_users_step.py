@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from models import mlp
 from staging import ANYWAY, EPOCHS, NEVER, ByHand, InOrder, fitted, notes, quiet_mlp, same, smart, trained
@@ -236,3 +237,33 @@ def test_memory_is_given_back_and_checkpoints_are_no_larger(make_trainer, tmp_pa
     assert "training_step" not in vars(model)
     size = {step: (tmp_path / f"step={step}.ckpt").stat().st_size for step in (11, 20)}
     assert size[20] == pytest.approx(size[11], rel=0.05)
+
+
+def test_a_model_that_is_copied_in_a_trial_is_one_of_its_own(make_trainer):
+    class Copies(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 18:
+                self.copy, self.bytes = copy.deepcopy(pl_module), pickle.dumps(pl_module.net)
+
+    copies, model = Copies(), InOrder(quiet_mlp())
+    make_trainer(smart(verdict=ANYWAY), copies, max_epochs=EPOCHS, limit_val_batches=0).fit(model)
+    for parameter in copies.copy.parameters():
+        parameter.data.zero_()
+    batch = next(iter(model.train_dataloader()))
+    assert (
+        float(copies.copy.training_step(batch, 0)) == pytest.approx(np.log(3)) != float(model.training_step(batch, 0))
+    )
+
+
+def test_a_training_step_without_a_number_that_asks_for_its_optimizer(make_trainer):
+    class Plain(InOrder):
+        def training_step(self, batch):
+            rate = self.optimizers(False).param_groups[0]["lr"]
+            return rate * super().training_step(batch, 0)
+
+    doubled = LambdaCallback(on_before_optimizer_step=lambda trainer, module, _: module.net[9].weight.grad.mul_(2))
+
+    def fit(freezer):
+        return fitted(make_trainer, lambda: Plain(quiet_mlp()), freezer, doubled)[0]
+
+    assert same(fit(smart(verdict=NEVER)), fit(ByHand()))
