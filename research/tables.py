@@ -35,6 +35,7 @@ CASES = {
     "efficientnet_all": "EfficientNet-Lite0 (ImageNet), all of CIFAR-100, 3,124 steps",
     "resnet32_inverted_short": "ResNet-32, inverted images, 250 steps",
     "resnet32_inverted_long": "the same, 1,488 steps",
+    "vit_short": "vision transformer (half of CIFAR-100), ten other classes, 250 steps",
     "cola": "MiniLM, CoLA, 500 steps",
     "cola_longer": "MiniLM, all of CoLA, 1,068 steps",
     "film_reviews_long": "MiniLM, film reviews, 1,000 steps",
@@ -225,6 +226,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "budget": budget,
     "grid_efficientnet": partial(grid, case="rates_efficientnet_tuned"),
     "grid_resnet32": partial(grid, case="rates_resnet32_tuned"),
+    "grid_vit": partial(grid, case="rates_vit_shortened"),
     "paper_reported": lambda runs: markdown(papers.REPORTED, papers.reported()),
     "paper_measured": lambda runs: markdown(papers.MEASURED, papers.measured(runs)),
     "field": lambda runs: markdown(
