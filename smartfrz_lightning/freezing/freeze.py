@@ -17,13 +17,13 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[Optim
     parameter groups. Modules that move in training mode (BatchNorm, spectral norm) go to eval mode. Dropout goes on as
     before, inside a frozen layer (attention, LSTM) too: what the layers behind it see keeps its distribution.
     """
-    layers = list(layers)
+    layers, optimizers = list(layers), with_nested(optimizers)
     for layer in layers:
         for name in layer.parameters:
             parameter = model.get_parameter(name)
             parameter.requires_grad_(False)
             parameter.grad = None
-            for optimizer in with_nested(optimizers):
+            for optimizer in optimizers:
                 optimizer.state.pop(parameter, None)
         for name in layer.stateful:
             model.get_submodule(name).training = False  # of this one module alone, not of what it may contain
@@ -34,9 +34,9 @@ def freeze(model: nn.Module, layers: Iterable[Layer], optimizers: Iterable[Optim
 
 def with_nested(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     """These optimizers, and those that they hold as attributes, as Lookahead does."""
-    found: list[Optimizer] = []
-    for optimizer in optimizers:
-        found += [optimizer, *with_nested(value for value in vars(optimizer).values() if isinstance(value, Optimizer))]
+    found = list(optimizers)
+    for optimizer in found:  # which grows
+        found += [inner for inner in vars(optimizer).values() if isinstance(inner, Optimizer) and inner not in found]
     return found
 
 
