@@ -59,12 +59,13 @@ class GradESFreezeCallback(FreezingCallback):
         # The first step that counts is compared with the last one of the grace period.
         if not run.is_first_process or (run.progress or 0.0) + 2 / max(1.0, run.total_batches) < self.grace:
             return
+        gradients = gradients_of(run.model, (name for layer in run.active for name in layer.weights), optimizer)
         for layer in run.active:
-            gradients = gradients_of(run.model, layer.weights, optimizer)
-            if gradients and gradients.keys() <= self._before.keys():
-                moved = [(gradient - self._before[name]).abs().sum() for name, gradient in gradients.items()]
+            own = [name for name in layer.weights if name in gradients]
+            if own and all(name in self._before for name in own):
+                moved = [(gradients[name] - self._before[name]).abs().sum() for name in own]
                 self._norms[layer.name] = torch.stack(moved).sum()
-            self._before |= {name: gradient.clone() for name, gradient in gradients.items()}
+        self._before |= {name: gradient.clone() for name, gradient in gradients.items()}
 
     def check_due(self, run: TrainingRun) -> bool:
         return (run.progress or 0.0) >= self.grace

@@ -162,9 +162,10 @@ class StartStage(Stage):
         self._probe, self._probing, self._due = None, False, False
 
     def end(self, run: TrainingRun) -> None:
-        if self._probe is not None:
-            self._probe.optimizer_stepped()  # the batch may have been interrupted
-        if self._probe is not None and run.steps and run.layers:
+        if self._probe is None:
+            return
+        self._probe.optimizer_stepped()  # the batch may have been interrupted
+        if run.steps and run.layers:
             self._give_up(
                 run,
                 f"training ended after {run.steps} steps, within the probe, in which nothing trains for good. Give the "
