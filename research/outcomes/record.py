@@ -77,7 +77,7 @@ def record_case(
     counter.start()
     net(train_set[0][: case.batch_size])
     counter.stop()
-    cost = step_cost(net, layers, counter.segments)
+    cost = step_cost(layers, counter.products)
 
     kept: list[Moment] = []
     moments = sorted({max(1, round(share * case.steps)) for share in later}) if case.later else []

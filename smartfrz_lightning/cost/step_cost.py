@@ -5,8 +5,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
-from torch import nn
-
 from smartfrz_lightning.layers.layer import Layer
 
 
@@ -40,8 +38,8 @@ class LayerFlops:
         own: Products with its weights.
         following: Products without weights (attention) between it and the next layer.
         passing: Products with weights that never train, between it and the next layer.
-        inner: Of its own products, those behind others of its own: over time in a recurrent layer, the last projection
-            of an attention.
+        inner: Of its own products, those behind others of its own: over time in a recurrent layer, the output of a
+            tied embedding.
     """
 
     layer: str
@@ -100,38 +98,30 @@ class StepCost:
         return cls([LayerFlops(**layer) for layer in state["layers"]], state["before"])
 
 
-def step_cost(model: nn.Module, layers: Sequence[Layer], segments: Sequence[tuple[str, float]]) -> StepCost:
-    """Share the FLOPs of a forward pass among layers."""
-    number_of = {
-        name.rpartition(".")[0].partition(".parametrizations.")[0]: number
-        for number, layer in reversed(list(enumerate(layers)))
-        for name in layer.weights
-    }
+def step_cost(layers: Sequence[Layer], products: Sequence[tuple[str, float]]) -> StepCost:
+    """Share the FLOPs of a forward pass among layers.
+
+    Args:
+        layers: In forward order.
+        products: Those of the pass, as ``(parameter, FLOPs)``; without a name where no parameter is multiplied.
+    """
+    number_of = {name: number for number, layer in enumerate(layers) for name in layer.parameters}
     cost = StepCost([LayerFlops(layer.name) for layer in layers])
+    first: dict[int, str] = {}  # the weight that each layer multiplies first
     at = None
-    for module, flops in segments:
-        if module in number_of:
-            at = number_of[module]
+    for name, flops in products:
+        if name in number_of:
+            number = number_of[name]
+            tied = at is not None and at > number  # a table that was looked up before, without a product
+            entrance = first.setdefault(number, "" if tied else name)
+            at = number
             cost.layers[at].own += flops
-            cost.layers[at].inner += flops * _inner(model.get_submodule(module))
+            if not entrance or not name.startswith(entrance):  # weight_ih_l0_reverse starts beside weight_ih_l0
+                cost.layers[at].inner += flops
         elif at is None:
             cost.before += flops
-        elif module and _multiplies(model, module):
+        elif name:
             cost.layers[at].passing += flops
         else:
             cost.layers[at].following += flops
     return cost
-
-
-def _inner(module: nn.Module) -> float:
-    sizes = {name: p.numel() for name, p in module.named_parameters() if p.ndim > 1}
-    if isinstance(module, nn.RNNBase):
-        first = sum(size for name, size in sizes.items() if name.startswith("weight_ih_l0"))
-        return 1 - first / sum(sizes.values())
-    if isinstance(module, nn.MultiheadAttention):
-        return sum(size for name, size in sizes.items() if name.startswith("out_proj.")) / sum(sizes.values())
-    return 0.0
-
-
-def _multiplies(model: nn.Module, module: str) -> bool:
-    return any(parameter.ndim > 1 for parameter in model.get_submodule(module).parameters(recurse=False))

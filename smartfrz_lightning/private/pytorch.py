@@ -23,6 +23,14 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
+def place_of(tensor: torch.Tensor) -> Any:
+    """Where a tensor begins: the same for a parameter and what ``detach`` makes of it, at any time while both live."""
+    try:
+        return tensor.untyped_storage()._cdata, tensor.storage_offset()
+    except RuntimeError:  # a sparse tensor
+        return id(tensor)
+
+
 def sequence_number(node: Any = None) -> int:
     """The number that autograd gave to a node, or gives to the next operation of this thread that it records."""
     return torch.autograd._get_sequence_nr() if node is None else node._sequence_nr()

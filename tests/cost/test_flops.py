@@ -44,7 +44,7 @@ def measured(model, layers, call):
     counter.start()
     call()
     counter.stop()
-    return step_cost(model, layers, counter.segments)
+    return step_cost(layers, counter.products)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
