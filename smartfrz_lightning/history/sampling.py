@@ -1,7 +1,7 @@
 """Layer tailoring: a few randomly sampled weights stand for a layer, whatever its size (paper, section 3.2)."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,22 +40,20 @@ class WeightSampler:
             for layer in layers
         }
 
-    @torch.no_grad()
     def __call__(self, out: Tensor) -> Tensor:
         """Fill ``out`` of shape ``[layers, sample_size]`` with the present weights and return it."""
-        for row, parts in zip(out, self._plans.values(), strict=True):
-            for parameter, index, where in parts:
-                _gather(parameter, index, row[where])
-        return out
+        return self._fill(out, lambda parameter: parameter)
 
-    @torch.no_grad()
     def gradients(self, out: Tensor) -> Tensor:
         """Fill ``out`` of shape ``[layers, sample_size]`` with the present gradients of the same weights; 0 if none."""
-        out.zero_()
+        return self._fill(out.zero_(), lambda parameter: parameter.grad)
+
+    @torch.no_grad()
+    def _fill(self, out: Tensor, values_of: Callable[[Tensor], Tensor | None]) -> Tensor:
         for row, parts in zip(out, self._plans.values(), strict=True):
             for parameter, index, where in parts:
-                if parameter.grad is not None:
-                    _gather(parameter.grad, index, row[where])
+                if (values := values_of(parameter)) is not None:
+                    _gather(values, index, row[where])
         return out
 
 
@@ -72,8 +70,8 @@ def _plan(parameters: Mapping[str, Tensor], layer: Layer, sample_size: int, seed
     return plan
 
 
-def _gather(parameter: Tensor, index: Tensor, out: Tensor) -> None:
-    values = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+def _gather(values: Tensor, index: Tensor, out: Tensor) -> None:
+    values = values.full_tensor() if isinstance(values, DTensor) else values.detach()
     values = values.to_dense() if values.is_sparse else values
     if values.is_contiguous() and values.dtype == out.dtype:
         torch.index_select(values.view(-1), 0, index, out=out)

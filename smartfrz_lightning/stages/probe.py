@@ -15,8 +15,7 @@ from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
 
 _SAMPLE = 1024  # weights a layer
-_SCHEDULED = {"params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "max_momentum"}
-_SCHEDULED |= {"base_momentum", "weight_decay", "train_mode"}  # the last one of schedule-free optimizers
+_ABSENT = object()  # what a step has added to a group
 
 
 class Probe:
@@ -36,8 +35,9 @@ class Probe:
         self._moved: dict[str, Tensor] = {}
         self._aside = False  # whether what the probe moved is put aside
         self._states: list[dict[str, Any]] = [{} for _ in self._optimizers]  # of the heads, as the probe left them
-        self._settings: list[list[dict[str, Any]]] = []
-        self._own_settings = [[_own(group) for group in optimizer.param_groups] for optimizer in self._optimizers]
+        self._at_step: dict[int, dict[str, Any]] = {}  # what all groups hold before a step, by id
+        self._settings: dict[int, dict[str, Any]] = {}  # what steps have changed in them, as the probe left it
+        self._own_settings: dict[int, dict[str, Any]] = {}  # and as it came
         self._own_states: list[dict[str, Any]] = []
         self._groups: list[tuple[dict[str, Any], list]] = []  # those that hold the heads alone now
         self._rows: list[Tensor] = []
@@ -75,6 +75,7 @@ class Probe:
         """An optimizer is about to step: note its gradients down, and leave it the heads alone."""
         self.looked = True
         self.before_batch()  # another optimizer may have stepped in this batch
+        self._at_step = self._at_step or {id(group): _held(group) for group in self._all_groups()}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if self._row is None:
             self._row = self._empty().zero_()
@@ -125,10 +126,17 @@ class Probe:
             {name: optimizer.state[p] for name, p in self._heads.items() if p in optimizer.state}
             for optimizer in self._optimizers
         ]
-        self._settings = [[_own(group) for group in optimizer.param_groups] for optimizer in self._optimizers]
+        for group in self._all_groups() if self._at_step else ():
+            held = self._at_step.get(id(group), _held(group))
+            own = self._own_settings.setdefault(id(group), {})
+            for name, value in _held(group).items():
+                if name not in held or not _alike(value, held[name]):
+                    own.setdefault(name, held.get(name, _ABSENT))
+            self._settings[id(group)] = {name: group[name] for name in own}
+        self._at_step = {}
         self._set(self._before, copy.deepcopy(self._own_states), self._own_settings)
 
-    def _set(self, tensors: dict[str, Tensor], states: list[dict[str, Any]], settings: list[list[dict]]) -> None:
+    def _set(self, tensors: dict[str, Tensor], states: list[dict[str, Any]], settings: dict[int, dict]) -> None:
         for name, tensor in tensors.items():
             if self._tensor(name).shape == tensor.shape:  # a buffer may have grown
                 self._tensor(name).copy_(tensor)
@@ -137,9 +145,11 @@ class Probe:
                 optimizer.state.pop(parameter, None)
                 if name in own:
                     optimizer.state[parameter] = own[name]
-        for optimizer, groups in zip(self._optimizers, settings, strict=True):
-            for group, own in zip(optimizer.param_groups, groups, strict=False):  # new groups come last
-                group.update(copy.deepcopy(own))
+        for group in self._all_groups():
+            for name, value in settings.get(id(group), {}).items():
+                group[name] = copy.deepcopy(value)
+                if value is _ABSENT:
+                    del group[name]
 
     def gradients(self) -> Tensor:
         """``[steps, layers, sample_size]``, on the CPU; the layers in forward order."""
@@ -154,6 +164,9 @@ class Probe:
         norms = [name for layer in self._layers for name in layer.stateful]
         return statistics_shift(self._model, norms, self._before, self._moved)
 
+    def _all_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
     def _tensor(self, name: str) -> Tensor:
         module, _, own = name.rpartition(".")
         return getattr(self._model.get_submodule(module), own)
@@ -162,6 +175,9 @@ class Probe:
         return torch.empty(len(self._layers), _SAMPLE, device=next(self._model.parameters()).device)
 
 
-def _own(group: dict[str, Any]) -> dict[str, Any]:
-    """What an optimizer keeps in a group, without what others set."""
-    return {name: copy.deepcopy(value) for name, value in group.items() if name not in _SCHEDULED}
+def _held(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one == other

@@ -136,6 +136,16 @@ def test_an_optimizer_within_another_keeps_nothing_of_the_probe(make_trainer):
     assert freezer.frozen == FROZEN
 
 
+def test_a_counter_that_a_step_puts_into_a_group_is_put_back(make_trainer):
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            count = trainer.optimizers[0].param_groups[0].get("step", 0)
+            assert count == max(0, trainer.global_step - STEPS)
+
+    make = lambda p: create_optimizer_v2(list(p), opt="lamb", lr=0.01)  # noqa: E731
+    make_trainer(Look(), probing(NOTHING)).fit(Classifier(trained(mlp()), make))
+
+
 def test_embeddings_with_sparse_gradients(make_trainer):
     class Factors(Classifier):
         def __init__(self):
