@@ -65,3 +65,12 @@ def long_runs(runs: Runs) -> str:
             cells.append(f"{spread(points, 1, True)}{loss} at {cost} ({len(rows)})" if rows else "–")
         lines.append([name, *cells])
     return markdown(["points at FLOPs (seeds)", *LONG.values()], lines)
+
+
+def lengths(runs: Runs) -> str:
+    """FLOPs of the default in runs of nearly the same length, a seed each."""
+    lines = []
+    for steps in (900, 999, 1001, 1100):
+        rows = runs.of("lengths", f"steps_{steps}")
+        lines.append([f"{steps:,}", *(f"{row['flops']:.2f}" for row in rows), f"{fmean(r['flops'] for r in rows):.2f}"])
+    return markdown(["steps", "seed 1", "seed 2", "seed 3", "mean"], lines)

@@ -94,9 +94,10 @@ def add(folder: str, case: str, version: str = "0.3.0", variant: str = "", share
             if any(row["seed"] == one["seed"] for row in kept.of(case, one["run"], version, variant)):
                 continue
             timeline = one["timeline"]
-            beside = [other for other in results if other["seed"] == one["seed"]]
+            beside = (other for other in results if other["seed"] == one["seed"])
             full = next((other for other in beside if other["run"] == "full"), one)
-            whole = max(sum(other["timeline"]["full"].values()) for other in beside)  # shortened runs have less
+            whole = full if full is not one else kept.full(case, version, variant).get(one["seed"], one)
+            per_step = sum(timeline["full"].values()) / one["steps"]
             row = {
                 "case": case,
                 "version": version,
@@ -105,7 +106,7 @@ def add(folder: str, case: str, version: str = "0.3.0", variant: str = "", share
                 "seed": one["seed"],
                 "value": one["value"],
                 "loss": one["metrics"].get("val_loss"),
-                "flops": sum(timeline["spent"].values()) / whole,
+                "flops": sum(timeline["spent"].values()) / (per_step * whole["steps"]),
                 "seconds": one["seconds"]["train"],
                 "full_seconds": None if full is one else full["seconds"]["train"],  # on the same machine
                 "steps": one["steps"],

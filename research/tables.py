@@ -7,13 +7,15 @@ from functools import partial
 from statistics import fmean
 
 from research import goals, memory, papers
-from research.long_runs import long_runs, two_fifths
+from research.long_runs import lengths, long_runs, two_fifths
 from research.markdown import markdown
 from research.outcomes import averages, from_the_start, hindsight, trial_windows
 from research.outcomes.later import (
+    BY_MARGIN,
     CALIBRATION,
     POLICY,
     SCORES,
+    by_margin,
     calibration,
     calibration_of_shipped,
     comparison,
@@ -222,6 +224,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "before": before,
     "rivals": rivals,
+    "goals_of_short_runs": lambda runs: markdown(goals.SHORT, goals.short(runs, CASES)),
     "goals": lambda runs: markdown(goals.SHOWN, goals.goals(runs, CASES)),
     "budget": budget,
     "grid_efficientnet": partial(grid, case="rates_efficientnet_tuned"),
@@ -240,10 +243,12 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "one_bound": one_bound,
     "later_inputs": _later(_inputs, ["inputs", *SCORES]),
     "later_policy": _later(policies, POLICY),
+    "later_margins": _later(by_margin, BY_MARGIN),
     "from_start": from_start,
     "two_fifths": two_fifths,
     "hindsight": with_hindsight,
     "averages": at_averages,
+    "lengths": lengths,
     "long_runs": long_runs,
     "one_predictor": one_predictor,
     "later_calibration": _later(calibration, CALIBRATION),

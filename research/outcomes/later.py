@@ -57,7 +57,11 @@ THRESHOLDS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 BINS = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 1.01)
 
 SCORES = ("log loss", "AUROC", "within a moment", *(f"p ≥ {bound:g}: how many, safe, points" for bound in SURE))
+MARGINS = (0.5, 1.0, 1.5, 2.0, 3.0)
+"""Points that freezing may cost, by which prefixes count as safe."""
+
 POLICY = ("p ≥", "points", "worst run", "runs that lose more than 1", "FLOPs")
+BY_MARGIN = ("points to lose at most", *POLICY[1:3], POLICY[4])
 CALIBRATION = ("p(safe)", "prefixes", "mean p(safe)", "were safe")
 
 
@@ -116,11 +120,11 @@ def regression(x: Tensor, safe: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     return mean, scale, torch.from_numpy(model.coef_[0]).float(), float(model.intercept_[0])
 
 
-def by_line(names: Sequence[str]) -> Callable:
-    """p(safe) by a regression on these inputs."""
+def by_line(names: Sequence[str], margin: float = MARGIN) -> Callable:
+    """By a regression on these inputs, how likely freezing a prefix costs at most so many points."""
 
     def said(train: list[Example], over: list[Branch], test: list[Example]) -> Tensor:
-        safe = torch.tensor([float(one.branch.safe) for one in train])
+        safe = torch.tensor([float(one.branch.points >= -margin) for one in train])
         if not names:
             return safe.mean().expand(len(test))
         x, there = (torch.tensor([[one.inputs[name] for name in names] for one in part]) for part in (train, test))
@@ -213,10 +217,24 @@ def policies(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]
     said = out_of_family(data, over, by_line(list(INPUTS)))
     rows = []
     for threshold in THRESHOLDS:
-        points, cost = np.array(policy(data, said, threshold)).T
-        lose = str((points < -MARGIN).sum())
-        rows.append([f"{threshold:g}", f"{points.mean():+.1f}", f"{points.min():+.1f}", lose, f"{cost.mean():.2f}"])
+        points, worst, lose, cost = _summary(policy(data, said, threshold))
+        rows.append([f"{threshold:g}", points, worst, lose, cost])
     return rows
+
+
+def by_margin(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
+    """A row a margin, with a predictor of its own, on networks left out: mean points, worst run, FLOPs."""
+    rows = []
+    for margin in MARGINS:
+        said = out_of_family(data, over, by_line(list(INPUTS), margin))
+        points, worst, _, cost = _summary(policy(data, said, SURE[-1]))
+        rows.append([f"{margin:g}", points, worst, cost])
+    return rows
+
+
+def _summary(found: Sequence[tuple[float, float]]) -> tuple[str, str, str, str]:
+    points, cost = np.array(found).T
+    return f"{points.mean():+.1f}", f"{points.min():+.1f}", str((points < -MARGIN).sum()), f"{cost.mean():.2f}"
 
 
 def shipped(data: Sequence[Example]) -> np.ndarray:
@@ -273,6 +291,7 @@ def main(recorded: str, write: str | None = None) -> None:
     title = f"networks left out: {len({one.run for one in data})} runs, {len(data)} prefixes, {share:.0%} safe"
     show(title, ["inputs", *SCORES], comparison(data, over))
     show("if the safest is frozen from two fifths on, networks left out", POLICY, policies(data, over))
+    show(f"the same from {SURE[-1]:g} on, by the points to lose", BY_MARGIN, by_margin(data, over))
     show("calibration, networks left out", CALIBRATION, calibration(data, over))
     if write:
         families = sorted({one.branch.network for one in data})
