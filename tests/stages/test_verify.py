@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from models import scheduled
 from staging import (
     ANYWAY,
@@ -70,6 +71,15 @@ def test_what_is_released_in_a_long_run_has_missed_nothing_but_the_probe(make_tr
     other, *_ = fitted(make_trainer, make, smart(NOTHING, schedule=LONG), **how)
     assert "Trial, steps 2 to 14" in notes(freezer)
     assert same(model, other) and model.losses[14 * accumulate :] == other.losses[14 * accumulate :]
+
+
+def test_a_run_that_ends_within_the_trial_says_so(make_trainer):
+    class Enough(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 16
+
+    _, freezer, _ = fitted(make_trainer, InOrder, smart(verdict=NEVER), Enough())
+    assert freezer.frozen and "Training ended after 16 steps, within the trial" in notes(freezer)
 
 
 @pytest.mark.parametrize(("until", "begin"), [(1, 2), (8, 8), (60, 12)])
