@@ -36,6 +36,7 @@ def main():
         batches_per_epoch=len(train),
         total_batches=given.epochs * len(train),
         training_step=loss_of,
+        backward=fabric.backward,
         say=fabric.print,
     )
     for epoch in range(given.epochs):

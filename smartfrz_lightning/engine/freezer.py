@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.engine import Engine
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import thaw_frozen_here
 from smartfrz_lightning.engine.processes import Processes, several_processes
-from smartfrz_lightning.engine.shadow import LoopStep, loss_of
+from smartfrz_lightning.engine.shadow import LoopStep, loss_of, scales_gradients
 from smartfrz_lightning.freezing.wrappers import unwrap
 from smartfrz_lightning.layers.layer import check_patterns
 from smartfrz_lightning.report.show import timeline_table
@@ -36,6 +36,7 @@ class Freezer(Engine):
         total_batches: Batches of the whole run; methods that go by the schedule need it.
         training_step: Gives the loss of a batch. If the loop calls ``training_step`` with what it would call this
             with, ``SmartFreezeCallback`` can try a frozen prefix as it does in a Trainer.
+        backward: How the loop differentiates that loss, such as ``fabric.backward``.
         processes: How processes agree; by default those of ``torch.distributed``, if there are any.
         position: Gives, after a batch, the batches and epochs done and the share of the run done, ``None`` if that is
             not known; by default batches are counted.
@@ -53,7 +54,7 @@ class Freezer(Engine):
         >>> import torch
         >>> from smartfrz_lightning import IntervalFreezeCallback
         >>> from smartfrz_lightning.engine import Freezer
-        >>> from torch import nn
+        >>> from torch import Tensor, nn
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> data = torch.rand(10, 4, 8)
@@ -79,6 +80,7 @@ class Freezer(Engine):
         batches_per_epoch: float = math.inf,
         total_batches: float = math.inf,
         training_step: Callable[..., Any] | None = None,
+        backward: Callable[[Tensor], Any] = Tensor.backward,
         processes: Processes | None = None,
         position: Callable[[], tuple[int, float, float | None]] | None = None,
         schedulers: Sequence[Any] = (),
@@ -98,10 +100,12 @@ class Freezer(Engine):
         run = self.run
         run.batches_per_epoch, run.total_batches, run.schedulers = batches_per_epoch, total_batches, schedulers
         if training_step is not None:
-            run.shadow_step = LoopStep(self._model, training_step)
+            run.shadow_step = LoopStep(self._model, training_step, backward)
             run.cannot_verify = "" if len(plain) == 1 else "there are several optimizers"
             if several_processes():
                 run.cannot_verify = "a loop of your own has several processes"
+            if scales_gradients(backward):
+                run.cannot_verify = "Fabric scales gradients (16-mixed)"
         method.reset()
         method.prepare(run)
 

@@ -224,9 +224,10 @@ class ShadowStep(ABC):
 class LoopStep(ShadowStep):
     """Of a training loop of your own, which calls this ``training_step`` in place of the one that was given."""
 
-    def __init__(self, model: nn.Module, training_step: Callable[..., Any]) -> None:
+    def __init__(self, model: nn.Module, training_step: Callable[..., Any], backward: Callable[[Tensor], Any]) -> None:
         super().__init__(model)
         self._plain = self.training_step = training_step
+        self._backward = backward
 
     def arm(self) -> None:
         self.training_step = self.watching(self._plain)
@@ -240,7 +241,7 @@ class LoopStep(ShadowStep):
             def body() -> Tensor | None:
                 loss = loss_of(self._plain(*args, **kwargs))
                 if loss is not None:
-                    loss.backward()
+                    self._backward(loss)
                 if stepped:
                     shadow.optimizer.step()
                     shadow.optimizer.zero_grad()
@@ -253,3 +254,9 @@ def loss_of(output: Any) -> Tensor | None:
     """The loss in what a ``training_step`` returned."""
     loss = output.get("loss") if isinstance(output, Mapping) else output
     return loss if isinstance(loss, Tensor) else None
+
+
+def scales_gradients(backward: Callable[[Tensor], Any]) -> bool:
+    """Whether this is the ``backward`` of a Fabric with a ``GradScaler``."""
+    precision = getattr(getattr(backward, "__self__", None), "_precision", None)
+    return getattr(precision, "scaler", None) is not None

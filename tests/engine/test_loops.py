@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from models import Classifier, Vectors, Within, mlp, sgd
 from staging import ANYWAY, NEVER, ONE_LAYER, smart, trained
@@ -82,31 +83,46 @@ def test_the_same_decisions_as_the_callback(make_trainer, name):
         torch.testing.assert_close(model.state_dict(), model_of_loop.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("precision", [None, "32-true", "bf16-mixed"], ids=["by hand", "by Fabric", "by Fabric, bf16"])
 @pytest.mark.parametrize("verdict", [ANYWAY, NEVER], ids=["stays", "adopted"])
-def test_a_loop_that_gives_its_training_step_can_verify(make_trainer, verdict):
+def test_a_loop_that_gives_its_training_step_can_verify(make_trainer, verdict, precision):
     model, callback = Classifier(trained(mlp()), size=72), smart(verdict=verdict)
     torch.manual_seed(1)
-    make_trainer(callback, max_epochs=15, limit_val_batches=0).fit(model)
+    make_trainer(callback, max_epochs=15, limit_val_batches=0, precision=precision).fit(model)
     assert "Trial" in "\n".join(callback.timeline.notes)
 
     own, loader = Within(trained(mlp())), DataLoader(Vectors(72), 8)
     torch.manual_seed(1)
-    optimizer, method = sgd(own.parameters()), smart(verdict=verdict)
+    optimizer, backward = sgd(own.parameters()), torch.Tensor.backward
+    if precision is not None:
+        fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+        own, optimizer = fabric.setup(own, optimizer)
+        loader, backward = fabric.setup_dataloaders(loader), fabric.backward
 
     def training_step(batch):
         return nn.functional.cross_entropy(own(batch[0]), batch[1])
 
-    freezer = Freezer(own, optimizer, method, len(loader), 15 * len(loader), training_step=training_step)
+    how = {"training_step": training_step, "backward": backward}
+    freezer = Freezer(own, optimizer, smart(verdict=verdict), len(loader), 15 * len(loader), **how)
     for epoch in range(15):
         for batch in loader:
             with freezer.batch(batch):
                 optimizer.zero_grad()
-                freezer.training_step(batch).backward()
+                backward(freezer.training_step(batch))
                 optimizer.step()
         freezer.end_epoch(last=epoch == 14)
     freezer.end()
     assert freezer.timeline.notes == callback.timeline.notes and what(freezer.timeline) == what(callback.timeline)
-    torch.testing.assert_close(model.state_dict(), own.state_dict(), rtol=0, atol=0)
+    plain = own.module if precision else own
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+def test_no_trial_where_fabric_scales_gradients():
+    net = mlp()
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))
+    model, optimizer = fabric.setup(net, sgd(net.parameters()))
+    freezer = Freezer(model, optimizer, smart(), 9, 90, training_step=model, backward=fabric.backward)
+    assert "16-mixed" in freezer.run.cannot_verify
 
 
 def test_a_loop_without_a_training_step_says_what_follows():
