@@ -39,7 +39,7 @@ class _Origins:
             self.add(name, parameter)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        self._names[place_of(tensor)] = name
+        self._names.setdefault(place_of(tensor), name)  # a tied parameter goes by its first name
         self._kept.append(tensor)
 
     def follow(self, inputs: list[Tensor], out: Any) -> None:
@@ -47,8 +47,7 @@ class _Origins:
         if inputs and all(place_of(tensor) in self._names for tensor in inputs):
             name = self.weight(inputs)
             for tensor in tensors_in(out):
-                if place_of(tensor) not in self._names:
-                    self.add(name, tensor)
+                self.add(name, tensor)
 
     def weight(self, inputs: list[Tensor]) -> str:
         """The parameter among the inputs of a product, the last one if there are several; empty if none is."""

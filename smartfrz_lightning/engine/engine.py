@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from smartfrz_lightning.engine.frozen import FrozenLayers
@@ -74,6 +75,8 @@ class Engine:
         total_batches: float | None = None,
     ) -> None:
         """Training begins or goes on. The first batch does this by itself."""
+        if any(map(is_lazy, self._model.parameters())):
+            raise ValueError("the model has lazy modules: call it on a batch before training, as a sanity check does")
         self._started = True
         run = self.run
         run.optimizers = run.optimizers if optimizers is None else list(optimizers)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from smartfrz_lightning.private.pytorch import gives_a_number, sequence_number
+from smartfrz_lightning.private.pytorch import gives_a_number, sequence_number, shape_of
 
 _PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attention", "trilinear", "dot", "mv")
 
@@ -87,6 +87,11 @@ def _sources(roots: list[Any], names: Mapping[int, str]) -> dict[Any, frozenset[
         if node in found:
             stack.pop()
             continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "checkpoint(use_reentrant=True): behind a frozen layer such a block gets no gradients; give "
+                "use_reentrant=False (transformers: gradient_checkpointing_kwargs={'use_reentrant': False})"
+            )
         waiting = [child for child in _children(node) if child not in found]
         if waiting:
             stack += waiting
@@ -103,11 +108,19 @@ def _source(node: Any, found: dict[Any, frozenset[str] | None], names: Mapping[i
     own = [found[child] for child in _children(node)]
     if not own or any(source is None for source in own):
         return None
-    kind = node.name()
-    constant = any(child is None for child, _ in node.next_functions)
-    if "embedding" in kind.lower() or (constant and not kind.startswith(("Mul", "Div"))):
+    if "embedding" in node.name().lower() or (_meets_constant(node) and (is_product(node) or not _keeps_shape(node))):
         return None  # the indices, or an input that needs no gradient
     return frozenset().union(*(source for source in own if source))
+
+
+def _meets_constant(node: Any) -> bool:
+    return any(child is None for child, _ in node.next_functions)
+
+
+def _keeps_shape(node: Any) -> bool:
+    """Whether a result has the shape of what it was made from: data would give it that of a batch."""
+    shapes = {shape_of(child, number) for child, number in node.next_functions if child is not None}
+    return shapes == {shape_of(node)}
 
 
 def _used(node: Any, sources: dict[Any, frozenset[str] | None]) -> frozenset[str]:

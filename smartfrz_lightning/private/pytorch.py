@@ -46,6 +46,11 @@ def gives_a_number(node: Any) -> bool:
     return all(len(output.shape) == 0 for output in node._input_metadata)
 
 
+def shape_of(node: Any, number: int = 0) -> torch.Size:
+    """Of an output of a node of the autograd graph."""
+    return torch.Size(node._input_metadata[number].shape)
+
+
 def register_gradient_hooks(new: torch.Tensor, old: torch.Tensor) -> None:
     """Register on one tensor the gradient hooks of another."""
     for hook in (old._backward_hooks or {}).values():

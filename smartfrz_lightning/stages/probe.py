@@ -38,7 +38,7 @@ class Probe:
         self._at_step: dict[int, dict[str, Any]] = {}  # what all groups hold before a step, by id
         self._settings: dict[int, dict[str, Any]] = {}  # what steps have changed in them, as the probe left it
         self._own_settings: dict[int, dict[str, Any]] = {}  # and as it came
-        self._own_states: list[dict[str, Any]] = []
+        self._own_states: list[dict[str, Any]] = [{} for _ in self._optimizers]  # those that came
         self._groups: list[tuple[dict[str, Any], list]] = []  # those that hold the heads alone now
         self._rows: list[Tensor] = []
         self._row: Tensor | None = None

@@ -130,12 +130,12 @@ class VerifyStage(Stage):
 
     def _open(self, run: TrainingRun, taker: ShadowStep, prefix: list[Layer], steps: int) -> None:
         optimizer, why = run.optimizers[0], ""
-        size = sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
         try:
+            size = sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
             fits = taker.has_room(4 * size)
             shadow = ShadowWeights(run.model, optimizer, prefix) if fits else None
             why = "" if fits else "it does not fit into the memory of the device"
-        except Exception as error:  # whatever an optimizer holds
+        except Exception as error:  # whatever a model or an optimizer holds
             shadow, why = None, f"its weights cannot be copied ({type(error).__name__}: {error})"
         if taker.all_well(shadow is not None) and shadow is not None:
             taker.arm()

@@ -62,6 +62,19 @@ class Tied(nn.Module):
         return self.two(self.one(x).relu()) @ self.table.weight.T
 
 
+class TiedModules(Tied):
+    """The same, by two modules that share a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(8, 20, bias=False)
+        self.out.weight = self.table.weight
+
+    def forward(self, x):
+        x = self.table((x * 20).long()).mean(1)
+        return self.out(self.two(self.one(x).relu()))
+
+
 def normed(norm):
     return nn.Sequential(norm(nn.Linear(8, 16)), nn.ReLU(), norm(nn.Linear(16, 32)), nn.ReLU(), nn.Linear(32, 2))
 
@@ -71,6 +84,7 @@ MODELS = {
     "listed": Listed,
     "uncalled": Uncalled,
     "tied": Tied,
+    "tied modules": TiedModules,
     "weight norm": lambda: normed(parametrizations.weight_norm),
     "spectral norm": lambda: normed(parametrizations.spectral_norm),
 }

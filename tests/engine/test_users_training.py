@@ -7,9 +7,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from models import Classifier, mlp
 from scripted import FreezeNext, ScriptedFreeze, States
+from staging import notes, smart, trained
 from torch import nn
 
-from smartfrz_lightning import AutoFreezeCallback, Freezer, GradientNormFreezeCallback
+from smartfrz_lightning import AutoFreezeCallback, Freezer, GradientNormFreezeCallback, StaticFreezeCallback
 
 
 class Modes(Callback):
@@ -163,3 +164,27 @@ def test_a_gradscaler_that_overflows_costs_no_evaluation(make_trainer, method):
     state = freezer.state_dict()["method"]
     assert all(torch.isfinite(tensor).all() for tensor in state["gradients"].values())
     assert all(0 <= norm < float("inf") for norm in state.get("norms", {}).values())
+
+
+def test_a_model_with_a_sparse_buffer_trains_without_a_trial(make_trainer):
+    class Neighbours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("adjacency", (torch.eye(12) + torch.eye(12).roll(1, 0)).to_sparse())
+
+        def forward(self, x):
+            return torch.sparse.mm(self.adjacency, x.T).T
+
+    freezer = smart()
+    make_trainer(freezer, max_epochs=15).fit(Classifier(nn.Sequential(Neighbours(), *trained(mlp()))))
+    assert freezer.frozen and "cannot be copied" in notes(freezer)
+
+
+def test_lazy_modules_that_no_sanity_check_has_called_are_refused(make_trainer):
+    net = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(3))
+    with pytest.raises(ValueError, match="lazy modules"):
+        make_trainer(StaticFreezeCallback(1)).fit(Classifier(net))
+    net = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(3))
+    freezer = StaticFreezeCallback(1)
+    make_trainer(freezer, num_sanity_val_steps=1).fit(Classifier(net))
+    assert freezer.frozen == ["net.0"]

@@ -51,6 +51,25 @@ def test_the_probe_leaves_no_trace(make_trainer, trainer, optimizer, predictor):
     assert "7.weight" in changed and (not changed & still if freezer.frozen else changed > {"0.weight", "4.weight"})
 
 
+def test_a_run_that_ends_before_its_first_gradient_ends_as_without_a_probe(make_trainer):
+    class Stops(Classifier):
+        def on_train_start(self):
+            self.trainer.should_stop = True
+
+    class Skips(Classifier):
+        def training_step(self, batch, batch_idx):
+            return None
+
+    class Fails(Classifier):
+        def training_step(self, batch, batch_idx):
+            return self.net(batch[0][:, :5])
+
+    for kind in (Stops, Skips):
+        make_trainer(probing()).fit(kind(trained(mlp())))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        make_trainer(probing()).fit(Fails(trained(mlp())))
+
+
 def test_the_head_learns_in_the_probe(make_trainer):
     model = Classifier(quiet_mlp(norm=False), size=8)  # the same batch each time
     make_trainer(probing(), max_epochs=8).fit(model)
