@@ -5,10 +5,9 @@ import torch
 from research.outcomes.case import Case
 from research.outcomes.examples import example, frontier, load_examples
 from research.outcomes.networks import build
-from research.outcomes.outcome import Outcome, Run
+from research.outcomes.outcome import Outcome, Run, one_after_another
 from research.outcomes.probe import probe_gradients
 from research.outcomes.training import train
-from smartfrz_lightning.cost.step_cost import LayerFlops, StepFlops
 from smartfrz_lightning.layers import find_layers
 
 CASE = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 4, 4, 1)
@@ -33,9 +32,9 @@ def test_a_probe_records_every_layer():
 
 
 def test_an_outcome_is_read_as_it_was_written(tmp_path):
-    costs = [LayerFlops("stem", 10), LayerFlops("head", 10)]
+    step = one_after_another([{"layer": "stem", "own": 10}, {"layer": "head", "own": 10}])
     runs = [Run("full", 0.5, 80.0, 100), Run("frozen", 0.4, 82.0, 100, depth=1)]
-    Outcome(CASE, ["stem", "head"], [1, 1], costs, StepFlops(20, 20, 10), runs, {}).save(tmp_path / "one.safetensors")
+    Outcome(CASE, ["stem", "head"], [1, 1], step, runs, {}).save(tmp_path / "one.safetensors")
     again = Outcome.load(tmp_path / "one.safetensors")
     assert again.runs == runs and again.cost(runs[1]) == 0.6
 

@@ -1,6 +1,6 @@
 """Outcome: what every way of freezing came to in one case, with what could be known beforehand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from research.outcomes.case import Case
-from smartfrz_lightning.cost.step_cost import LayerFlops, StepCost, StepFlops
+from smartfrz_lightning.cost.operands import Product
+from smartfrz_lightning.cost.step_cost import StepCost
 from smartfrz_lightning.history.tensor_file import read_tensors, write_tensors
 
 FORMAT, VERSION = "smartfrz-outcome", 1
@@ -48,8 +49,7 @@ class Outcome:
         case: What was trained.
         layers: Names of the layers.
         sizes: Number of parameters of each.
-        costs: Forward FLOPs of each, for one step.
-        step: FLOPs of one step in which everything trains.
+        step: What a step costs.
         runs: The finished models.
         tensors: Of the full run, at ``N`` steps ``weights_step`` ``[N]``: sampled ``weights`` and their
             ``gradients`` ``[N, L, 64]``, ``weight_norms`` and ``gradient_norms`` ``[N, L]`` of all weights. Of a
@@ -59,13 +59,12 @@ class Outcome:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> import torch
-        >>> from smartfrz_lightning.cost.step_cost import LayerFlops, StepFlops
         >>> from research.outcomes.case import Case
-        >>> from research.outcomes.outcome import Outcome, Run
+        >>> from research.outcomes.outcome import Outcome, Run, one_after_another
         >>> case = Case("vgg8", "", "own", (0, 1), 8, "none", True, "sgd", 0.02, "cosine", 100, 4, 1)
-        >>> costs = [LayerFlops("stem", 10), LayerFlops("head", 10)]
+        >>> step = one_after_another([{"layer": "stem", "own": 10}, {"layer": "head", "own": 10}])
         >>> runs = [Run("full", 0.5, 80.0, 100), Run("frozen", 0.4, 82.0, 100, depth=1)]
-        >>> outcome = Outcome(case, ["stem", "head"], [1, 1], costs, StepFlops(20, 20, 10), runs, {})
+        >>> outcome = Outcome(case, ["stem", "head"], [1, 1], step, runs, {})
         >>> with TemporaryDirectory() as folder:
         ...     outcome.save(f"{folder}/one.safetensors")
         ...     again = Outcome.load(f"{folder}/one.safetensors")
@@ -76,8 +75,7 @@ class Outcome:
     case: Case
     layers: list[str]
     sizes: list[int]
-    costs: list[LayerFlops]
-    step: StepFlops
+    step: StepCost
     runs: list[Run]
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -93,9 +91,7 @@ class Outcome:
             run: One of this case.
         """
         frozen = self.layers[: run.depth]
-        cost = StepCost(self.costs)
-        total = cost.when_frozen(frozen).total
-        whole = cost.full.total
+        total, whole = self.step.when_frozen(frozen).total, self.step.full.total
         return (run.moment * whole + (run.steps - run.moment) * total) / (self.full.steps * whole)
 
     def save(self, path: str | Path) -> None:
@@ -119,16 +115,29 @@ class Outcome:
 
     def asdict(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON can hold it."""
-        about = {"case": self.case.asdict(), "layers": self.layers, "sizes": self.sizes, "step": asdict(self.step)}
-        return about | {"costs": _plain(self.costs), "runs": _plain(self.runs)}
+        about = {"case": self.case.asdict(), "layers": self.layers, "sizes": self.sizes, "costs": asdict(self.step)}
+        return about | {"runs": [asdict(run) for run in self.runs]}
 
     @classmethod
     def fromdict(cls, about: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> "Outcome":
         """The outcome that ``asdict`` described."""
         case = Case(**{**about["case"], "classes": tuple(about["case"]["classes"])})
-        costs, runs = [LayerFlops(**cost) for cost in about["costs"]], [Run(**run) for run in about["runs"]]
-        return cls(case, about["layers"], about["sizes"], costs, StepFlops(**about["step"]), runs, tensors or {})
+        costs, runs = about["costs"], [Run(**run) for run in about["runs"]]
+        step = one_after_another(costs) if isinstance(costs, list) else StepCost.from_state_dict(costs)
+        return cls(case, about["layers"], about["sizes"], step, runs, tensors or {})
 
 
-def _plain(rows: Sequence[Any]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
+def one_after_another(costs: Sequence[Mapping[str, Any]]) -> StepCost:
+    """What a step costs, from the FLOPs of each layer, as recorded by earlier commits: every layer feeds the next one.
+
+    Args:
+        costs: Of each ``layer`` its ``own`` products with weights, those of them behind others of its own, ``inner``,
+            and the products behind it without weights, ``following``, and with weights that never train, ``passing``.
+    """
+    products: list[Product] = []
+    for number, cost in enumerate(costs):
+        layer, before = 1 << number, (1 << number) - 1
+        behind, inner = (before | layer, False), cost.get("inner", 0)
+        products += [(cost["own"] - inner, [(before, False), (layer, True)]), (inner, [behind, (layer, True)])]
+        products += [(cost.get("following", 0), [behind, behind]), (cost.get("passing", 0), [behind])]
+    return StepCost([cost["layer"] for cost in costs], [product for product in products if product[0]])

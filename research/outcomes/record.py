@@ -77,7 +77,7 @@ def record_case(
     counter.start()
     net(train_set[0][: case.batch_size])
     counter.stop()
-    cost = step_cost(layers, counter.products)
+    cost = step_cost(layers, counter.parameters, counter.products)
 
     kept: list[Moment] = []
     moments = sorted({max(1, round(share * case.steps)) for share in later}) if case.later else []
@@ -88,7 +88,7 @@ def record_case(
         runs += [trained("frozen", front=layers[:depth], moment=moment) for moment in branches]
     tensors |= {"losses": torch.stack(losses), **history.tensors()}
     names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
-    return Outcome(case, names, sizes, cost.layers, cost.full, runs, tensors)
+    return Outcome(case, names, sizes, cost, runs, tensors)
 
 
 class History:

@@ -92,7 +92,7 @@ class BudgetFreezeCallback(FreezingCallback):
         fixed = {layer.name for layer in run.layers if layer.always_trains}
         # Activation gradients down to each layer, if that is the deepest one that trains.
         down = [cost.when_frozen(names[:at]).activation_gradient for at in range(len(names))]
-        own = [layer.own for layer in cost.layers]
+        own = [cost.when_frozen({*names} - {name}).weight_gradient for name in names]
         chosen = choose_layers(names, own, down, self._values, fixed, self.budget * full.total - full.forward)
         return Decision(freeze=[layer.name for layer in run.active if layer.name not in chosen])
 

@@ -1,16 +1,17 @@
-"""ForwardFlops: what the forward pass of a model costs, by weight."""
+"""ForwardFlops: the products in the forward pass of a model, and what their operands depend on."""
 
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from smartfrz_lightning.private.pytorch import HigherOrderOperator, TorchDispatchMode, in_backward, place_of, tensors_in
+from smartfrz_lightning.cost.operands import Operand, Operands, Product, all_of
+from smartfrz_lightning.private.pytorch import HigherOrderOperator, TorchDispatchMode, in_backward, tensors_in
 
 aten = torch.ops.aten
 
@@ -25,70 +26,63 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 }
 
 _RECURRENT = {aten.mkldnn_rnn_layer, aten._cudnn_rnn}  # noqa: SLF001  # fused LSTM and RNN layers, neither
-
-
-class _Origins:
-    """From which parameter alone a tensor was made: itself, a view, a cast, with a mask, by a parametrization."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._names: dict[Any, str] = {}
-        self._kept: list[Tensor] = []  # so that no other takes their place
-        for tensor in model.buffers():
-            self.add("", tensor)
-        for name, parameter in model.named_parameters():
-            self.add(name, parameter)
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        self._names.setdefault(place_of(tensor), name)  # a tied parameter goes by its first name
-        self._kept.append(tensor)
-
-    def follow(self, inputs: list[Tensor], out: Any) -> None:
-        """An operation has run: what it makes of parameters and buffers alone stands for the last parameter."""
-        if inputs and all(place_of(tensor) in self._names for tensor in inputs):
-            name = self.weight(inputs)
-            for tensor in tensors_in(out):
-                self.add(name, tensor)
-
-    def weight(self, inputs: list[Tensor]) -> str:
-        """The parameter among the inputs of a product, the last one if there are several; empty if none is."""
-        matrices = [name for tensor in inputs if tensor.ndim > 1 and (name := self._names.get(place_of(tensor)))]
-        return matrices[-1] if matrices else ""
+_ADDING = {aten.addmm, aten.baddbmm}  # whose first argument is none of the factors
 
 
 class _Counter(TorchDispatchMode):
-    """PyTorch's ``FlopCounterMode`` by weights in place of modules; its tracker of these fails on some operators."""
+    """As PyTorch's ``FlopCounterMode``, with operands in place of modules."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, origins: _Origins, products: list[tuple[str, float]]) -> None:
+    def __init__(self, operands: Operands, products: list[Product]) -> None:
         super().__init__()
-        self._origins, self._products = origins, products
+        self._operands, self._products = operands, products
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, HigherOrderOperator):
+        higher = isinstance(func, HigherOrderOperator)
+        if higher:
             _warn_of_uncounted(func)
-            return func(*args, **kwargs)
-        if func.overloadpacket not in _FORMULAS and torch.is_inference_mode_enabled():
+        elif func.overloadpacket not in _FORMULAS and torch.is_inference_mode_enabled():
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
+        if in_backward():
+            return func(*args, **kwargs)
+        inputs = tensors_in((args, kwargs))
+        operands = self._operands.of(inputs)
         out = func(*args, **kwargs)
-        if not in_backward():
-            inputs = tensors_in((args, kwargs))
-            self._products += self._counted(func.overloadpacket, inputs, args, {**kwargs, "out_val": out})
-            self._origins.follow(inputs, out)
+        if not higher:
+            found = _products(func.overloadpacket, inputs, operands, args, {**kwargs, "out_val": out})
+            self._operands.multiplied(found)
+            self._products += found
+        self._operands.follow(operands, out)
         return out
 
-    def _counted(self, kind: Any, inputs: list[Tensor], args: tuple, kwargs: dict) -> Iterator[tuple[str, float]]:
-        if kind in _RECURRENT:  # at every step of every sequence all weights are multiplied
+
+def _products(
+    kind: Any, inputs: list[Tensor], operands: list[Operand], args: tuple, kwargs: dict[str, Any]
+) -> list[Product]:
+    if kind in _RECURRENT:
+        return _recurrent(inputs, operands)
+    if kind not in _FORMULAS:
+        return []
+    flops = float(_FORMULAS[kind](*args, **kwargs))
+    if "attention" in str(kind):  # two products in one, which gives the gradients of all or of none
+        return [(flops, 2 * [(all_of(operands[:3]), False)])]
+    return [(flops, operands[1:3] if kind in _ADDING else operands[:2])]
+
+
+def _recurrent(inputs: list[Tensor], operands: list[Operand]) -> list[Product]:
+    """At every step of every sequence all weights are multiplied, the first with inputs, others with states."""
+    products, states = [], operands[0][0]
+    for tensor, (bits, weight) in zip(inputs[1:], operands[1:], strict=True):
+        if weight and tensor.ndim == 2:
             positions = inputs[0].numel() // inputs[0].shape[-1]
-            for weight in inputs[1:]:
-                if name := self._origins.weight([weight]):
-                    yield name, 2 * positions * weight.numel()
-        elif kind in _FORMULAS:
-            yield self._origins.weight(inputs), int(_FORMULAS[kind](*args, **kwargs))
+            products.append((2.0 * positions * tensor.numel(), [(states, False), (bits, True)]))
+            states |= bits
+    return products
 
 
 @functools.cache
@@ -97,40 +91,42 @@ def _warn_of_uncounted(func: Any) -> None:
 
 
 class ForwardFlops:
-    """Count the FLOPs of a forward pass with the formulas of PyTorch's ``FlopCounterMode``, by weight.
+    """Count the FLOPs of a forward pass with the formulas of PyTorch's ``FlopCounterMode``.
 
     Operations inside of compiled regions, and of higher-order operators such as ``torch.cond``, are not counted.
 
     Attributes:
-        products: In the order of running, as ``(parameter, FLOPs)``; without a name where no parameter is multiplied.
+        parameters: Names of the parameters, in the order of the operands' bits.
+        products: In the order of running.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.products: list[tuple[str, float]] = []
+        self.parameters = [name for name, _ in model.named_parameters()]
+        self.products: list[Product] = []
         self._model = model
         self._modes = contextlib.ExitStack()
 
     @property
     def total(self) -> float:
         """FLOPs of the whole forward pass."""
-        return sum(flops for _, flops in self.products)
+        return sum(flops for flops, _ in self.products)
 
     def start(self) -> None:
         """Begin, before the forward pass."""
-        origins = _Origins(self._model)
+        operands = Operands(self._model)
         for name, module in self._model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-                self._modes.callback(module.register_forward_pre_hook(_runs(origins, name)).remove)
-        self._modes.enter_context(_Counter(origins, self.products))
+                self._modes.callback(module.register_forward_pre_hook(_runs(operands, name)).remove)
+        self._modes.enter_context(_Counter(operands, self.products))
 
     def stop(self) -> None:
         """End; does nothing if nothing is being counted."""
         self._modes.close()
 
 
-def _runs(origins: _Origins, name: str) -> Callable[..., None]:
+def _runs(operands: Operands, name: str) -> Callable[..., None]:
     def hook(module: nn.Module, *_: Any) -> None:
         for own, parameter in module.named_parameters(prefix=name, recurse=False):
-            origins.add(own, parameter)  # FSDP2, or functional_call, may have put another in its place
+            operands.add_parameter(own, parameter)  # FSDP2, or functional_call, may have put another in its place
 
     return hook

@@ -61,7 +61,7 @@ class CostMeter:
         if self._reference:
             return None
         self._reference = self._size
-        return step_cost(layers, counter.products)
+        return step_cost(layers, counter.parameters, counter.products)
 
     def work(self) -> float:
         """Forward FLOPs of this batch, relative to those of the first measured one."""

@@ -1,10 +1,12 @@
 """StepCost: what a training step costs, with any layers frozen."""
 
 import operator
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
+from smartfrz_lightning.cost.operands import Operand, Product
 from smartfrz_lightning.layers.layer import Layer
 
 
@@ -30,46 +32,21 @@ class StepFlops:
 
 
 @dataclass
-class LayerFlops:
-    """FLOPs of one layer in the forward pass of one step.
-
-    Attributes:
-        layer: Its name.
-        own: Products with its weights.
-        following: Products without weights (attention) between it and the next layer.
-        passing: Products with weights that never train, between it and the next layer.
-        inner: Of its own products, those behind others of its own: over time in a recurrent layer, the output of a
-            tied embedding.
-    """
-
-    layer: str
-    own: float = 0
-    following: float = 0
-    passing: float = 0
-    inner: float = 0
-
-    @property
-    def forward(self) -> float:
-        """All of them."""
-        return self.own + self.following + self.passing
-
-
-@dataclass
 class StepCost:
-    """What a training step costs, from the FLOPs of its forward pass by layer.
+    """What a training step costs, from the products of its forward pass.
 
-    The weight gradient of a layer costs what its forward products cost. Activation gradients stop behind the first
-    products of the first layer that trains: a product with a weight costs its forward FLOPs once more, one of two
-    activations twice. Branches that run beside each other (a two-tower network) are taken as if one followed the other,
-    and a layer that is called several times in a row as if once. What checkpointed blocks compute again is not counted.
+    The gradient of an operand costs what the product costs, and is needed if the operand depends on a layer that
+    trains: a weight gradient if it was made from parameters alone, else an activation gradient. What checkpointed
+    blocks compute again is not counted.
 
     Attributes:
-        layers: FLOPs of each layer, in forward order.
-        before: Forward FLOPs before the first layer.
+        layers: Names of the layers, in forward order.
+        products: FLOPs, and of each operand the layers that it depends on, as bits (one more for inputs that need
+            gradients), and whether it was made from parameters alone.
     """
 
-    layers: list[LayerFlops] = field(default_factory=list)
-    before: float = 0
+    layers: list[str] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
 
     @property
     def full(self) -> StepFlops:
@@ -78,14 +55,13 @@ class StepCost:
 
     def when_frozen(self, frozen: Collection[str]) -> StepFlops:
         """A step in which these layers are frozen."""
-        frozen = set(frozen)
-        first = next((number for number, cost in enumerate(self.layers) if cost.layer not in frozen), len(self.layers))
-        forward = self.before + sum(cost.forward for cost in self.layers)
-        weight = sum(cost.own for cost in self.layers if cost.layer not in frozen)
-        activation = sum(cost.own for cost in self.layers[first + 1 :])
-        activation += sum(cost.inner for cost in self.layers[first : first + 1])
-        activation += sum(2 * cost.following + cost.passing for cost in self.layers[first:])
-        return StepFlops(forward, weight, activation)
+        frozen, step = set(frozen), StepFlops()
+        trains = sum(1 << number for number, name in enumerate([*self.layers, ""]) if name not in frozen)
+        for flops, operands in self.products:
+            step.forward += flops
+            step.weight_gradient += flops * sum(weight for bits, weight in operands if bits & trains)
+            step.activation_gradient += flops * sum(not weight for bits, weight in operands if bits & trains)
+        return step
 
     def relative(self, frozen: Collection[str]) -> float:
         """Cost of a step in which these layers are frozen, relative to one in which everything trains; 1 if unknown."""
@@ -95,33 +71,29 @@ class StepCost:
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "StepCost":
         """What ``dataclasses.asdict`` gave."""
-        return cls([LayerFlops(**layer) for layer in state["layers"]], state["before"])
+        return cls(state["layers"], state["products"])
 
 
-def step_cost(layers: Sequence[Layer], products: Sequence[tuple[str, float]]) -> StepCost:
-    """Share the FLOPs of a forward pass among layers.
+def step_cost(layers: Sequence[Layer], parameters: Sequence[str], products: Sequence[Product]) -> StepCost:
+    """The cost of a step, from products whose operands depend on parameters.
 
     Args:
         layers: In forward order.
-        products: Those of the pass, as ``(parameter, FLOPs)``; without a name where no parameter is multiplied.
+        parameters: Names, in the order of the operands' bits.
+        products: Those of a forward pass.
     """
     number_of = {name: number for number, layer in enumerate(layers) for name in layer.parameters}
-    cost = StepCost([LayerFlops(layer.name) for layer in layers])
-    first: dict[int, str] = {}  # the weight that each layer multiplies first
-    at = None
-    for name, flops in products:
-        if name in number_of:
-            number = number_of[name]
-            tied = at is not None and at > number  # a table that was looked up before, without a product
-            entrance = first.setdefault(number, "" if tied else name)
-            at = number
-            cost.layers[at].own += flops
-            if not entrance or not name.startswith(entrance):  # weight_ih_l0_reverse starts beside weight_ih_l0
-                cost.layers[at].inner += flops
-        elif at is None:
-            cost.before += flops
-        elif name:
-            cost.layers[at].passing += flops
-        else:
-            cost.layers[at].following += flops
-    return cost
+    numbers = [number_of.get(name) for name in parameters]
+    found: dict[tuple[Operand, ...], float] = defaultdict(float)
+    known: dict[int, int] = {}
+
+    def of_layers(bits: int) -> int:
+        if bits not in known:
+            of = {number for at, number in enumerate(numbers) if bits >> at & 1 and number is not None}
+            of |= {len(layers)} if bits >> len(parameters) else set()
+            known[bits] = sum(1 << number for number in of)
+        return known[bits]
+
+    for flops, operands in products:
+        found[tuple((of_layers(bits), weight) for bits, weight in operands)] += flops
+    return StepCost([layer.name for layer in layers], [(flops, list(operands)) for operands, flops in found.items()])

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-VERSION = 6
+VERSION = 7
 
 
 def check_version(state: dict[str, Any], method: str) -> None:

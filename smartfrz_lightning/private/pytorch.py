@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch._ops import HigherOrderOperator  # noqa: F401
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: F401
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # noqa: F401
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm  # noqa: F401
 from torch.nn.modules.conv import _ConvNd as Convolution  # noqa: F401
@@ -23,12 +24,10 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def place_of(tensor: torch.Tensor) -> Any:
-    """Where a tensor begins: the same for a parameter and what ``detach`` makes of it, at any time while both live."""
-    try:
-        return tensor.untyped_storage()._cdata, tensor.storage_offset()
-    except RuntimeError:  # a sparse tensor
-        return id(tensor)
+def place_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """The storage of a tensor and where in it the tensor begins; itself where it has none, as a sparse tensor."""
+    strided = tensor.layout is torch.strided
+    return (tensor.untyped_storage()._cdata, int(tensor.storage_offset())) if strided else (id(tensor), 0)
 
 
 def sequence_number(node: Any = None) -> int:

@@ -44,21 +44,21 @@ def measured(model, layers, call):
     counter.start()
     call()
     counter.stop()
-    return step_cost(layers, counter.products)
+    return step_cost(layers, counter.parameters, counter.products)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 @pytest.mark.parametrize("pattern", ["none", "front", "every second"])
-def test_partly_frozen(name, pattern):
-    model, x = getattr(torchvision.models, name)(), torch.rand(2, 3, 64, 64)
+def test_partly_frozen(pattern):
+    model, x = torchvision.models.mobilenet_v2(), torch.rand(2, 3, 64, 64)
     layers = find_layers(model, x)
     by_layer = analytic(model, x)
     cost = measured(model, layers, lambda: model(x))
-    assert {layer.layer: layer.own for layer in cost.layers} == by_layer and cost.before == 0
+    order = [layer.name for layer in layers]
+    alone = {name: cost.when_frozen({*order} - {name}).weight_gradient for name in order}
+    assert alone == by_layer and cost.layers == order
     count = len(layers)
     numbers = {"none": [], "front": range(count // 2), "every second": range(0, count - 1, 2)}[pattern]
-    frozen = {layers[number].name for number in numbers}
-    order = [layer.name for layer in layers]
+    frozen = {order[number] for number in numbers}
     first = next(name for name in order if name not in frozen)
     flops = cost.when_frozen(frozen)
     assert flops.forward == sum(by_layer.values())
@@ -102,10 +102,7 @@ def test_prefixes_of_transformers_cost_what_a_whole_step_is_counted_to_cost(kind
     with FlopCounterMode(display=False, custom_mapping=table) as counter:
         out = model(**inputs)
         getattr(out, "logits", out).sum().backward()
-    # Query, key and value share one input.
-    assert cost.when_frozen({layer.name for layer in layers[:front]}).total == pytest.approx(
-        counter.get_total_flops(), rel=0.03
-    )
+    assert cost.when_frozen({layer.name for layer in layers[:front]}).total == counter.get_total_flops()
 
 
 def test_what_never_trains_costs_no_weight_gradient():
@@ -114,7 +111,6 @@ def test_what_never_trains_costs_no_weight_gradient():
     net[2].requires_grad_(False)
     x = torch.rand(4, 8)
     cost = measured(net, find_layers(net, x), lambda: net(x))
-    assert cost.before == 512 and cost.layers[0].passing == 512
     assert (cost.full.weight_gradient, cost.full.activation_gradient) == (512 + 128, 512 + 128)
 
 
@@ -131,9 +127,10 @@ def test_recurrent_layers_cost_what_their_products_cost(kind, gates):
 
     net, x = Recurrent(), torch.rand(8, 12)
     cost = measured(net, find_layers(net, x), lambda: net(x))
-    assert [layer.own for layer in cost.layers][1] == 2 * 8 * 7 * gates * 64 * (32 + 64)
-    through_time = 2 * 8 * 7 * gates * 64 * 64
-    assert cost.when_frozen({"first"}).activation_gradient == pytest.approx(through_time + cost.layers[2].own)
+    through_time, head = 2 * 8 * 7 * gates * 64 * 64, 2 * 8 * 64 * 3
+    assert cost.when_frozen({"first", "head"}).weight_gradient == 2 * 8 * 7 * gates * 64 * 32 + through_time
+    steps = 7 if kind is nn.LSTM else 6  # the first state needs no gradient, where that can be told apart
+    assert cost.when_frozen({"first"}).activation_gradient == through_time * steps / 7 + head
 
 
 def test_compiled_models_are_measured_too():

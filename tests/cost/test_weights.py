@@ -1,7 +1,8 @@
-"""FLOPs go to the layer whose weight is multiplied, however the model reaches it."""
+"""A step costs what PyTorch counts in its forward and backward pass, whatever the model does with its weights."""
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -75,6 +76,108 @@ class TiedModules(Tied):
         return self.out(self.two(self.one(x).relu()))
 
 
+class Shared(nn.Module):
+    """Two layers that take turns."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for _ in range(3):
+            x = x + self.two(self.one(x).relu())
+        return self.head(x)
+
+
+class Siamese(nn.Module):
+    """Two inputs through the same layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(64, 2)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.two(self.one(y).relu()) for y in (x, x.flip(0))], 1))
+
+
+class Normed(nn.Module):
+    """Norms stand in front of layers, and attention has no weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.qkv = nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 48)
+        self.out, self.head = nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        return self.head(x + self.out((q @ k.T).softmax(-1) @ v))
+
+
+class WithInputs(nn.Sequential):
+    """Its inputs need gradients, as in adversarial training."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    def forward(self, x):
+        return super().forward(x.clone().requires_grad_())
+
+
+class Detached(nn.Module):
+    """Targets by the same weights, and a head on what is detached."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(32, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            target = self.head(self.two(self.one(x).relu()))
+        x = self.two(self.one(x).relu())
+        return self.head(x) - target + self.head(x.detach())
+
+
+class OwnLinear(torch.autograd.Function):
+    """A product with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return grad @ weight.T if needs[0] else None, x.T @ grad if needs[1] else None
+
+
+class OwnFunctions(Bare):
+    """Its products have backward passes of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = OwnLinear.apply(self.stem(x).relu(), self.one).relu()
+        return OwnLinear.apply(OwnLinear.apply(x, self.two).relu(), self.three)
+
+
+class Images(nn.Module):
+    """A residual network, of which some layers lie beside others."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torchvision.models.resnet18(num_classes=2)
+
+    def forward(self, x):
+        return self.net(x.repeat(1, 3 * 4 * 32).view(-1, 3, 32, 32))
+
+
 def normed(norm):
     return nn.Sequential(norm(nn.Linear(8, 16)), nn.ReLU(), norm(nn.Linear(16, 32)), nn.ReLU(), nn.Linear(32, 2))
 
@@ -85,6 +188,13 @@ MODELS = {
     "uncalled": Uncalled,
     "tied": Tied,
     "tied modules": TiedModules,
+    "shared": Shared,
+    "siamese": Siamese,
+    "norms in front": Normed,
+    "inputs that need gradients": WithInputs,
+    "detached": Detached,
+    "residual": Images,
+    "own functions": OwnFunctions,
     "weight norm": lambda: normed(parametrizations.weight_norm),
     "spectral norm": lambda: normed(parametrizations.spectral_norm),
 }
@@ -95,15 +205,15 @@ MODELS = {
 def test_a_step_costs_what_pytorch_counts_in_it(kind, autocast):
     model, x = MODELS[kind](), torch.rand(4, 8)
     layers = find_layers(model, x)
-    assert len(layers) == 3
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         counter = ForwardFlops(model)
         counter.start()
         model(x)
         counter.stop()
-    cost = step_cost(layers, counter.products)
-    for front in (0, 1, 2):
-        frozen = [layer for layer in layers if not layer.always_trains][:front]
+    cost = step_cost(layers, counter.parameters, counter.products)
+    able = [layer for layer in layers if not layer.always_trains]
+    assert len(able) > 1
+    for frozen in (able[:0], able[:1], able[: len(able) // 2], able):
         freeze(model, frozen)
         with FlopCounterMode(display=False) as whole, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             model(x).float().sum().backward()
