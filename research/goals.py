@@ -7,7 +7,7 @@ from research.runs import Runs, spread
 from smartfrz_lightning.benchmark.table import verdict
 
 SHOWN = ("case", "goal", "the default", "missed", "the best that was run, within the FLOPs of the goal")
-SHORT = ("case", "the default", "best of the three", "", "less")
+SHORT = ("case", "the default", "best of these", "", "less")
 RULES = ("static", "interval", "unverified")
 """Half by hand, one layer after another at 0.7 of the FLOPs, and the default without its trial."""
 

@@ -65,7 +65,8 @@ def _products(
     kind: Any, inputs: list[Tensor], operands: list[Operand], args: tuple, kwargs: dict[str, Any]
 ) -> list[Product]:
     if kind in _RECURRENT:
-        return _recurrent(inputs, operands)
+        count = 1 + (len(args[1]) if kind is aten._cudnn_rnn else 2)  # noqa: SLF001
+        return _recurrent(inputs[:count], operands[:count])
     if kind not in _FORMULAS:
         return []
     flops = float(_FORMULAS[kind](*args, **kwargs))
@@ -77,8 +78,8 @@ def _products(
 def _recurrent(inputs: list[Tensor], operands: list[Operand]) -> list[Product]:
     """At every step of every sequence all weights are multiplied, the first with inputs, others with states."""
     products, states = [], operands[0][0]
-    for tensor, (bits, weight) in zip(inputs[1:], operands[1:], strict=True):
-        if weight and tensor.ndim == 2:
+    for tensor, (bits, _) in zip(inputs[1:], operands[1:], strict=True):
+        if tensor.ndim == 2:  # no bias
             positions = inputs[0].numel() // inputs[0].shape[-1]
             products.append((2.0 * positions * tensor.numel(), [(states, False), (bits, True)]))
             states |= bits
@@ -115,7 +116,8 @@ class ForwardFlops:
         """Begin, before the forward pass."""
         operands = Operands(self._model)
         for name, module in self._model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            own = any(True for _ in module.parameters(recurse=False))
+            if own and not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                 self._modes.callback(module.register_forward_pre_hook(_runs(operands, name)).remove)
         self._modes.enter_context(_Counter(operands, self.products))
 

@@ -1,5 +1,6 @@
 """StepCost: what a training step costs, with any layers frozen."""
 
+import functools
 import operator
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -58,9 +59,10 @@ class StepCost:
         frozen, step = set(frozen), StepFlops()
         trains = sum(1 << number for number, name in enumerate([*self.layers, ""]) if name not in frozen)
         for flops, operands in self.products:
+            needed = [weight for bits, weight in operands if bits & trains]
             step.forward += flops
-            step.weight_gradient += flops * sum(weight for bits, weight in operands if bits & trains)
-            step.activation_gradient += flops * sum(not weight for bits, weight in operands if bits & trains)
+            step.weight_gradient += flops * sum(needed)
+            step.activation_gradient += flops * (len(needed) - sum(needed))
         return step
 
     def relative(self, frozen: Collection[str]) -> float:
@@ -71,7 +73,8 @@ class StepCost:
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "StepCost":
         """What ``dataclasses.asdict`` gave."""
-        return cls(state["layers"], state["products"])
+        products = [(flops, [tuple(one) for one in operands]) for flops, operands in state["products"]]
+        return cls(state["layers"], products)  # JSON knows no tuples
 
 
 def step_cost(layers: Sequence[Layer], parameters: Sequence[str], products: Sequence[Product]) -> StepCost:
@@ -85,14 +88,12 @@ def step_cost(layers: Sequence[Layer], parameters: Sequence[str], products: Sequ
     number_of = {name: number for number, layer in enumerate(layers) for name in layer.parameters}
     numbers = [number_of.get(name) for name in parameters]
     found: dict[tuple[Operand, ...], float] = defaultdict(float)
-    known: dict[int, int] = {}
 
+    @functools.cache
     def of_layers(bits: int) -> int:
-        if bits not in known:
-            of = {number for at, number in enumerate(numbers) if bits >> at & 1 and number is not None}
-            of |= {len(layers)} if bits >> len(parameters) else set()
-            known[bits] = sum(1 << number for number in of)
-        return known[bits]
+        of = {number for at, number in enumerate(numbers) if bits >> at & 1 and number is not None}
+        of |= {len(layers)} if bits >> len(parameters) else set()
+        return sum(1 << number for number in of)
 
     for flops, operands in products:
         found[tuple((of_layers(bits), weight) for bits, weight in operands)] += flops

@@ -54,7 +54,7 @@ class Freezer(Engine):
         >>> import torch
         >>> from smartfrz_lightning import IntervalFreezeCallback
         >>> from smartfrz_lightning.engine import Freezer
-        >>> from torch import Tensor, nn
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> data = torch.rand(10, 4, 8)
@@ -104,7 +104,7 @@ class Freezer(Engine):
             run.cannot_verify = "" if len(plain) == 1 else "there are several optimizers"
             if several_processes():
                 run.cannot_verify = "a loop of your own has several processes"
-            if scales_gradients(backward):
+            if any(map(scales_gradients, several)):
                 run.cannot_verify = "Fabric scales gradients (16-mixed)"
         method.reset()
         method.prepare(run)

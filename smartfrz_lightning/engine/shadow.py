@@ -256,7 +256,7 @@ def loss_of(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) else None
 
 
-def scales_gradients(backward: Callable[[Tensor], Any]) -> bool:
-    """Whether this is the ``backward`` of a Fabric with a ``GradScaler``."""
-    precision = getattr(getattr(backward, "__self__", None), "_precision", None)
+def scales_gradients(optimizer: Any) -> bool:
+    """Whether this is an optimizer of a Fabric with a ``GradScaler``."""
+    precision = getattr(getattr(optimizer, "_strategy", None), "precision", None)
     return getattr(precision, "scaler", None) is not None

@@ -99,16 +99,14 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
     try:
         with torch.enable_grad():
             out = model(*inputs, **kwargs)
+        watch.leads_to(*tensors_in(dict(out) if hasattr(out, "items") else out))  # outputs of transformers
+        return pin(watch.layers(), exclude)
     finally:
         watch.stop()
-    out = dict(out) if hasattr(out, "items") else out  # outputs of transformers
-    watch.leads_to(*tensors_in(out))
-    found = pin(watch.layers(), exclude)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name in before:  # a cache may be made in the first call
-                buffer.copy_(before[name])
-    return found
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in before:  # a cache may be made in the first call
+                    buffer.copy_(before[name])
 
 
 def _moved(before: Tensor, after: Tensor) -> bool:

@@ -41,6 +41,10 @@ class StepUse:
         """
         roots = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
         sources = _sources(roots, names)
+        if roots and None not in [
+            sources[root] for root in roots
+        ]:  # data had a parameter's shape, as in a batch of one
+            sources = _sources(roots, names, constants=False)
         for node, source in sources.items():
             if source is None:
                 self._add(node, sources)
@@ -75,10 +79,11 @@ def _children(node: Any) -> list[Any]:
     return [child for child, _ in node.next_functions if child is not None]
 
 
-def _sources(roots: list[Any], names: Mapping[int, str]) -> dict[Any, frozenset[str] | None]:
+def _sources(roots: list[Any], names: Mapping[int, str], constants: bool = True) -> dict[Any, frozenset[str] | None]:
     """For every node the parameters that it was computed from alone; ``None`` if anything else went into it.
 
-    A transpose, a cast, a mask or a weight norm of parameters stands for them.
+    A transpose, a cast, a mask or a weight norm of parameters stands for them. What needs no gradient and keeps their
+    shape is taken for a constant, or else for data.
     """
     found: dict[Any, frozenset[str] | None] = {}
     stack = list(roots)
@@ -89,32 +94,34 @@ def _sources(roots: list[Any], names: Mapping[int, str]) -> dict[Any, frozenset[
             continue
         if node.name() == "CheckpointFunctionBackward":
             raise ValueError(
-                "checkpoint(use_reentrant=True): behind a frozen layer such a block gets no gradients; give "
-                "use_reentrant=False (transformers: gradient_checkpointing_kwargs={'use_reentrant': False})"
+                "checkpoint(use_reentrant=True) hides the layers of its block, and may leave them without gradients "
+                "behind a frozen one: give use_reentrant=False (transformers: "
+                "gradient_checkpointing_kwargs={'use_reentrant': False})"
             )
         waiting = [child for child in _children(node) if child not in found]
         if waiting:
             stack += waiting
             continue
         stack.pop()
-        found[node] = _source(node, found, names)
+        found[node] = _source(node, found, names, constants)
     return found
 
 
-def _source(node: Any, found: dict[Any, frozenset[str] | None], names: Mapping[int, str]) -> frozenset[str] | None:
+def _source(
+    node: Any, found: dict[Any, frozenset[str] | None], names: Mapping[int, str], constants: bool
+) -> frozenset[str] | None:
     if (leaf := getattr(node, "variable", None)) is not None:
         name = names.get(id(leaf))
         return None if name is None else frozenset({name})
     own = [found[child] for child in _children(node)]
     if not own or any(source is None for source in own):
         return None
-    if "embedding" in node.name().lower() or (_meets_constant(node) and (is_product(node) or not _keeps_shape(node))):
-        return None  # the indices, or an input that needs no gradient
+    data = any(child is None for child, _ in node.next_functions)  # what needs no gradient
+    if constants and data:
+        data = is_product(node) or not _keeps_shape(node)
+    if data or "embedding" in node.name().lower():  # the indices
+        return None
     return frozenset().union(*(source for source in own if source))
-
-
-def _meets_constant(node: Any) -> bool:
-    return any(child is None for child, _ in node.next_functions)
 
 
 def _keeps_shape(node: Any) -> bool:

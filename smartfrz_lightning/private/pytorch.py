@@ -1,6 +1,7 @@
 """Parts of PyTorch that are not public, under names of our own."""
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch._ops import HigherOrderOperator  # noqa: F401
+from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef  # noqa: F401
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # noqa: F401
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm  # noqa: F401
@@ -38,6 +40,17 @@ def sequence_number(node: Any = None) -> int:
 def in_backward() -> bool:
     """Whether this runs inside of a backward pass."""
     return torch._C._current_graph_task_id() >= 0
+
+
+def in_own_function() -> bool:
+    """Whether this runs in the forward pass of a ``torch.autograd.Function``, one that takes ``ctx``."""
+    frame = sys._getframe()
+    while frame is not None:
+        first = frame.f_code.co_varnames[:1]
+        if frame.f_code.co_name == "forward" and first and isinstance(frame.f_locals.get(first[0]), BackwardCFunction):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def gives_a_number(node: Any) -> bool:

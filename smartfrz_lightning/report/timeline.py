@@ -57,7 +57,7 @@ class Timeline:
         layers: The layers in forward order.
         events: What froze, in order of time.
         states: What a batch cost, one entry for the start and one after each freezing event.
-        cost: What a step costs, by layer.
+        cost: What a step costs.
         steps: Optimizer steps done.
         notes: What the method said of its decisions, in order of time.
         callback_seconds: Time spent in the callback's hooks; without the report.

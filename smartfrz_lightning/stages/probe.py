@@ -15,7 +15,7 @@ from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
 
 _SAMPLE = 1024  # weights a layer
-_ABSENT = object()  # what a step has added to a group
+_ABSENT = object()  # in a group, before a step has added it
 
 
 class Probe:
@@ -108,6 +108,7 @@ class Probe:
 
     def batch_done(self, stepped: bool) -> None:
         """A batch is over."""
+        self._at_step = {}  # if it is still there, no optimizer stepped: what has changed since, others have
         self.optimizer_stepped()
         if stepped:
             self.looked = False
@@ -127,12 +128,12 @@ class Probe:
             for optimizer in self._optimizers
         ]
         for group in self._all_groups() if self._at_step else ():
-            held = self._at_step.get(id(group), _held(group))
-            own = self._own_settings.setdefault(id(group), {})
-            for name, value in _held(group).items():
-                if name not in held or not _alike(value, held[name]):
+            now = _held(group)
+            held, own = self._at_step.get(id(group), now), self._own_settings.setdefault(id(group), {})
+            for name in {*held, *now}:
+                if not _alike(held.get(name, _ABSENT), now.get(name, _ABSENT)):
                     own.setdefault(name, held.get(name, _ABSENT))
-            self._settings[id(group)] = {name: group[name] for name in own}
+            self._settings[id(group)] = {name: now.get(name, _ABSENT) for name in own}
         self._at_step = {}
         self._set(self._before, copy.deepcopy(self._own_states), self._own_settings)
 
@@ -147,9 +148,10 @@ class Probe:
                     optimizer.state[parameter] = own[name]
         for group in self._all_groups():
             for name, value in settings.get(id(group), {}).items():
-                group[name] = copy.deepcopy(value)
                 if value is _ABSENT:
-                    del group[name]
+                    group.pop(name, None)
+                else:
+                    group[name] = copy.deepcopy(value)
 
     def gradients(self) -> Tensor:
         """``[steps, layers, sample_size]``, on the CPU; the layers in forward order."""
@@ -180,4 +182,9 @@ def _held(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one == other
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):  # tensors or arrays in a list
+        return False

@@ -99,7 +99,7 @@ class VerifyStage(Stage):
         if self._trial is not None:
             self._trial.step_taker.disarm()
             self._trial = None
-            run.say(f"Training ended after {run.steps} steps, within the trial: whether the prefix costs is not known.")
+            run.say(f"The trial was cut short after {run.steps} steps: the frozen prefix was not compared.")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_trial": None}

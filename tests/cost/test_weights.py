@@ -158,13 +158,44 @@ class OwnLinear(torch.autograd.Function):
 class OwnFunctions(Bare):
     """Its products have backward passes of their own."""
 
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Linear(8, 8)
+    def forward(self, x):
+        x = OwnLinear.apply(x, self.one).relu()
+        return OwnLinear.apply(OwnLinear.apply(x, self.two).relu(), self.three)
+
+
+class Mined(Bare):
+    """Activations with gradients are used without them, too."""
 
     def forward(self, x):
-        x = OwnLinear.apply(self.stem(x).relu(), self.one).relu()
-        return OwnLinear.apply(OwnLinear.apply(x, self.two).relu(), self.three)
+        x = (x @ self.one).relu()
+        with torch.no_grad():
+            chosen = (x @ self.two).relu().sum(1).argsort()
+        return (x[chosen] @ self.two).relu() @ self.three
+
+
+class Written(nn.Module):
+    """A token is repeated, and data is written into some of the copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.stem = nn.Embedding(1, 16), nn.Linear(8, 16)
+        self.one, self.head = nn.Linear(16, 32), nn.Linear(32, 2)
+
+    def forward(self, x):
+        tokens = self.token.weight.repeat(len(x) + 1, 1)
+        tokens[:-1] = self.stem(x)
+        return self.head(self.one(tokens).relu())
+
+
+class SecondInput(nn.Module):
+    """A second input needs gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.one(x).relu() + self.two(x.flip(0).requires_grad_()).relu())
 
 
 class Images(nn.Module):
@@ -195,6 +226,9 @@ MODELS = {
     "detached": Detached,
     "residual": Images,
     "own functions": OwnFunctions,
+    "mined": Mined,
+    "written": Written,
+    "a second input": SecondInput,
     "weight norm": lambda: normed(parametrizations.weight_norm),
     "spectral norm": lambda: normed(parametrizations.spectral_norm),
 }
@@ -218,3 +252,15 @@ def test_a_step_costs_what_pytorch_counts_in_it(kind, autocast):
         with FlopCounterMode(display=False) as whole, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             model(x).float().sum().backward()
         assert cost.when_frozen({layer.name for layer in frozen}).total == whole.get_total_flops()
+
+
+def test_recurrent_weights_that_were_copied_count():
+    """As under CUDA's autocast."""
+    net, x = nn.LSTM(8, 16), torch.rand(5, 4, 8)
+    counter = ForwardFlops(net)
+    counter.start()
+    parts = [torch.empty(parameter.shape).copy_(parameter) for parameter in net.parameters()]
+    states = torch.zeros(1, 4, 16)
+    torch._VF.lstm(x, (states, states), parts, True, 1, 0.0, True, False, False)
+    counter.stop()
+    assert counter.total == 2 * 5 * 4 * 4 * 16 * (8 + 16)

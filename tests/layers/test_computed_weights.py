@@ -52,6 +52,21 @@ def test_each_module_is_a_layer(kind):
     assert [(layer.name, layer.always_trains) for layer in layers] == [("0", ""), ("2", ""), ("4", "output")]
 
 
+def test_what_is_added_to_a_batch_of_one_is_no_weight():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.positions = nn.Parameter(torch.rand(1, 4, 8))
+            self.one, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.one(x + self.positions).relu())
+
+    for size in (1, 2):
+        layers = find_layers(Positions(), torch.rand(size, 4, 8))
+        assert [layer.parameters for layer in layers if layer.always_trains] == [("head.weight", "head.bias")]
+
+
 def test_standardised_convolutions_of_timm():
     net = nn.Sequential(StdConv2d(3, 8, 3), nn.ReLU(), StdConv2d(8, 8, 3), nn.Flatten(), nn.Linear(512, 2))
     layers = find_layers(net, torch.rand(2, 3, 8, 8))

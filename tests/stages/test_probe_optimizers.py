@@ -3,7 +3,8 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from models import Classifier, mlp
+from lightning.pytorch.plugins import MixedPrecision
+from models import Classifier, mlp, scheduled
 from staging import FROZEN, NOTHING, moved, notes, probing, trained
 from staging import PROBE as STEPS
 from timm.optim import create_optimizer_v2
@@ -144,6 +145,23 @@ def test_a_counter_that_a_step_puts_into_a_group_is_put_back(make_trainer):
 
     make = lambda p: create_optimizer_v2(list(p), opt="lamb", lr=0.01)  # noqa: E731
     make_trainer(Look(), probing(NOTHING)).fit(Classifier(trained(mlp()), make))
+
+
+def test_schedules_of_a_run_whose_first_steps_overflow(make_trainer):
+    def rates(*freezer):
+        class Look(Callback):
+            def on_train_batch_start(self, trainer, *_):
+                seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        seen, scaler = [], torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=1000)
+        cosine = scheduled(lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24), interval="step")
+        make_trainer(Look(), *freezer, plugins=MixedPrecision("16-mixed", "cpu", scaler)).fit(
+            Classifier(trained(mlp()), cosine)
+        )
+        return seen, scaler.get_scale()
+
+    plain, scale = rates()
+    assert scale < 2.0**18 and rates(probing(NOTHING))[0] == plain
 
 
 def test_embeddings_with_sparse_gradients(make_trainer):

@@ -79,7 +79,7 @@ def test_a_run_that_ends_within_the_trial_says_so(make_trainer):
             trainer.should_stop = trainer.global_step == 16
 
     _, freezer, _ = fitted(make_trainer, InOrder, smart(verdict=NEVER), Enough())
-    assert freezer.frozen and "Training ended after 16 steps, within the trial" in notes(freezer)
+    assert freezer.frozen and "The trial was cut short after 16 steps" in notes(freezer)
 
 
 @pytest.mark.parametrize(("until", "begin"), [(1, 2), (8, 8), (60, 12)])
