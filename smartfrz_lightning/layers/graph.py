@@ -41,9 +41,8 @@ class StepUse:
         """
         roots = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
         sources = _sources(roots, names)
-        if roots and None not in [
-            sources[root] for root in roots
-        ]:  # data had a parameter's shape, as in a batch of one
+        if roots and None not in [sources[root] for root in roots]:
+            # In a batch of one, data had the shape of a parameter.
             sources = _sources(roots, names, constants=False)
         for node, source in sources.items():
             if source is None:
