@@ -108,7 +108,8 @@ class Probe:
 
     def batch_done(self, stepped: bool) -> None:
         """A batch is over."""
-        self._at_step = {}  # if it is still there, no optimizer stepped: what has changed since, others have
+        if all(torch.equal(p, self._moved.get(name, self._before[name])) for name, p in self._heads.items()):
+            self._at_step = {}  # a GradScaler skipped the step: what has changed since, a scheduler has
         self.optimizer_stepped()
         if stepped:
             self.looked = False
