@@ -20,8 +20,8 @@ from research.outcomes.later import (
     calibration_of_shipped,
     comparison,
     policies,
-    recordings,
 )
+from research.outcomes.later_examples import recordings
 from research.outcomes.one_predictor import SHOWN
 from research.outcomes.one_predictor import comparison as one_predictor_rows
 from research.runs import RUNS, Runs, spread

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from research.outcomes.branches import Branch
-from research.outcomes.later import SCORES, Example, out_of_family, recordings, scores, show
+from research.outcomes.later import SCORES, out_of_family, scores, show
+from research.outcomes.later_examples import Example, recordings
 from smartfrz_lightning.predictor.later import INPUTS
 from smartfrz_lightning.predictor.network import AttentionPredictor
 

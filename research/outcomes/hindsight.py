@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from research.outcomes.branches import MARGIN, learned
-from research.outcomes.later import policy, recordings
+from research.outcomes.later import policy
+from research.outcomes.later_examples import recordings
 from research.outcomes.outcome import Outcome
 
 SHOWN = ("what is known beforehand", "points", "worst run", "FLOPs")

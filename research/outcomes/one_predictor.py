@@ -15,7 +15,8 @@ from jsonargparse import auto_cli
 from sklearn.metrics import log_loss, roc_auc_score
 
 from research.outcomes.branches import MARGIN, learned
-from research.outcomes.later import examples, regression, show
+from research.outcomes.later import regression, show
+from research.outcomes.later_examples import examples
 from smartfrz_lightning.predictor.later import later_inputs
 
 COLUMNS = ("depth", "left", "loss", "gradient")

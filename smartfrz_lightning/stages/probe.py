@@ -108,7 +108,8 @@ class Probe:
 
     def batch_done(self, stepped: bool) -> None:
         """A batch is over."""
-        if all(torch.equal(p, self._moved.get(name, self._before[name])) for name, p in self._heads.items()):
+        heads = self._heads.items() if self._at_step else ()  # no optimizer has told that it stepped
+        if all(torch.equal(p, self._moved.get(name, self._before[name])) for name, p in heads):
             self._at_step = {}  # a GradScaler skipped the step: what has changed since, a scheduler has
         self.optimizer_stepped()
         if stepped:
