@@ -100,9 +100,7 @@ class StartStage(Stage):
 
     def _why_not(self, run: TrainingRun) -> str:
         if self.probe_steps is None and probe_length(run.total_batches) < LEAST:
-            needs = math.ceil(LEAST / SHARE)
-            has = f"{run.total_batches:g}"
-            return f"that needs a run of {needs} steps, and this one has {has}; give start=StartStage(probe_steps=...)"
+            return _too_short(run.total_batches)
         if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
             return "LBFGS asks for gradients many times a step"
         if run.begun_before:
@@ -144,11 +142,17 @@ class StartStage(Stage):
     def step_done(self, run: TrainingRun) -> None:
         if self._probe is None:
             return
-        whole = run.total_steps
-        steps = probe_length(whole) if self.probe_steps is None else self.probe_steps
-        if self._probe.steps < LEAST <= steps:  # gradients of the first steps overflow under AMP
-            steps += _OVERFLOWS
         self._taken += 1
+        if self._taken < LEAST:  # the second one shows how many batches make a step
+            return
+        batches = run.batches / run.progress if run.progress else math.inf
+        whole = batches / (run.batches - run.batches_before)
+        steps = probe_length(whole) if self.probe_steps is None else self.probe_steps
+        if steps < LEAST:
+            self._give_up(run, _too_short(whole))
+            return
+        if self._probe.steps < LEAST:  # gradients of the first steps overflow under AMP
+            steps += _OVERFLOWS
         if self._taken >= steps:  # on every process, as sharded weights are gathered
             self._due, self.answer = True, self._choose(run, self._probe)
 
@@ -233,6 +237,11 @@ class StartStage(Stage):
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         self._probing = state["probing"]  # a probe that was interrupted begins again
+
+
+def _too_short(steps: float) -> str:
+    needs = math.ceil(LEAST / SHARE)
+    return f"that needs a run of {needs} steps, and this one has {steps:g}; give start=StartStage(probe_steps=...)"
 
 
 def choose_prefix(costs: Sequence[float], safe: Sequence[float], threshold: float, save: float | None = None) -> int:

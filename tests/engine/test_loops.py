@@ -165,3 +165,30 @@ def test_the_recorder_needs_a_trainer(tmp_path):
     freezer = Freezer(model, optimizer, HistoryRecorder(str(tmp_path / "end.ckpt")), total_batches=8)
     with pytest.raises(MisconfigurationException, match="use a Trainer"):
         freezer.start()
+
+
+def batch_by_batch(total, steps):
+    """A loop with the default's start stage, in which an optimizer steps in these of the batches."""
+    model, loader = trained(mlp()), [Vectors(72)[:8]] * total
+    optimizer = sgd(model.parameters())
+    method = SmartFreezeCallback(StartStage(ONE_LAYER), verify=False, later=False)
+    freezer = Freezer(model, optimizer, method, total, total)
+    for number, (x, y) in enumerate(loader):
+        with freezer.batch((x, y)):
+            nn.functional.cross_entropy(model(x), y).backward()
+            if steps(number):
+                optimizer.step()
+                optimizer.zero_grad()
+    freezer.end()
+    return freezer
+
+
+def test_skipped_first_batches_do_not_shorten_the_probe():
+    freezer = batch_by_batch(120, lambda number: number >= 2)
+    assert freezer.run.frozen == ["0"] and [event.step for event in freezer.timeline.events] == [2]
+
+
+def test_a_run_that_accumulates_gradients_is_as_long_as_its_steps():
+    freezer = batch_by_batch(120, lambda number: number % 4 == 3)
+    assert not freezer.run.frozen
+    assert "needs a run of 100 steps, and this one has 30;" in "\n".join(freezer.timeline.notes)
