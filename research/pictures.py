@@ -18,7 +18,8 @@ from jsonargparse import auto_cli
 from research.runs import Runs
 from research.tables import CASES, shown_methods
 from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
-from smartfrz_lightning.stages.later import DEEPEST, EARLIEST
+from smartfrz_lightning.stages.later import EARLIEST
+from smartfrz_lightning.stages.start import DEEPEST
 
 LOSSES = (0.6, 0.3, 0.1)
 """Training losses, relative to that of the first batch, for which the later predictor is drawn."""

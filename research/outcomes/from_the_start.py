@@ -9,7 +9,8 @@ import torch
 
 from research.outcomes.branches import MARGIN
 from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
-from smartfrz_lightning.stages.later import CHECKS, DEEPEST, EARLIEST
+from smartfrz_lightning.stages.later import CHECKS, EARLIEST
+from smartfrz_lightning.stages.start import DEEPEST
 
 SHOWN = ("p(safe) after two fifths", "prefixes", "points", "worst", "cost at most 1 point")
 

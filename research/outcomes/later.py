@@ -24,7 +24,8 @@ from torch import Tensor
 from research.outcomes.branches import MARGIN, Branch
 from research.outcomes.later_examples import Example, recordings
 from smartfrz_lightning.predictor.later import INPUTS, LaterPredictor
-from smartfrz_lightning.stages.later import DEEPEST, EARLIEST
+from smartfrz_lightning.stages.later import EARLIEST
+from smartfrz_lightning.stages.start import DEEPEST
 
 PLACE = ["depth", "left"]
 COMPARED: dict[str, list[str]] = {

@@ -13,16 +13,13 @@ from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
 from smartfrz_lightning.stages.schedule import Schedule
 from smartfrz_lightning.stages.stage import Stage
-from smartfrz_lightning.stages.start import check_shares
+from smartfrz_lightning.stages.start import check_shares, deepest
 
 CHECKS = 20
 """Checks of a run, at most."""
 
 EARLIEST = 0.4
 """Share of the run before which nothing freezes: what is safe so early, the recorded runs hardly tell."""
-
-DEEPEST = 2 / 3
-"""Share of the layers that may freeze at most: what is deeper cost most in the recorded runs, and saves least."""
 
 TRAINED = 4
 """Twentieths of the run for which a layer has to train before it may freeze."""
@@ -38,9 +35,9 @@ class LaterStage(Stage):
     learning rates rise, or before a layer has trained for a fifth of the run.
 
     After two fifths of a long run it also decides, by the same p(safe), how much of a prefix that is frozen from the
-    start stays frozen, of at most two thirds of the layers; the rest trains again. Where the training loss is not known
-    all of it does. In a short run all of it stays to the end, and nothing else freezes; how this depends on the length,
-    see ``smartfrz_lightning.stages.schedule``.
+    start stays frozen; the rest trains again. Where the training loss is not known all of it does. In a short run all
+    of it stays to the end, and nothing else freezes; how this depends on the length, see
+    ``smartfrz_lightning.stages.schedule``.
 
     The predictor has learned from recorded runs what freezing costs. An attention over the window of snapshots, as in
     the paper, was no better on networks that it had not seen (``predictor_weights/later.md``).
@@ -153,14 +150,14 @@ class LaterStage(Stage):
         """What trains again of a prefix that is frozen from the start."""
         odds = self._odds(run, free)
         safe = [] if odds is None else odds.cummin(0).values.sigmoid().tolist()
-        depth = min(sum(share >= self.threshold for share in safe), int(DEEPEST * len(free) + 1e-6))
+        depth = sum(share >= self.threshold for share in safe)
         names = {layer.name for layer in free[:depth]}
         thawed = [layer.name for layer in prefix if layer.name not in names]
         why = "p(safe) is not known"
         if safe:
             why = (
                 f"p(safe) of the whole prefix is {safe[len(prefix) - 1]:.2f} and has to be {self.threshold:.2f}, with "
-                f"the training loss at {self._loss:.2g} of the first batch's; at most two thirds of all layers may stay"
+                f"the training loss at {self._loss:.2g} of the first batch's"
             )
         run.say(
             f"{len(prefix) - len(thawed)} of the {len(prefix)} layers that were frozen from the start stay frozen "
@@ -183,13 +180,13 @@ class LaterStage(Stage):
         frozen = torch.tensor([layer.name in set(run.frozen) for layer in free])
         young = torch.tensor([self._trained.get(layer.name, 0) < TRAINED for layer in free])
         whole = frozen.int().cummin(0).values.bool()  # all of the prefix is frozen by now
-        young[int(DEEPEST * len(free) + 1e-6) :] = True
+        young[deepest(len(free)) :] = True
         odds = odds.masked_fill(young & ~frozen, -math.inf).masked_fill(whole, math.inf)
         return odds.cummin(0).values.sigmoid().tolist()
 
     def earliest(self, layers: int, depth: int, loss: float) -> float | None:
         """The share of a run from which a prefix would be frozen, ``None`` if never."""
-        if depth > int(DEEPEST * layers + 1e-6):
+        if depth > deepest(layers):
             return None
         for check in range(math.ceil(EARLIEST * CHECKS - 1e-6), CHECKS):
             with torch.no_grad():

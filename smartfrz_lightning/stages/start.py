@@ -19,6 +19,9 @@ from smartfrz_lightning.stages.stage import Stage
 SHARE, MOST, LEAST = 0.02, 30, 2
 """A probe's length: a share of the run, the most steps, and the least that tell anything."""
 
+DEEPEST = 2 / 3
+"""Share of the layers that freezes at most: what is deeper cost most in the recorded runs, and saves least."""
+
 _OVERFLOWS = 10  # steps more, where gradients were not finite
 
 
@@ -32,8 +35,8 @@ class StartStage(Stage):
 
     In the first 2 % of the steps the head alone moves, while the gradients of all layers are watched. A predictor then
     gives p(safe) of each prefix (the first layer, the first two, ...): how likely freezing it for the whole run ends at
-    most 2 points of accuracy below full training. Of those that are safe enough the one that saves most is frozen.
-    Layers with the random weights that they were made with always train.
+    most 2 points of accuracy below full training. Of those that are safe enough, of at most two thirds of the layers,
+    the one that saves most is frozen. Layers with the random weights that they were made with always train.
 
     Args:
         predictor: Safetensors file of a start predictor, or a module that gives the log-odds of
@@ -207,6 +210,7 @@ class StartStage(Stage):
         if not able:
             run.say("Nothing is frozen at the start: no layer that trains has been trained before.")
             return Decision()
+        able = min(able, deepest(len(names)))
         scheduled = self.schedule.threshold(run.total_steps) if tried else self.schedule.unverified
         threshold = self.threshold or scheduled
         count = choose_prefix(costs[:able], safe[:able], threshold, self._to_save(run))
@@ -237,6 +241,11 @@ class StartStage(Stage):
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
         self._probing = state["probing"]  # a probe that was interrupted begins again
+
+
+def deepest(layers: int) -> int:
+    """How many of so many layers may freeze."""
+    return max(1, int(DEEPEST * layers + 1e-6))
 
 
 def _too_short(steps: float) -> str:

@@ -22,7 +22,7 @@ from staging import (
     [
         (Safe(), later(9.0, 9.0, 9.0, progress=0.45), ["+0 2", "+4 2", "-0 48", "-4 48", "+0 72", "+4 72"]),
         (ONE_LAYER, later(3.0, 2.0, 2.0), ["+0 2", "+4 54"]),
-        (Safe((1.1, 3.0)), later(9.0, 9.0, 9.0), ["+0 2", "+4 2", "+7 2", "-7 48"]),
+        (Safe((1.1, 3.0)), later(9.0, 9.0, 9.0), ["+0 2", "+4 2"]),
         (Safe(), False, ["+0 2", "+4 2"]),
     ],
     ids=["what trains again does so for a fifth", "deeper layers follow", "two thirds at most", "no later stage"],
