@@ -32,8 +32,12 @@ class Runs:
         return sorted((r for r in self.rows if wanted.items() <= r.items()), key=lambda row: row["seed"])
 
     def full(self, case: str, version: str = "0.3.0", variant: str = "") -> dict[int, dict[str, Any]]:
-        """Full training of a case, by seed: of that version, else of the one before (full training is plain)."""
-        rows = [*self.of(case, "full", "0.2.0"), *self.of(case, "full", version, variant)]
+        """Full training of a case, by seed: of that variant or version, else of the one before (it is plain)."""
+        rows = [
+            *self.of(case, "full", "0.2.0"),
+            *self.of(case, "full", version),
+            *self.of(case, "full", version, variant),
+        ]
         return {row["seed"]: row for row in rows}
 
     def points(self, case: str, run: str, version: str = "0.3.0", variant: str = "") -> list[float]:

@@ -21,14 +21,16 @@ from research.outcomes.case import Case
 from research.outcomes.examples import STORED
 from research.outcomes.setup import set_up
 from research.outcomes.training import Moment, train
+from smartfrz_lightning.benchmark.frontier import Frontier
 from smartfrz_lightning.predictor.start import INPUTS, SHIFT_FLOOR, StartPredictor
 from smartfrz_lightning.stages.schedule import Schedule
-from smartfrz_lightning.stages.start import choose_prefix
+from smartfrz_lightning.stages.start import choose_prefix, deepest
 from smartfrz_lightning.stages.verify import prefix_stays
 
 CASES = Path(__file__).parents[1] / "results" / "second_look.jsonl"
 FOUND = ("points", "FLOPs", "lose more than 2", "worst")
 SHOWN = ("trial of", "begins at", "compared in", *FOUND)
+DEPTHS = ("layers at most", *FOUND, "lose more than 1", "points at equal FLOPs")
 BOUNDS = (0, 0.25, 0.5, 1, 1.5)
 
 WINDOWS = {
@@ -83,15 +85,20 @@ def _steps(steps: int, share: float) -> int:
 
 
 def outcome(
-    predictor: StartPredictor, case: Mapping[str, Any], losses: Mapping[str, Any], window: str, bound: float = 0.5
+    predictor: StartPredictor,
+    case: Mapping[str, Any],
+    losses: Mapping[str, Any],
+    window: str,
+    bound: float = 0.5,
+    any_depth: bool = False,
 ) -> tuple[float, float]:
-    """Points and FLOPs that a case comes to, with its deepest prefix that the start stage would freeze."""
+    """Points and FLOPs that a case comes to, with the deepest recorded prefix that the start stage would freeze."""
     begin, length, ignored = WINDOWS[window]
     inputs = torch.tensor(case["inputs"])[:, [STORED.index(name) for name in INPUTS]]
     inputs[:, INPUTS.index("shift")] = torch.tensor(SHIFT_FLOOR).log()
     safe = predictor(inputs).sigmoid().tolist()
     fronts = {front["depth"]: front for front in case["fronts"]}
-    depths = sorted(fronts)
+    depths = [depth for depth in sorted(fronts) if any_depth or depth <= deepest(len(safe))]
     costs, p = [fronts[depth]["cost"] for depth in depths], [safe[depth - 1] for depth in depths]
     chosen = choose_prefix(costs, p, Schedule().verified)
     if not chosen:
@@ -126,11 +133,36 @@ def bounds(file: Path) -> list[list[str]]:
     return [[f"{bound:g}", *_over_all(file, "ships", bound)] for bound in BOUNDS]
 
 
+def depths(file: Path) -> list[list[str]]:
+    """A line for prefixes of any depth, and one for those of two thirds of the layers at most, over all cases."""
+    lines = []
+    for name, any_depth in (("any", True), ("two thirds", False)):
+        cases, found = _outcomes(file, "ships", any_depth=any_depth)
+        above = []
+        for case, (points, cost) in zip(cases, found, strict=True):
+            shortened = {float(share): value for share, value in case["shortened"].items()}
+            there = Frontier({**shortened, 1.0: case["full"]}).at(cost)
+            above += [] if there is None else [case["full"] + points - there]
+        lose = sum(points < -1 for points, _ in found)
+        lines.append([name, *_summary(found), str(lose), f"{fmean(above):+.1f}"])
+    return lines
+
+
 def _over_all(file: Path, window: str, bound: float = 0.5) -> list[str]:
+    return _summary(_outcomes(file, window, bound)[1])
+
+
+def _outcomes(
+    file: Path, window: str, bound: float = 0.5, any_depth: bool = False
+) -> tuple[list[dict[str, Any]], list[tuple[float, float]]]:
     cases = [json.loads(line) for line in CASES.read_text().splitlines()]
     losses = [json.loads(line) for line in file.read_text().splitlines()]
     predictor = StartPredictor.load()
-    found = [outcome(predictor, case, row, window, bound) for case, row in zip(cases, losses, strict=True)]
+    pairs = zip(cases, losses, strict=True)
+    return cases, [outcome(predictor, case, row, window, bound, any_depth) for case, row in pairs]
+
+
+def _summary(found: list[tuple[float, float]]) -> list[str]:
     points = [one for one, _ in found]
     lose, cost = sum(one < -2 for one in points), fmean(cost for _, cost in found)
     return [f"{fmean(points):+.1f}", f"{cost:.2f}", str(lose), f"{min(points):+.1f}"]
