@@ -218,8 +218,9 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     def _leave(self, trainer: Trainer, report: bool) -> None:
         """Nothing of the model is held any more, but what a further fit of it needs."""
+        self._carried = self._engine.state_dict()  # a checkpoint that is saved on an exception goes on from here
         self._engine.end()
-        self._timeline, self._carried, self._epoch = self.timeline, self._engine.state_dict(), self._engine.run.epoch
+        self._timeline, self._epoch = self.timeline, self._engine.run.epoch
         self._timeline.fit_seconds = self._carried["timeline"]["fit_seconds"]
         self._freezer = None
         self.reset()

@@ -1,10 +1,9 @@
 """Plain attributes of modules and callbacks, such as counters, queues and generators, at some moment."""
 
 import contextlib
-import copy
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,56 +13,115 @@ import torch
 from torch import Tensor, nn
 
 _TORCH = set(vars(nn.Module())) - {"training"}
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
-Attributes = list[tuple[object, dict[str, Any]]]
-"""Objects, and the plain attributes of each: all but what PyTorch keeps in its modules."""
+Attributes = list[tuple[Any, Any]]
+"""Objects, and what each holds: its plain attributes, its entries, or the state of a generator."""
 
 
 def attributes(owners: Iterable[object], memo: Mapping[int, Any]) -> Attributes:
-    """Copies of what objects hold: lists, dicts, tensors and generators; for what ``memo`` has by ``id``, that."""
-    seen = dict(memo)
-    return [(owner, {k: _copied(v, seen) for k, v in vars(owner).items() if k not in _TORCH}) for owner in owners]
+    """What objects hold, and the lists, dicts and generators in them; of tensors copies, but for those in ``memo``."""
+    copies = dict(memo)  # what several objects hold is one in the copies too
+
+    def copied(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor if tensor.grad_fn is not None else tensor.detach().clone()
+        return copies[id(tensor)]
+
+    return _held_by(owners, copied)
 
 
 @contextlib.contextmanager
 def attributes_as(begun: Attributes, memo: Mapping[int, Any]) -> Iterator[None]:
-    """Give objects the attributes that they had, in copies, and put back what they have now afterwards."""
-    now = [(owner, {k: v for k, v in vars(owner).items() if k not in _TORCH}) for owner, _ in begun]
-    seen = dict(memo)
-    _set([(owner, {k: _copied(v, seen) for k, v in own.items()}) for owner, own in begun])
+    """Let objects hold what they did, in place of what ``memo`` has by ``id`` that, and afterwards what they do now.
+
+    Lists, dicts and generators stay the objects that they are: a hook or a closure may have them too.
+    """
+    now = _held_by((one for one, _ in begun), lambda tensor: tensor)
+    for one, held in begun:
+        _put(one, held, lambda value: memo.get(id(value), value))
     try:
         yield
     finally:
-        _set(now)
+        for one, held in now:
+            _put(one, held, lambda value: value)
 
 
-def _set(owned: Attributes) -> None:
-    for owner, own in owned:
-        for name in [name for name in vars(owner) if name not in _TORCH and name not in own]:
-            del vars(owner)[name]
-        vars(owner).update(own)
+def _held_by(roots: Iterable[object], tensor_as: Callable[[Tensor], Tensor]) -> Attributes:
+    found: dict[int, tuple[Any, Any]] = {}
+    stack = list(roots)
+
+    def kept(value: Any) -> Any:
+        if _is_container(value):
+            stack.append(value)
+        return tensor_as(value) if isinstance(value, Tensor) else value
+
+    while stack:
+        one = stack.pop()
+        if id(one) not in found:
+            found[id(one)] = one, _state(one) if isinstance(one, _GENERATORS) else _mapped(_content(one), kept)
+    return list(found.values())
 
 
-def _copied(value: Any, seen: dict[int, Any]) -> Any:
-    """A copy; what several objects hold is one in the copies too."""
-    if id(value) in seen:
-        return seen[id(value)]
-    made = value
-    if isinstance(value, Tensor):
-        made = value if value.grad_fn is not None else value.detach().clone()
-    elif isinstance(value, torch.Generator):
-        made = value.clone_state()
-    elif isinstance(value, random.Random | np.random.Generator | np.random.RandomState):
-        made = copy.deepcopy(value)
-    elif isinstance(value, dict):
-        made = seen[id(value)] = copy.copy(value)
-        made.update({key: _copied(entry, seen) for key, entry in value.items()})
-    elif type(value) in (list, set, deque, tuple):
-        entries = [_copied(entry, seen) for entry in value]
-        made = deque(entries, value.maxlen) if isinstance(value, deque) else type(value)(entries)
-    elif isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
-        made = copy.copy(value)
-        vars(made).update({key: _copied(entry, seen) for key, entry in vars(value).items()})
-    if made is not value:
-        seen[id(value)] = made
-    return made
+def _is_container(value: Any) -> bool:
+    kept = isinstance(value, (dict, SimpleNamespace, *_GENERATORS)) or type(value) in (list, set, deque)
+    return kept or (is_dataclass(value) and not isinstance(value, type))
+
+
+def _content(one: Any) -> Any:
+    if isinstance(one, dict):
+        return dict(one)
+    if type(one) in (list, set, deque):
+        return list(one)
+    return {name: value for name, value in vars(one).items() if name not in _TORCH}
+
+
+def _mapped(content: Any, value_as: Callable[[Any], Any]) -> Any:
+    """The same dict, list or tuple with other values, those in tuples too."""
+
+    def mapped(value: Any) -> Any:
+        return _mapped(value, value_as) if type(value) is tuple else value_as(value)
+
+    if isinstance(content, dict):
+        return {name: mapped(value) for name, value in content.items()}
+    return type(content)(map(mapped, content))
+
+
+def _put(one: Any, held: Any, value_as: Callable[[Any], Any]) -> None:
+    if isinstance(one, _GENERATORS):
+        _set_state(one, held)
+        return
+    content, now = _mapped(held, value_as), _content(one)
+    if _same(content, now):
+        return
+    if isinstance(one, dict):
+        one.clear()
+        one.update(content)
+    elif type(one) is list:
+        one[:] = content
+    elif type(one) in (set, deque):
+        one.clear()
+        (one.update if isinstance(one, set) else one.extend)(content)
+    else:
+        for name in now.keys() - content.keys():
+            del vars(one)[name]
+        vars(one).update(content)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return list(one) == list(other) and _same(list(one.values()), list(other.values()))
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        (generator.setstate if isinstance(generator, random.Random) else generator.set_state)(state)

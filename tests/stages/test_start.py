@@ -144,6 +144,23 @@ def test_a_checkpoint_from_the_probe_holds_the_weights_that_came_and_the_probe_s
     assert {event.step for event in resumed.timeline.events} == {3 + STEPS} and resumed.frozen == FROZEN
 
 
+def test_a_checkpoint_that_is_saved_on_an_exception_resumes_as_any_other(make_trainer, tmp_path):
+    class Fails(InOrder):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 3:
+                raise RuntimeError("out of luck")
+            return super().training_step(batch, batch_idx)
+
+    saves = ModelCheckpoint(tmp_path, save_on_exception=True)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        make_trainer(probing(), saves, enable_checkpointing=True).fit(Fails(quiet_mlp()))
+    [path] = tmp_path.glob("*.ckpt")
+    resumed = probing()
+    make_trainer(resumed).fit(InOrder(quiet_mlp()), ckpt_path=str(path))
+    assert {event.step for event in resumed.timeline.events} == {3 + STEPS} and resumed.frozen == FROZEN
+    assert not any("within the probe" in note for note in resumed.timeline.notes)
+
+
 def test_groups_and_several_optimizers(make_trainer):
     watch, freezer = Watch(), probing(NOTHING)
     make_trainer(freezer, watch).fit(Manual(trained(mlp()), two(8)))

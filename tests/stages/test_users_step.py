@@ -3,7 +3,9 @@
 import copy
 import gc
 import pickle
+import random
 import weakref
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -54,7 +56,36 @@ class Counted(InOrder):
             self.factor += 0.1
 
 
-@pytest.mark.parametrize(("kind", "callbacks"), [(Scaled, (SetsWeight,)), (Counted, ())])
+class Shared(InOrder):
+    """A hook and closures have the same dict, list, set, queue and generators as the module."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.features, self.calls, self.kinds, self.queue = features, calls, kinds, queue = (
+            {},
+            [],
+            set(),
+            deque(maxlen=3),
+        )
+        self.generators = generators = torch.Generator().manual_seed(0), random.Random(0), np.random.RandomState(0)
+
+        def note(module, args, out):
+            features["mean"] = out.detach().mean()
+            calls.append(len(calls))
+            kinds.add(len(calls) // 3), queue.append(len(calls))
+
+        def weight():
+            drawn = torch.rand(1, generator=generators[0])[0] + generators[1].random() + generators[2].rand()
+            return 1 + drawn + features["mean"] + 1 / len(calls) + 1 / len(kinds) + 1 / sum(queue)
+
+        net[4].register_forward_hook(note)
+        self.weight = weight
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * self.weight()
+
+
+@pytest.mark.parametrize(("kind", "callbacks"), [(Scaled, (SetsWeight,)), (Counted, ()), (Shared, ())])
 def test_the_trial_sees_what_hooks_and_other_callbacks_change(make_trainer, kind, callbacks):
     def fit(freezer):
         return fitted(make_trainer, lambda: kind(quiet_mlp()), freezer, *[make() for make in callbacks])[0]
