@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
@@ -59,17 +60,29 @@ class StaticFreezeCallback(FreezingCallback):
         return run.global_steps == 1 and bool(self.layers_to_freeze)
 
     def select(self, run: TrainingRun) -> list[str]:
+        return self._first(run)
+
+    def optimizer_stepped(self, run: TrainingRun, optimizer: Optimizer) -> None:
+        self._put_back(run, self._first(run))  # before averages of the weights see what has moved
+
+    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
+        self._put_back(run, run.frozen)
+        self._start = {}
+
+    def _first(self, run: TrainingRun) -> list[str]:
         return [layer.name for layer in run.active[: self._count(run)]]
 
     @torch.no_grad()
-    def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
-        """What the first step moved is put back."""
+    def _put_back(self, run: TrainingRun, names: Collection[str]) -> None:
+        """What the first step moved in these layers."""
+        if not self._start:
+            return
+        layers = [layer for layer in run.layers if layer.name in names]
+        inside = {name for layer in layers for name in [*layer.parameters, *layer.stateful]}
         state = run.model.state_dict()
-        inside = {name for layer in run.frozen_layers for name in [*layer.parameters, *layer.stateful]}
         for name, tensor in self._start.items():
             if name in inside or name.rpartition(".")[0] in inside:
                 state[name].copy_(tensor)
-        self._start = {}
 
     def _count(self, run: TrainingRun) -> int:
         share = self.layers_to_freeze

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
     EarlyStopping,
+    EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
@@ -19,6 +20,8 @@ from scripted import ScriptedFreeze
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
+
+from smartfrz_lightning import StaticFreezeCallback
 
 FREEZE = {6: [0], 12: [1]}  # of eight steps an epoch
 
@@ -142,6 +145,15 @@ def test_stochastic_weight_averaging_measures_all_statistics_anew(make_trainer):
     assert freezer.frozen == ["net.0", "net.4"] and freezer.timeline.steps == 32
     means = [model.net[0](x).mean(0) for x, _ in DataLoader(Vectors(), 8)]  # each batch counts alike
     assert torch.allclose(model.net[1].running_mean, torch.stack(means).mean(0), atol=1e-3)
+
+
+def test_averages_of_what_is_frozen_from_the_start_are_what_it_was(make_trainer):
+    model = Classifier(mlp())
+    before = {name: tensor.clone() for name, tensor in model.net[0].state_dict().items()}
+    freezer, average = StaticFreezeCallback(layers=2), EMAWeightAveraging(decay=0.99)  # moves before the freezer's hook
+    make_trainer(average, freezer, limit_val_batches=0).fit(model)
+    assert freezer.frozen == ["net.0", "net.4"]
+    assert all(torch.allclose(tensor, before[name], atol=1e-6) for name, tensor in model.net[0].state_dict().items())
 
 
 def test_early_stopping_and_best_checkpoints(make_trainer, tmp_path):
