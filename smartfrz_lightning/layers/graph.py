@@ -81,8 +81,8 @@ def _children(node: Any) -> list[Any]:
 def _sources(roots: list[Any], names: Mapping[int, str], constants: bool = True) -> dict[Any, frozenset[str] | None]:
     """For every node the parameters that it was computed from alone; ``None`` if anything else went into it.
 
-    A transpose, a cast, a mask or a weight norm of parameters stands for them. What needs no gradient and keeps their
-    shape is taken for a constant, or else for data.
+    A transpose, a cast, a mask or a weight norm of parameters stands for them. What needs no gradient and keeps the
+    shape of one of them is taken for a constant, or else for data.
     """
     found: dict[Any, frozenset[str] | None] = {}
     stack = list(roots)
@@ -124,9 +124,8 @@ def _source(
 
 
 def _keeps_shape(node: Any) -> bool:
-    """Whether a result has the shape of what it was made from: data would give it that of a batch."""
-    shapes = {shape_of(child, number) for child, number in node.next_functions if child is not None}
-    return shapes == {shape_of(node)}
+    """Whether a result has the shape of something that it was made from: data would give it that of a batch."""
+    return shape_of(node) in [shape_of(child, number) for child, number in node.next_functions if child is not None]
 
 
 def _used(node: Any, sources: dict[Any, frozenset[str] | None]) -> frozenset[str]:

@@ -1,8 +1,10 @@
 """Layers whose weights are computed from their parameters in every forward pass, and blocks that are checkpointed."""
 
+from functools import partial
+
 import pytest
 import torch
-from timm.layers import StdConv2d
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -67,8 +69,10 @@ def test_what_is_added_to_a_batch_of_one_is_no_weight():
         assert [layer.parameters for layer in layers if layer.always_trains] == [("head.weight", "head.bias")]
 
 
-def test_standardised_convolutions_of_timm():
-    net = nn.Sequential(StdConv2d(3, 8, 3), nn.ReLU(), StdConv2d(8, 8, 3), nn.Flatten(), nn.Linear(512, 2))
+@pytest.mark.parametrize("kind", [StdConv2d, ScaledStdConv2d, ScaledStdConv2dSame])
+def test_standardised_convolutions_of_timm(kind):
+    convolution = partial(kind, kernel_size=3, padding=1)
+    net = nn.Sequential(convolution(3, 8), nn.ReLU(), convolution(8, 8), nn.Flatten(), nn.Linear(512, 2))
     layers = find_layers(net, torch.rand(2, 3, 8, 8))
     assert [(layer.name, layer.always_trains) for layer in layers] == [("0", ""), ("2", ""), ("4", "output")]
 
