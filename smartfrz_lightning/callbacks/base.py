@@ -2,6 +2,7 @@
 
 import weakref
 from abc import ABC
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -65,9 +66,9 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
         ([('layer', 'output')], [])
     """
 
-    def __init__(self, report: bool | str = True, **kwargs: Any) -> None:
+    def __init__(self, report: bool | str | Path = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.report = report
+        self.report = str(report) if isinstance(report, Path) else report
 
     _freezer: Freezer | None = None  # during a fit
     _carried: dict[str, Any] | None = None  # between two fits of one model

@@ -1,6 +1,7 @@
 """IntervalFreezeCallback: one layer after another, timed to save a given share of the FLOPs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
@@ -36,7 +37,7 @@ class IntervalFreezeCallback(IntervalStage, FreezingCallback):
         flops_reduction: float,
         every_n_train_steps: int | None = None,
         exclude: Sequence[str] | str = (),
-        report: bool | str = True,
+        report: bool | str | Path = True,
     ) -> None:
         every = 1 if every_n_train_steps is None else every_n_train_steps
         FreezingCallback.__init__(self, report, every_n_train_steps=every, exclude=exclude)

@@ -1,6 +1,7 @@
 """SmartFreezeCallback: choose a prefix at the start, try it, then ask what may freeze later."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
@@ -75,7 +76,7 @@ class SmartFreezeCallback(FreezingCallback):
         threshold: float | None = None,
         save: float | None = None,
         exclude: Sequence[str] | str = (),
-        report: bool | str = True,
+        report: bool | str | Path = True,
     ) -> None:
         super().__init__(report, exclude=exclude)
         if start == "none":
@@ -89,10 +90,12 @@ class SmartFreezeCallback(FreezingCallback):
             raise ValueError(f"threshold={threshold}: belongs to the start and later stages; give it to those")
         if start is True:
             start = StartStage(threshold=threshold)
-        if verify is True:
-            verify = VerifyStage(likely=0.8 if threshold is None else threshold)
-        if later is True:
-            later = LaterStage(threshold=threshold or 0.85) if save is None else IntervalStage(save)
+        if verify is True:  # without a start there is nothing to try
+            verify = bool(start) and VerifyStage(likely=0.8 if threshold is None else threshold)
+        if later is True and save is not None:
+            later = IntervalStage(save)
+        elif later is True:
+            later = LaterStage() if threshold is None else LaterStage(threshold=threshold)
         if isinstance(start, StartStage):
             start.verified = bool(verify)
             start.save = later.save if isinstance(later, IntervalStage) else None

@@ -47,6 +47,7 @@ from smartfrz_lightning.stages import LaterStage, Schedule, StartStage
         (Schedule, {"short": 2000}, "short=2000 and long=1500: must be above 0, and long the larger"),
         (SmartFreezeCallback, {"threshold": 0.0}, "threshold=0.0"),
         (SmartFreezeCallback, {"threshold": 1}, "threshold=1"),
+        (SmartFreezeCallback, {"start": False, "threshold": 0}, "threshold=0"),
         (SmartFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number"),
         (SmartFreezeCallback, {"start": "none"}, "start='none': the paper's method .* AttentionFreezeCallback"),
         (SmartFreezeCallback, {"start": "later"}, "start='later': must be True, False or a Stage"),
@@ -133,6 +134,7 @@ def test_callbacks_and_stages_in_yaml(tmp_path):
     cli = LightningCLI(run=False, args=[f"--config={config}", model, "--trainer.accelerator=cpu"])
     smart, static = (c for c in cli.trainer.callbacks if hasattr(c, "exclude"))
     assert (smart.exclude, static.exclude) == (("layer",), ("a", "b")) and static.report is False
+    assert list(SmartFreezeCallback(start=False).stages) == ["later"]  # nothing is there to try
     assert list(smart.stages) == ["start", "later"] and smart.stages["start"].threshold == 0.7
 
 

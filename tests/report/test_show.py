@@ -45,7 +45,7 @@ def test_a_finished_fit_is_not_lost_when_it_cannot_be_shown(make_trainer, tmp_pa
         monkeypatch.setattr(Console, "print", closed)
     else:
         monkeypatch.setattr("smartfrz_lightning.callbacks.showing.plot_timeline", closed)
-    freezer = ScriptedFreeze({4: [0]}, report=str(tmp_path))
+    freezer = ScriptedFreeze({4: [0]}, report=tmp_path)
     with pytest.warns(UserWarning, match="could not be (printed|written).*BrokenPipeError.*it is in .timeline"):
         make_trainer(freezer, max_epochs=1).fit(Classifier(mlp()))
     assert (tmp_path / "freeze_timeline.csv").exists() and freezer.timeline.frozen == ["net.0"]
