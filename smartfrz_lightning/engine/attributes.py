@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 _TORCH = set(vars(nn.Module())) - {"training"}
+_ENTRIES = (list, set, deque)
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 Attributes = list[tuple[Any, Any]]
@@ -64,14 +65,14 @@ def _held_by(roots: Iterable[object], tensor_as: Callable[[Tensor], Tensor]) -> 
 
 
 def _is_container(value: Any) -> bool:
-    kept = isinstance(value, (dict, SimpleNamespace, *_GENERATORS)) or type(value) in (list, set, deque)
+    kept = isinstance(value, (dict, SimpleNamespace, *_GENERATORS)) or type(value) in _ENTRIES
     return kept or (is_dataclass(value) and not isinstance(value, type))
 
 
 def _content(one: Any) -> Any:
     if isinstance(one, dict):
         return dict(one)
-    if type(one) in (list, set, deque):
+    if type(one) in _ENTRIES:
         return list(one)
     return {name: value for name, value in vars(one).items() if name not in _TORCH}
 
@@ -94,14 +95,9 @@ def _put(one: Any, held: Any, value_as: Callable[[Any], Any]) -> None:
     content, now = _mapped(held, value_as), _content(one)
     if _same(content, now):
         return
-    if isinstance(one, dict):
+    if isinstance(one, dict) or type(one) in _ENTRIES:
         one.clear()
-        one.update(content)
-    elif type(one) is list:
-        one[:] = content
-    elif type(one) in (set, deque):
-        one.clear()
-        (one.update if isinstance(one, set) else one.extend)(content)
+        (one.update if isinstance(one, dict | set) else one.extend)(content)
     else:
         for name in now.keys() - content.keys():
             del vars(one)[name]
