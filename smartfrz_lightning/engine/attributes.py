@@ -39,9 +39,9 @@ def attributes_as(begun: Attributes, memo: Mapping[int, Any]) -> Iterator[None]:
     Lists, dicts and generators stay the objects that they are: a hook or a closure may have them too.
     """
     now = _held_by((one for one, _ in begun), lambda tensor: tensor)
-    for one, held in begun:
-        _put(one, held, lambda value: memo.get(id(value), value))
     try:
+        for one, held in begun:
+            _put(one, held, lambda value: memo.get(id(value), value))
         yield
     finally:
         for one, held in now:
@@ -95,9 +95,13 @@ def _put(one: Any, held: Any, value_as: Callable[[Any], Any]) -> None:
     content, now = _mapped(held, value_as), _content(one)
     if _same(content, now):
         return
-    if isinstance(one, dict) or type(one) in _ENTRIES:
+    if isinstance(one, dict):
         one.clear()
-        (one.update if isinstance(one, dict | set) else one.extend)(content)
+        for key, value in content.items():  # outputs of transformers have no update()
+            one[key] = value
+    elif type(one) in _ENTRIES:
+        one.clear()
+        (one.update if isinstance(one, set) else one.extend)(content)
     else:
         for name in now.keys() - content.keys():
             del vars(one)[name]

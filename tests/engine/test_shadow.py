@@ -2,11 +2,13 @@
 
 from collections import OrderedDict
 
+import pytest
 import torch
 from staging import moved, quiet_mlp
 from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from smartfrz_lightning.engine.attributes import attributes
+from smartfrz_lightning.engine.attributes import attributes, attributes_as
 from smartfrz_lightning.engine.shadow import ShadowWeights
 
 
@@ -40,3 +42,34 @@ def test_a_frozen_backbone_that_dwarfs_what_trains_is_shared():
     net = nn.Sequential(nn.Linear(4, 400).requires_grad_(False), nn.Linear(400, 1))
     shadow = ShadowWeights(net, torch.optim.SGD(net[1].parameters(), 0.1), [])
     assert shadow.tensors.keys() == {"1.weight", "1.bias"}
+
+
+class Frozen(dict):
+    """Like a config that takes nothing after it was made."""
+
+    def clear(self):
+        raise TypeError("frozen")
+
+    __setitem__ = clear
+
+
+def test_attributes_are_as_they_were_for_a_while():
+    net = nn.Linear(2, 2)
+    net.output, net.calls = SequenceClassifierOutput(loss=torch.zeros(2)), [0]
+    begun = attributes([net], {})
+    net.output.loss, net.calls[0], net.late = torch.ones(2), 1, "set since"
+    output, calls = net.output, net.calls
+    with attributes_as(begun, {}):
+        assert calls == [0] and output.loss.equal(torch.zeros(2)) and not hasattr(net, "late")
+        calls.append(2)
+    assert calls == [1] and output["loss"].equal(torch.ones(2)) and net.late == "set since"
+
+
+def test_attributes_that_cannot_be_set_lose_nothing():
+    net = nn.Linear(2, 2)
+    net.calls, net.config = [0], Frozen(rate=torch.ones(2))
+    begun = attributes([net], {})
+    net.calls[0] = 1
+    with pytest.raises(TypeError, match="frozen"), attributes_as(begun, {}):
+        pass
+    assert net.calls == [1] and net.config["rate"].equal(torch.ones(2))
