@@ -20,7 +20,7 @@ SHARE, MOST, LEAST = 0.02, 30, 2
 """A probe's length: a share of the run, the most steps, and the least that tell anything."""
 
 DEEPEST = 2 / 3
-"""Share of the layers that freezes at most: what is deeper cost most in the recorded runs, and saves least."""
+"""Share of the layers that freezes at most: what is deeper cost most in the recorded runs."""
 
 _OVERFLOWS = 10  # steps more, where gradients were not finite
 
