@@ -24,6 +24,8 @@ class LoRA(Callback):
         self.train, self.rank = train, rank
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":  # adapters would begin anew
+            return
         config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=self.target_modules)
         inject_adapter_in_model(config, pl_module)  # everything else freezes
         for pattern in self.train:

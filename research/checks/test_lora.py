@@ -19,6 +19,9 @@ class Regression(LightningModule):
     def training_step(self, batch):
         return self.net(*batch).square().mean()
 
+    def validation_step(self, batch):
+        self.log("loss", self.training_step(batch))
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -31,7 +34,9 @@ def fit(model, lora):
         "enable_model_summary": False,
     }
     data = DataLoader(TensorDataset(torch.randn(16, 8)), batch_size=4)
-    Trainer(accelerator="cpu", max_epochs=1, callbacks=[lora], **quiet).fit(model, data)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[lora], **quiet)
+    trainer.fit(model, data)
+    return trainer.validate(model, data, verbose=False)
 
 
 def test_adapters_and_the_head_train():
