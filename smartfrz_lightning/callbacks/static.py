@@ -63,7 +63,8 @@ class StaticFreezeCallback(FreezingCallback):
         return self._first(run)
 
     def optimizer_stepped(self, run: TrainingRun, optimizer: Optimizer) -> None:
-        self._put_back(run, self._first(run))  # before averages of the weights see what has moved
+        if self._start:  # in the first step alone
+            self._put_back(run, self._first(run))  # before averages of the weights see what has moved
 
     def changed(self, run: TrainingRun, frozen: Collection[str], thawed: Collection[str]) -> None:
         self._put_back(run, run.frozen)
@@ -75,8 +76,6 @@ class StaticFreezeCallback(FreezingCallback):
     @torch.no_grad()
     def _put_back(self, run: TrainingRun, names: Collection[str]) -> None:
         """What the first step moved in these layers."""
-        if not self._start:
-            return
         layers = [layer for layer in run.layers if layer.name in names]
         inside = {name for layer in layers for name in [*layer.parameters, *layer.stateful]}
         state = run.model.state_dict()

@@ -61,18 +61,14 @@ class Shared(InOrder):
 
     def __init__(self, net):
         super().__init__(net)
-        self.features, self.calls, self.kinds, self.queue = features, calls, kinds, queue = (
-            {},
-            [],
-            set(),
-            deque(maxlen=3),
-        )
+        self.noted = features, calls, kinds, queue = {}, [], set(), deque(maxlen=3)
         self.generators = generators = torch.Generator().manual_seed(0), random.Random(0), np.random.RandomState(0)
 
         def note(module, args, out):
             features["mean"] = out.detach().mean()
             calls.append(len(calls))
-            kinds.add(len(calls) // 3), queue.append(len(calls))
+            kinds.add(len(calls) // 3)
+            queue.append(len(calls))
 
         def weight():
             drawn = torch.rand(1, generator=generators[0])[0] + generators[1].random() + generators[2].rand()
