@@ -60,7 +60,8 @@ class Runs:
         found = []
         for row in self.of(case, run):
             seed = row["seed"]
-            shorter = [r for r in self.rows if r["case"] == case and r["run"].startswith("full_") and r["seed"] == seed]
+            beside = (r for r in self.rows if (r["case"], r["seed"], r["variant"]) == (case, seed, ""))
+            shorter = [r for r in beside if r["run"].startswith("full_")]
             full = self.full(case).get(seed)
             if full is not None and shorter:
                 frontier = Frontier({1.0: full["value"], **{one["flops"]: one["value"] for one in shorter}})

@@ -17,7 +17,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
@@ -144,7 +144,8 @@ def _predictor(run: Run) -> str:
 def _plain_timeline(arguments: list[str], meter: TrainingMeter) -> Timeline:
     """What a plain fit cost: its batches, at the price of one step of the same experiment that is measured now."""
     cli, own = FitCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True}), TrainingMeter()
-    callbacks_of(cli.trainer).append(own)
+    callbacks = callbacks_of(cli.trainer)
+    callbacks[:] = [one for one in callbacks if not isinstance(one, EarlyStopping)] + [own]  # nothing is validated
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     measured = next(c for c in callbacks_of(cli.trainer) if isinstance(c, FreezingCallback)).timeline
     start = replace(measured.states[0], work=meter.seen / own.first)  # its batch may have another size

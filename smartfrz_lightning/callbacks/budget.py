@@ -12,6 +12,7 @@ from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.gradients import gradients_of
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.stages.start import check_shares
 
 _UNITS = 1000
 """The budget is divided into so many units, to which costs are rounded up."""
@@ -48,8 +49,7 @@ class BudgetFreezeCallback(FreezingCallback):
 
     def __init__(self, budget: float = 0.5, every_n_epochs: int = 1, **kwargs: Any) -> None:
         super().__init__(every_n_epochs=every_n_epochs, **kwargs)
-        if not 0 < budget < 1:
-            raise ValueError(f"budget={budget}: must lie between 0 and 1, as a share of the FLOPs of a full step")
+        check_shares(budget=budget)
         self.budget = budget
 
     def reset(self) -> None:
@@ -74,7 +74,8 @@ class BudgetFreezeCallback(FreezingCallback):
             known = [name for name in layer.parameters if name in self._before]
             if known:
                 moved = [(run.model.get_parameter(n) - self._before[n][0], self._before[n][1]) for n in known]
-                self._values[layer.name] = -float(sum((change * gradient).sum() for change, gradient in moved))
+                gains = [(change * gradient.conj()).sum().real for change, gradient in moved]  # of complex weights too
+                self._values[layer.name] = -float(sum(gains))
         self._before.clear()
         if run.steps == self._choose_after and run.agree(not all(map(math.isfinite, self._values.values()))):
             self._choose_after += 1  # gradients overflowed under AMP

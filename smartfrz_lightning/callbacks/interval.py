@@ -6,6 +6,7 @@ from pathlib import Path
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.stages.interval import IntervalStage
+from smartfrz_lightning.stages.start import check_shares
 
 
 class IntervalFreezeCallback(IntervalStage, FreezingCallback):
@@ -41,8 +42,7 @@ class IntervalFreezeCallback(IntervalStage, FreezingCallback):
     ) -> None:
         every = 1 if every_n_train_steps is None else every_n_train_steps
         FreezingCallback.__init__(self, report, every_n_train_steps=every, exclude=exclude)
-        if not 0 < flops_reduction < 1:
-            raise ValueError(f"flops_reduction={flops_reduction}: must lie between 0 and 1")
+        check_shares(flops_reduction=flops_reduction)
         IntervalStage.__init__(self, flops_reduction, every_n_train_steps)
 
     def start(self, run: TrainingRun) -> None:

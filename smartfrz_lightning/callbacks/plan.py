@@ -115,9 +115,9 @@ class PlanCallback(SmartFreezeCallback):
         if not isinstance(start, StartStage | None):
             raise ValueError(f"start={start!r}: must be a StartStage")
         start = start or StartStage()
-        self._measure = _Measure(start)
+        self._measure, verified = _Measure(start), start.verified
         super().__init__(start, verify=False, later=self._measure, exclude=exclude, report=False)
-        start.verified, self.works_sharded = True, False
+        start.verified, self.works_sharded = verified, False
         self._start = start
         self._later: LaterStage | None = LaterStage() if later is True else later or None
         self.plan: list[PlannedPrefix] = []

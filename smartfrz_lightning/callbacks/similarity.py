@@ -7,6 +7,7 @@ from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.layers.layer import connected
 from smartfrz_lightning.similarity.reference import load_reference
 from smartfrz_lightning.similarity.reference_probe import ReferenceProbe
+from smartfrz_lightning.stages.start import check_shares
 
 
 class SimilarityFreezeCallback(FreezingCallback):
@@ -46,8 +47,7 @@ class SimilarityFreezeCallback(FreezingCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 < epsilon < 1:
-            raise ValueError(f"epsilon={epsilon}: must lie between 0 and 1")
+        check_shares(epsilon=epsilon)
         if measurements_per_epoch < 2:
             raise ValueError(f"measurements_per_epoch={measurements_per_epoch}: a range needs at least 2 measurements")
         self.reference = reference

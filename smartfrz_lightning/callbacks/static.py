@@ -1,10 +1,11 @@
 """StaticFreezeCallback: the first layers are frozen from the start."""
 
 from collections.abc import Collection
+from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
@@ -35,8 +36,8 @@ class StaticFreezeCallback(FreezingCallback):
 
     def __init__(self, layers: int | float = 0.5, **kwargs: Any) -> None:
         super().__init__(every_n_train_steps=1, **kwargs)
-        known = isinstance(layers, int | float) and not isinstance(layers, bool) and layers >= 0
-        if not known or (layers >= 1 and not isinstance(layers, int)):
+        known = isinstance(layers, Real) and not isinstance(layers, bool) and layers >= 0
+        if not known or (layers >= 1 and not isinstance(layers, Integral)):
             raise ValueError(
                 f"layers={layers!r}: give a whole number of layers, such as 3, or a share below 1, such as 0.5"
             )
@@ -47,7 +48,7 @@ class StaticFreezeCallback(FreezingCallback):
 
     def before_batch(self, run: TrainingRun) -> None:
         if not run.layers and not self._start and self.layers_to_freeze:
-            self._start = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+            self._start = {name: tensor.detach().clone() for name, tensor in _tensors(run.model).items()}
 
     def layers_found(self, run: TrainingRun) -> None:
         if self._count(run) > len(run.active):
@@ -70,6 +71,13 @@ class StaticFreezeCallback(FreezingCallback):
         self._put_back(run, run.frozen)
         self._start = {}
 
+    def method_state(self) -> dict[str, Any]:
+        return {"layers": self.layers_to_freeze}
+
+    def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
+        if state["layers"] != self.layers_to_freeze:
+            run.say(f"layers={self.layers_to_freeze} is not used: {state['layers']} froze when the resumed run began.")
+
     def _first(self, run: TrainingRun) -> list[str]:
         return [layer.name for layer in run.active[: self._count(run)]]
 
@@ -78,13 +86,17 @@ class StaticFreezeCallback(FreezingCallback):
         """What the first step moved in these layers."""
         layers = [layer for layer in run.layers if layer.name in names]
         inside = {name for layer in layers for name in [*layer.parameters, *layer.stateful]}
-        state = run.model.state_dict()
+        now = _tensors(run.model)
         for name, tensor in self._start.items():
             if name in inside or name.rpartition(".")[0] in inside:
-                state[name].copy_(tensor)
+                now[name].copy_(tensor)
 
     def _count(self, run: TrainingRun) -> int:
         share = self.layers_to_freeze
         if share >= 1 or not share:
             return int(share)
         return min(len(run.active), max(1, int(share * len(run.layers))))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}  # state_dict() may be the user's own

@@ -48,7 +48,8 @@ class Freezer(Engine):
         timeline: What froze when, and what it saved.
 
     Raises:
-        ValueError: The model has no trainable parameter, or a pattern of what to exclude matches nothing in it.
+        ValueError: The model has no trainable parameter, a pattern of what to exclude matches nothing in it, or a
+            number of batches is none.
 
     Examples:
         >>> import torch
@@ -93,6 +94,9 @@ class Freezer(Engine):
             raise ValueError(
                 f"{type(own).__name__} has no trainable parameter: set requires_grad=True on what should train"
             )
+        for name, length in (("batches_per_epoch", batches_per_epoch), ("total_batches", total_batches)):
+            if not isinstance(length, int | float) or not length > 0:
+                raise ValueError(f"{name}={length!r}: must be a number above 0, math.inf where it is not known")
         check_patterns(method.exclude, own)
         several = optimizers if isinstance(optimizers, Sequence) else [optimizers]
         plain = [getattr(optimizer, "optimizer", optimizer) for optimizer in several]  # Fabric wraps them

@@ -99,8 +99,9 @@ class TrainingRun:
 
     @property
     def rates(self) -> list[float]:
-        """The present learning rates, by parameter group."""
-        return [float(group["lr"]) for optimizer in self.optimizers for group in optimizer.param_groups]
+        """The present learning rates, by parameter group; without those that an optimizer keeps to itself."""
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        return [float(group["lr"]) for group in groups if group.get("lr") is not None]
 
     @property
     def rates_rise(self) -> bool:

@@ -54,6 +54,8 @@ class ShadowWeights:
         self._begun = {
             name: tensor.detach().clone() for name, tensor in self.tensors.items() if not tensor.requires_grad
         }
+        if any(id(parameter) not in memo for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError("the optimizer trains parameters that the model does not have")
         self._memo = memo
         self._training = [parameter.requires_grad for parameter in model.parameters()]
         self.optimizer = _copy_optimizer(optimizer, memo)

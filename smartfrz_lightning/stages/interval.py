@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from statistics import fmean
 from typing import Any
 
 from smartfrz_lightning.cost.step_cost import StepCost
@@ -39,7 +40,8 @@ class IntervalStage(Stage):
         self._plan: dict[str, float] | None = None  # what is yet to freeze
         self._planned_for: list[float] = []
         self._rate = 0.0  # what a batch saves by now, as a share of one in which everything trains
-        self._saved = 0.0  # batches
+        self._saved = 0.0  # the mean of that until now: a resumed run may have batches of another size
+        self._since: list[float] = []  # the latest step, a batch an entry
 
     def start(self, run: TrainingRun) -> None:
         if not run.steps:
@@ -58,7 +60,10 @@ class IntervalStage(Stage):
 
     def batch_done(self, run: TrainingRun, stepped: bool) -> None:
         tried = run.shadow_step is not None and run.shadow_step.repeated
-        self._saved += self._rate - tried
+        self._since.append(self._rate - tried)
+        if stepped:
+            self._saved += (fmean(self._since) - self._saved) * len(self._since) / run.batches
+            self._since = []
 
     def check_due(self, run: TrainingRun) -> bool:
         if self._plan is None and run.cost is not None and run.progress and run.total_batches < math.inf:
@@ -68,7 +73,7 @@ class IntervalStage(Stage):
 
     def _planned(self, run: TrainingRun) -> dict[str, float]:
         assert run.cost is not None and run.progress
-        left = self.save - self._saved / run.batches * run.progress - self._rate * (1 - run.progress)
+        left = self.save - self._saved * run.progress - self._rate * (1 - run.progress)
         if left <= 0:
             return {}
         names = connected(run.layers, run.frozen, {layer.name for layer in run.active})

@@ -65,6 +65,7 @@ class LaterStage(Stage):
         self._losses: Tensor | None = None  # sum of those since the last check
         self._batches = 0
         self._rates, self._steps = 0.0, 0  # since then
+        self._twentieth = 0
         self._means: list[float] = []  # learning rates of the last two twentieths
         self._trained: dict[str, int] = {}  # twentieths of each layer
         self._loss = math.nan  # of the last twentieth, relative to the first batch's
@@ -89,8 +90,10 @@ class LaterStage(Stage):
             return
         self._rates += max(run.latest_rates, default=0.0)
         self._steps += 1
-        if not run.passed(run.total_batches / CHECKS):
+        twentieth = int(CHECKS * (run.progress or 0.0) + 1e-6)  # batches an epoch may change while it runs
+        if twentieth == self._twentieth:
             return
+        self._twentieth = twentieth
         self._loss = math.nan  # if it is not known, or no loss that shrinks to zero
         if self._losses is not None and self._first is not None and self._first > 0:
             self._loss = float(self._losses / self._first) / self._batches
@@ -219,3 +222,4 @@ class LaterStage(Stage):
 
 
 _STATE = ("first", "losses", "batches", "rates", "steps", "means", "trained", "loss", "due", "told", "froze", "asked")
+_STATE += ("twentieth",)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ class StartStage(Stage):
         probe_steps: int | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        check_shares(threshold=threshold)
+        if threshold is not None:
+            check_shares(threshold=threshold)
         if probe_steps is not None and (not isinstance(probe_steps, int) or probe_steps < LEAST):
             raise ValueError(f"probe_steps={probe_steps!r}: must be a whole number of at least {LEAST}")
         self._predictor = predictor if isinstance(predictor, nn.Module) else StartPredictor.load(predictor)
@@ -265,8 +267,8 @@ def choose_prefix(costs: Sequence[float], safe: Sequence[float], threshold: floa
     return 1 + min(able, key=lambda number: costs[number]) if able else 0
 
 
-def check_shares(**shares: float | None) -> None:
+def check_shares(**shares: float) -> None:
     """Raise ``ValueError`` for an argument that is not a number between 0 and 1."""
     for name, value in shares.items():
-        if value is not None and (not isinstance(value, int | float) or not 0 < value < 1):
+        if not isinstance(value, Real) or not 0 < value < 1:
             raise ValueError(f"{name}={value!r}: must be a number between 0 and 1")

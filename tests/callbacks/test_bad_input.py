@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -15,7 +16,10 @@ from torch import nn
 from smartfrz_lightning import (
     AttentionFreezeCallback,
     AutoFreezeCallback,
+    BudgetFreezeCallback,
+    Freezer,
     HistoryRecorder,
+    IntervalFreezeCallback,
     PlanCallback,
     SimilarityFreezeCallback,
     SmartFreezeCallback,
@@ -42,6 +46,8 @@ from smartfrz_lightning.stages import LaterStage, Schedule, StartStage
         (AttentionFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number between 0 and 1"),
         (AttentionFreezeCallback, {"predictor": str(StartPredictor.shipped)}, "is no smartfrz-predictor of version 1"),
         (LaterStage, {"predictor": str(StartPredictor.shipped)}, "is no smartfrz-later-predictor"),
+        (BudgetFreezeCallback, {"budget": None}, "budget=None: must be a number between 0 and 1"),
+        (IntervalFreezeCallback, {"flops_reduction": "0.3"}, "flops_reduction='0.3': must be a number between 0 and 1"),
         (LaterStage, {"threshold": 1}, "threshold=1: must be a number between 0 and 1"),
         (Schedule, {"kept": 40}, "kept=40: must lie between 0 and 1"),
         (Schedule, {"short": 2000}, "short=2000 and long=1500: must be above 0, and long the larger"),
@@ -66,6 +72,20 @@ from smartfrz_lightning.stages import LaterStage, Schedule, StartStage
 def test_arguments(kind, arguments, says):
     with pytest.raises(ValueError, match=says):
         kind(**arguments)
+
+
+def test_numbers_of_numpy():
+    assert StaticFreezeCallback(np.int64(2)).layers_to_freeze == 2 and StaticFreezeCallback(np.float32(0.5))
+    assert IntervalFreezeCallback(np.float32(0.5)).save == 0.5
+
+
+@pytest.mark.parametrize("length", [None, 0, -5])
+def test_the_length_of_a_loop(length):
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for name in ("total_batches", "batches_per_epoch"):
+        with pytest.raises(ValueError, match=f"{name}={length}: must be a number above 0, math.inf where"):
+            Freezer(net, optimizer, SmartFreezeCallback(), **{name: length})
 
 
 def test_a_misspelt_argument_names_the_callback():

@@ -161,3 +161,17 @@ def test_movement_by_hand():
     windows = torch.tensor([[[3.0, 4.0], [3.0, 5.0]], [[3.0, 4.0], [6.0, 8.0]]])
     assert method.ready(windows, ["a", "b"], [1, 2]) == {"a": pytest.approx(1 - (1 / math.sqrt(34)) / 0.25)}
     assert method.ready(windows, ["a", "b"], [1]) == {}  # the window is not full
+
+
+def test_budget_of_complex_weights(make_trainer):
+    class Waves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(7, 7, dtype=torch.complex64))
+
+        def forward(self, x):
+            return torch.fft.irfft(torch.fft.rfft(x) @ self.weight, n=12)
+
+    freezer = BudgetFreezeCallback(budget=0.8)
+    make_trainer(freezer, limit_val_batches=0).fit(Classifier(nn.Sequential(Waves(), Waves(), nn.Linear(12, 3))))
+    assert freezer.timeline.events

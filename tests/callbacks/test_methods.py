@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from models import Classifier, Manual, mlp, scheduled, sgd, still, two
+from torch import nn
 
 from smartfrz_lightning import (
     BudgetFreezeCallback,
@@ -126,21 +127,36 @@ def test_interval_says_what_is_possible(make_trainer):
         make_trainer(IntervalFreezeCallback(flops_reduction=0.9)).fit(Classifier(mlp()))
 
 
+class Renamed(Classifier):
+    def state_dict(self, *args, **kwargs):
+        return {f"student.{name}": tensor.clone() for name, tensor in super().state_dict(*args, **kwargs).items()}
+
+
+@pytest.mark.parametrize("kind", [Classifier, Renamed])
 @pytest.mark.parametrize(("layers", "count"), [(2, 2), (0.5, 2), (0.3, 1), (0, 0)])
-def test_static_front_never_moves(make_trainer, layers, count):
-    model = Classifier(mlp())
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+def test_static_front_never_moves(make_trainer, layers, count, kind):
+    model = kind(mlp())
+    start = {name: tensor.clone() for name, tensor in nn.Module.state_dict(model).items()}
     freezer = StaticFreezeCallback(layers=layers)
     make_trainer(freezer).fit(model)
     assert freezer.frozen == LAYERS[:count]
     ends = [0, 4, 7][count]
-    for name, tensor in model.state_dict().items():
+    for name, tensor in nn.Module.state_dict(model).items():
         assert torch.equal(tensor, start[name]) == (int(name.split(".")[1]) < ends), name
 
 
 def test_static_too_many(make_trainer):
     with pytest.raises(ValueError, match="layers=4: Classifier has 3 layers"):
         make_trainer(StaticFreezeCallback(layers=4)).fit(Classifier(mlp()))
+
+
+def test_static_says_that_a_resumed_run_keeps_what_froze(make_trainer, tmp_path):
+    trainer = make_trainer(StaticFreezeCallback(layers=1))
+    trainer.fit(Classifier(mlp()))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    freezer = StaticFreezeCallback(layers=2)
+    make_trainer(freezer, max_epochs=4).fit(Classifier(mlp()), ckpt_path=tmp_path / "one.ckpt")
+    assert freezer.frozen == LAYERS[:1] and freezer.timeline.notes[-1].startswith("layers=2 is not used: 1 froze")
 
 
 def test_random_costs_what_the_other_run_cost(make_trainer, tmp_path):

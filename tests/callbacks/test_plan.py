@@ -4,9 +4,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from models import Classifier, mlp
-from staging import NOTHING, Safe, Told, trained
+from staging import HALF_SURE, NOTHING, Safe, Told, trained
 
-from smartfrz_lightning import PlanCallback, StaticFreezeCallback
+from smartfrz_lightning import PlanCallback, SmartFreezeCallback, StaticFreezeCallback
 from smartfrz_lightning.cli import plan_command
 from smartfrz_lightning.stages import LaterStage, StartStage
 
@@ -62,6 +62,16 @@ def test_why_nothing_is_advised(make_trainer, capsys, predictor, net, says):
     plan, _ = planned(make_trainer, predictor, net())
     out = " ".join(capsys.readouterr().out.split())
     assert not any(prefix.default for prefix in plan.plan) and says in out and "by hand" not in out
+
+
+def test_the_default_without_a_trial(make_trainer, capsys):
+    half_sure, shown = StartStage(HALF_SURE, probe_steps=4), []
+    for verify in (True, False):
+        SmartFreezeCallback(half_sure, verify=verify)
+        plan = PlanCallback(half_sure)
+        make_trainer(plan, max_epochs=20, limit_val_batches=0).fit(Classifier(trained(mlp())))
+        shown += [prefix.layers for prefix in plan.plan if prefix.default]
+    assert shown == [2, 1]
 
 
 def test_a_run_that_ends_before_says_so(make_trainer, capsys):

@@ -10,7 +10,14 @@ from scripted import FreezeNext, ScriptedFreeze, States
 from staging import notes, smart, trained
 from torch import nn
 
-from smartfrz_lightning import AutoFreezeCallback, Freezer, GradientNormFreezeCallback, StaticFreezeCallback
+from smartfrz_lightning import (
+    AttentionFreezeCallback,
+    AutoFreezeCallback,
+    Freezer,
+    GradientNormFreezeCallback,
+    StaticFreezeCallback,
+)
+from smartfrz_lightning.stages import LaterStage
 
 
 class Modes(Callback):
@@ -188,3 +195,11 @@ def test_lazy_modules_that_no_sanity_check_has_called_are_refused(make_trainer):
     freezer = StaticFreezeCallback(1)
     make_trainer(freezer, num_sanity_val_steps=1).fit(Classifier(net))
     assert freezer.frozen == ["net.0"]
+
+
+@pytest.mark.parametrize("freezer", [smart(later=LaterStage()), AttentionFreezeCallback()], ids=["smart", "attention"])
+def test_an_optimizer_that_keeps_its_rates_to_itself(make_trainer, freezer):
+    adafactor = pytest.importorskip("transformers").Adafactor
+    model = Classifier(trained(mlp()), lambda p: adafactor(p, lr=None, relative_step=True))
+    make_trainer(freezer, max_epochs=15).fit(model)
+    assert freezer.timeline.steps == 120 and freezer.timeline.layers

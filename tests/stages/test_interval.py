@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import Endless, mlp
+from models import Classifier, Endless, mlp
 from staging import (
     ANYWAY,
     EPOCHS,
@@ -71,12 +71,19 @@ def test_a_further_fit_of_the_same_model_is_planned_anew(make_trainer):
     assert freezer.frozen == [*FROZEN, "net.7"] and "2 layers are frozen from an earlier fit" in notes(freezer)
 
 
-@pytest.mark.parametrize(("save", "epochs"), [(0.35, EPOCHS), (0.3, 3 * EPOCHS)], ids=["saves more", "is longer"])
-def test_a_run_that_saves_more_or_is_longer_after_a_resume_is_planned_anew(make_trainer, tmp_path, save, epochs):
+@pytest.mark.parametrize(
+    ("save", "epochs", "batch_size", "step"),
+    [(0.35, EPOCHS, 8, 40), (0.3, 3 * EPOCHS, 8, 40), (0.3, EPOCHS, 16, 80), (0.3, EPOCHS, 4, 80)],
+    ids=["saves more", "is longer", "larger batches", "smaller batches"],
+)
+def test_a_run_that_is_another_after_a_resume_is_planned_anew(make_trainer, tmp_path, save, epochs, batch_size, step):
+    def made(batch_size):
+        return Classifier(trained(mlp()), size=64, batch_size=batch_size)
+
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=40, save_top_k=-1)
-    make_trainer(saving(0.3, NOTHING), every, max_epochs=EPOCHS, enable_checkpointing=True).fit(InOrder())
+    make_trainer(saving(0.3, NOTHING), every, max_epochs=EPOCHS, enable_checkpointing=True).fit(made(8))
     freezer = saving(save, NOTHING)
-    make_trainer(freezer, max_epochs=epochs).fit(InOrder(), ckpt_path=str(tmp_path / "step=40.ckpt"))
+    make_trainer(freezer, max_epochs=epochs).fit(made(batch_size), ckpt_path=str(tmp_path / f"step={step}.ckpt"))
     assert freezer.timeline.saved == pytest.approx(save, abs=0.01)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningCLI
 from models import Classifier, Vectors, mlp, scheduled, still
 from staging import NEVER, OPTIMIZERS, Safe, Told, notes, smart, trained
@@ -96,6 +97,27 @@ def test_it_sees_the_depth_what_is_left_and_the_loss(make_trainer):
     assert torch.allclose(inputs[:, 0, 1], (1 - torch.arange(8, 20) / 20).log10(), atol=1e-5)
     losses = torch.tensor(model.losses[:76]).view(19, 4).mean(1)[7:]
     assert torch.allclose(inputs[:, 2, 2], (losses / model.losses[0]).log10(), atol=1e-5)
+
+
+def test_it_sees_the_loss_of_a_batch_where_gradients_accumulate_from_some_epoch_on(make_trainer):
+    predictor = Told(-9.0, -9.0, -9.0)
+    scheduled = GradientAccumulationScheduler({5: 8})
+    make_trainer(late(predictor), scheduled, max_epochs=10, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
+    losses = 10 ** torch.stack(predictor.seen)[:, 0, 2]
+    assert len(losses) > 5 and ((losses > 0.8) & (losses < 1.2)).all()
+
+
+@pytest.mark.parametrize("sizes", [range(1, 11), range(10, 0, -1)], ids=["growing", "shrinking"])
+def test_it_is_asked_after_each_twentieth_of_a_run_whose_epochs_differ(make_trainer, sizes):
+    class Differs(Classifier):
+        def train_dataloader(self):
+            return DataLoader(Vectors(16 * sizes[self.current_epoch]), 8)
+
+    predictor = Told(-9.0, -9.0, -9.0)
+    how = {"max_epochs": 10, "limit_val_batches": 0, "reload_dataloaders_every_n_epochs": 1}
+    make_trainer(late(predictor), **how).fit(Differs(mlp(norm=False), still))
+    left = 10 ** torch.stack(predictor.seen)[:, 0, 1]
+    assert torch.allclose(left, 1 - torch.arange(8, 20) / 20, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [-1.0, float("nan"), 0.0])

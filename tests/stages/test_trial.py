@@ -177,8 +177,22 @@ class Uncopied(InOrder):
         return [*batch, (value for value in ())] if self.trainer.training else batch  # a generator cannot be copied
 
 
+class Outside(InOrder):
+    """Its loss has weights that are not the module's."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.criterion = [nn.Linear(3, 3)]
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.criterion[0](self(batch[0])), batch[1])
+
+    def configure_optimizers(self):
+        return self.make([*self.parameters(), *self.criterion[0].parameters()])
+
+
 MISHAPS = {Holding: "model's own weights", Failing: "not with all of it", Growing: "other parameters train by now"}
-MISHAPS |= {Uncopied: "attributes cannot be copied"}
+MISHAPS |= {Uncopied: "attributes cannot be copied", Outside: "trains parameters that the model does not have"}
 
 
 @pytest.mark.parametrize("kind", MISHAPS)
