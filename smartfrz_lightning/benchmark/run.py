@@ -16,8 +16,8 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LambdaCallback, LearningRateMonitor
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
@@ -31,6 +31,8 @@ from smartfrz_lightning.report.timeline import Timeline
 from smartfrz_lightning.version import __version__
 
 MEASURE = {"class_path": "StaticFreezeCallback", "init_args": {"layers": 0, "report": False}}
+
+_IDLE = (Checkpoint, LearningRateMonitor)  # the last weights alone are kept, and there is no logger
 
 
 class SettingsError(ValueError):
@@ -59,7 +61,7 @@ def run_once(
         chosen = [{"class_path": run.callback, "init_args": own}] if run.callback else []
         arguments = _arguments(benchmark, run, seed, folder, chosen, max_steps)
         try:
-            cli = FitCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
+            cli = _cli(arguments, _IDLE)
         except SystemExit as error:  # what is wrong stands in the log
             raise SettingsError("its config cannot be parsed") from error
         trainer, meter = cli.trainer, TrainingMeter()
@@ -143,13 +145,19 @@ def _predictor(run: Run) -> str:
 
 def _plain_timeline(arguments: list[str], meter: TrainingMeter) -> Timeline:
     """What a plain fit cost: its batches, at the price of one step of the same experiment that is measured now."""
-    cli, own = FitCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True}), TrainingMeter()
-    callbacks = callbacks_of(cli.trainer)
-    callbacks[:] = [one for one in callbacks if not isinstance(one, EarlyStopping)] + [own]  # nothing is validated
+    cli, own = _cli(arguments, (*_IDLE, EarlyStopping)), TrainingMeter()  # nothing is validated
+    callbacks_of(cli.trainer).append(own)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     measured = next(c for c in callbacks_of(cli.trainer) if isinstance(c, FreezingCallback)).timeline
     start = replace(measured.states[0], work=meter.seen / own.first)  # its batch may have another size
     return Timeline(layers=measured.layers, states=[start], cost=measured.cost, steps=meter.steps)
+
+
+def _cli(arguments: list[str], idle: tuple[type[Callback], ...]) -> FitCLI:
+    cli = FitCLI(args=arguments, run=False, save_config_kwargs={"overwrite": True})
+    callbacks = callbacks_of(cli.trainer)
+    callbacks[:] = [one for one in callbacks if not isinstance(one, idle)]
+    return cli
 
 
 def _arguments(
@@ -160,7 +168,7 @@ def _arguments(
         arguments.append(f"--config={json.dumps(overrides)}")
     for callback in benchmark.fill(copy.deepcopy(callbacks), seed):
         arguments.append(f"--trainer.callbacks+={json.dumps(callback)}")
-    fixed = {"default_root_dir": str(folder), "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    fixed = {"default_root_dir": str(folder), "logger": False, "num_sanity_val_steps": 0}
     fixed |= {"enable_progress_bar": False, "enable_model_summary": False}
     fixed |= {"max_steps": max_steps} if max_steps else {}
     return [*arguments, f"--config={json.dumps({'seed_everything': seed, 'trainer': fixed})}"]

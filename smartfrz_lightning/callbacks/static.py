@@ -16,7 +16,8 @@ class StaticFreezeCallback(FreezingCallback):
     """Fine-tune only the last layers, as is common practice (studied by Lee et al. 2019, "What Would Elsa Do?").
 
     The layers are found in the first training step; what that step moved in the frozen ones is put back, so they are
-    frozen from the start. ``layers=0`` freezes nothing and measures plain training.
+    frozen from the start, with BatchNorm in eval mode from the second step on. ``layers=0`` freezes nothing and
+    measures plain training.
 
     - **When**: you know what to freeze: half of a network whose new task has new classes of the same kind of data.
     - **When not**: from scratch, or where the data look different (blurred, inverted, another sensor).
