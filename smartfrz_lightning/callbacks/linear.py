@@ -59,6 +59,8 @@ class LinearFreezeCallback(FreezingCallback):
             )
         if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
             raise ValueError("LinearFreezeCallback needs parameter groups, which LBFGS does not have")
+        if any(group.get("lr") is None for optimizer in run.optimizers for group in optimizer.param_groups):
+            raise ValueError("LinearFreezeCallback sets learning rates, and the optimizer keeps its own to itself")
         self._split_groups(run)  # before the optimizer's state comes back from a checkpoint
 
     def start(self, run: TrainingRun) -> None:

@@ -62,6 +62,12 @@ def test_linear_refuses_a_scheduler(make_trainer):
         make_trainer(LinearFreezeCallback()).fit(Classifier(mlp(), stepwise))
 
 
+def test_linear_refuses_an_optimizer_that_keeps_its_rates_to_itself(make_trainer):
+    adafactor = pytest.importorskip("transformers").Adafactor
+    with pytest.raises(ValueError, match="sets learning rates, and the optimizer keeps its own"):
+        make_trainer(LinearFreezeCallback()).fit(Classifier(mlp(), lambda p: adafactor(p, lr=None, relative_step=True)))
+
+
 def fast(parameters):
     return torch.optim.SGD(parameters, lr=0.5)
 
