@@ -17,7 +17,14 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LambdaCallback, LearningRateMonitor
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateMonitor,
+    ProgressBar,
+)
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smartfrz_lightning.benchmark.epoch_seed import EpochSeed
@@ -32,7 +39,8 @@ from smartfrz_lightning.version import __version__
 
 MEASURE = {"class_path": "StaticFreezeCallback", "init_args": {"layers": 0, "report": False}}
 
-_IDLE = (Checkpoint, LearningRateMonitor)  # the last weights alone are kept, and there is no logger
+_IDLE = (Checkpoint, LearningRateMonitor, DeviceStatsMonitor, ProgressBar)
+"""Of an experiment: the last weights alone are kept, there is no logger, and progress is that of all runs."""
 
 
 class SettingsError(ValueError):
@@ -169,8 +177,7 @@ def _arguments(
     for callback in benchmark.fill(copy.deepcopy(callbacks), seed):
         arguments.append(f"--trainer.callbacks+={json.dumps(callback)}")
     fixed = {"default_root_dir": str(folder), "logger": False, "num_sanity_val_steps": 0}
-    fixed |= {"enable_progress_bar": False, "enable_model_summary": False}
-    fixed |= {"max_steps": max_steps} if max_steps else {}
+    fixed |= {"enable_model_summary": False, **({"max_steps": max_steps} if max_steps else {})}
     return [*arguments, f"--config={json.dumps({'seed_everything': seed, 'trainer': fixed})}"]
 
 

@@ -171,8 +171,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._engine.before_backward(loss, only=pl_module.automatic_optimization)
         if self._engine.run.loss is not None:
-            parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._engine.run.loss = unscaled(trainer, self._engine.run.loss) * parts
+            loss, parts = unscaled(trainer, self._engine.run.loss), trainer.accumulate_grad_batches
+            self._engine.run.loss = loss * parts if parts > 1 else loss  # Lightning divides by them
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.automatic_optimization:

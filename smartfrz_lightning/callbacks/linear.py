@@ -7,6 +7,7 @@ from torch.optim import LBFGS
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.stages.start import check_shares
 
 
 class LinearFreezeCallback(FreezingCallback):
@@ -42,8 +43,7 @@ class LinearFreezeCallback(FreezingCallback):
 
     def __init__(self, t_0: float = 0.5, **kwargs: Any) -> None:
         super().__init__(every_n_train_steps=1, **kwargs)
-        if not 0 < t_0 < 1:
-            raise ValueError(f"t_0={t_0}: must lie between 0 and 1, as a share of the run")
+        check_shares(t_0=t_0)
         self.t_0 = t_0
 
     def end_times(self, layers: int) -> list[float]:

@@ -127,7 +127,7 @@ class HistoryRecorder(FreezingCallback):
                 "check_step": run.steps,
                 "check_epoch": run.epoch,
                 "progress": float("nan") if run.progress is None else run.progress,
-                "lr": run.rates[0],
+                "lr": next(iter(run.rates), float("nan")),
                 "train_loss": float(torch.stack(self._losses).mean()) if self._losses else float("nan"),
             }
         )

@@ -49,7 +49,7 @@ class StaticFreezeCallback(FreezingCallback):
 
     def before_batch(self, run: TrainingRun) -> None:
         if not run.layers and not self._start and self.layers_to_freeze:
-            self._start = {name: tensor.detach().clone() for name, tensor in _tensors(run.model).items()}
+            self._start = {name: tensor.detach().clone() for name, tensor in nn.Module.state_dict(run.model).items()}
 
     def layers_found(self, run: TrainingRun) -> None:
         if self._count(run) > len(run.active):
@@ -72,12 +72,9 @@ class StaticFreezeCallback(FreezingCallback):
         self._put_back(run, run.frozen)
         self._start = {}
 
-    def method_state(self) -> dict[str, Any]:
-        return {"layers": self.layers_to_freeze}
-
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        if state["layers"] != self.layers_to_freeze:
-            run.say(f"layers={self.layers_to_freeze} is not used: {state['layers']} froze when the resumed run began.")
+        if run.frozen and self._count(run) != len(run.frozen):
+            run.say(f"layers={self.layers_to_freeze} is not used: the resumed run has {len(run.frozen)} layers frozen.")
 
     def _first(self, run: TrainingRun) -> list[str]:
         return [layer.name for layer in run.active[: self._count(run)]]
@@ -87,7 +84,7 @@ class StaticFreezeCallback(FreezingCallback):
         """What the first step moved in these layers."""
         layers = [layer for layer in run.layers if layer.name in names]
         inside = {name for layer in layers for name in [*layer.parameters, *layer.stateful]}
-        now = _tensors(run.model)
+        now = nn.Module.state_dict(run.model)  # the model may have a state_dict() of its own
         for name, tensor in self._start.items():
             if name in inside or name.rpartition(".")[0] in inside:
                 now[name].copy_(tensor)
@@ -96,8 +93,5 @@ class StaticFreezeCallback(FreezingCallback):
         share = self.layers_to_freeze
         if share >= 1 or not share:
             return int(share)
-        return min(len(run.active), max(1, int(share * len(run.layers))))
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}  # state_dict() may be the user's own
+        free = sum(not layer.always_trains for layer in run.layers)
+        return min(free, max(1, int(share * len(run.layers))))

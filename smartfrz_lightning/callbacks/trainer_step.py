@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, distributed
 
-from smartfrz_lightning.engine.shadow import ShadowStep, ShadowWeights, loss_of
+from smartfrz_lightning.engine.shadow import ShadowStep, ShadowWeights, loss_of, trains_others
 from smartfrz_lightning.private.pytorch import is_compiled, steps_in_backward
 from smartfrz_lightning.private.trainer import callbacks_of
 
@@ -30,6 +30,8 @@ def cannot_verify(trainer: Trainer, module: LightningModule) -> str:
         return "training_step takes batches from the loader itself"
     if len(trainer.optimizers) != 1:
         return f"there are {len(trainer.optimizers)} optimizers"
+    if trains_others(module, trainer.optimizers[0]):
+        return "the optimizer trains parameters that the model does not have"
     if module.device.type not in ("cpu", "cuda"):
         return f"the device is {module.device.type}"
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from smartfrz_lightning.engine.engine import Engine
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import thaw_frozen_here
 from smartfrz_lightning.engine.processes import Processes, several_processes
-from smartfrz_lightning.engine.shadow import LoopStep, loss_of, scales_gradients
+from smartfrz_lightning.engine.shadow import LoopStep, loss_of, scales_gradients, trains_others
 from smartfrz_lightning.freezing.wrappers import unwrap
 from smartfrz_lightning.layers.layer import check_patterns
 from smartfrz_lightning.report.show import timeline_table
@@ -49,7 +50,7 @@ class Freezer(Engine):
 
     Raises:
         ValueError: The model has no trainable parameter, a pattern of what to exclude matches nothing in it, or a
-            number of batches is none.
+            number of batches is not above 0.
 
     Examples:
         >>> import torch
@@ -95,7 +96,7 @@ class Freezer(Engine):
                 f"{type(own).__name__} has no trainable parameter: set requires_grad=True on what should train"
             )
         for name, length in (("batches_per_epoch", batches_per_epoch), ("total_batches", total_batches)):
-            if not isinstance(length, int | float) or not length > 0:
+            if not isinstance(length, Real) or not length > 0:
                 raise ValueError(f"{name}={length!r}: must be a number above 0, math.inf where it is not known")
         check_patterns(method.exclude, own)
         several = optimizers if isinstance(optimizers, Sequence) else [optimizers]
@@ -106,6 +107,8 @@ class Freezer(Engine):
         if training_step is not None:
             run.shadow_step = LoopStep(self._model, training_step, backward)
             run.cannot_verify = "" if len(plain) == 1 else "there are several optimizers"
+            if any(trains_others(own, optimizer) for optimizer in plain):
+                run.cannot_verify = "the optimizer trains parameters that the model does not have"
             if several_processes():
                 run.cannot_verify = "a loop of your own has several processes"
             if any(map(scales_gradients, several)):

@@ -3,6 +3,7 @@
 import math
 from abc import ABC
 from collections.abc import Sequence
+from numbers import Integral
 
 from smartfrz_lightning.engine.rule import FreezingRule
 from smartfrz_lightning.engine.run import TrainingRun
@@ -36,7 +37,7 @@ class FreezingMethod(FreezingRule, ABC):
                 f"every_n_epochs={every_n_epochs} and every_n_train_steps={every_n_train_steps}: give one of them"
             )
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
         self._given_interval = bool(every_n_epochs or every_n_train_steps)
         self.every_n_epochs = every_n_epochs if every_n_train_steps else every_n_epochs or 1

@@ -54,8 +54,6 @@ class ShadowWeights:
         self._begun = {
             name: tensor.detach().clone() for name, tensor in self.tensors.items() if not tensor.requires_grad
         }
-        if any(id(parameter) not in memo for group in optimizer.param_groups for parameter in group["params"]):
-            raise ValueError("the optimizer trains parameters that the model does not have")
         self._memo = memo
         self._training = [parameter.requires_grad for parameter in model.parameters()]
         self.optimizer = _copy_optimizer(optimizer, memo)
@@ -256,6 +254,12 @@ def loss_of(output: Any) -> Tensor | None:
     """The loss in what a ``training_step`` returned."""
     loss = output.get("loss") if isinstance(output, Mapping) else output
     return loss if isinstance(loss, Tensor) else None
+
+
+def trains_others(model: nn.Module, optimizer: Optimizer) -> bool:
+    """Whether an optimizer trains parameters that a model does not have, as those of a criterion beside it."""
+    own = {id(parameter) for parameter in model.parameters()}
+    return any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"])
 
 
 def scales_gradients(optimizer: Any) -> bool:

@@ -33,7 +33,7 @@ class IntervalStage(Stage):
 
     def __init__(self, save: float, interval: int | None = None) -> None:
         check_shares(save=save)
-        self.save, self.interval = save, interval
+        self.save, self.interval = float(save), interval
         self.missing = 0.0
 
     def reset(self) -> None:

@@ -65,7 +65,8 @@ class LaterStage(Stage):
         self._losses: Tensor | None = None  # sum of those since the last check
         self._batches = 0
         self._rates, self._steps = 0.0, 0  # since then
-        self._twentieth = 0
+        self._twentieth: int | None = None  # of a run of so many batches
+        self._length = math.inf
         self._means: list[float] = []  # learning rates of the last two twentieths
         self._trained: dict[str, int] = {}  # twentieths of each layer
         self._loss = math.nan  # of the last twentieth, relative to the first batch's
@@ -76,6 +77,8 @@ class LaterStage(Stage):
     def start(self, run: TrainingRun) -> None:
         if not run.steps:  # also of a further fit of the same model
             self.reset()
+        if run.total_batches != self._length:  # a resumed run may have others: the next step shows where it is
+            self._length, self._twentieth = run.total_batches, None
         if run.total_batches == math.inf and not run.steps:
             run.say("Nothing freezes later in the run: its length is not known. Give max_epochs or max_steps.")
 
@@ -91,9 +94,9 @@ class LaterStage(Stage):
         self._rates += max(run.latest_rates, default=0.0)
         self._steps += 1
         twentieth = int(CHECKS * (run.progress or 0.0) + 1e-6)  # batches an epoch may change while it runs
-        if twentieth == self._twentieth:
+        before, self._twentieth = self._twentieth, twentieth
+        if before in (None, twentieth):
             return
-        self._twentieth = twentieth
         self._loss = math.nan  # if it is not known, or no loss that shrinks to zero
         if self._losses is not None and self._first is not None and self._first > 0:
             self._loss = float(self._losses / self._first) / self._batches
@@ -221,5 +224,5 @@ class LaterStage(Stage):
             setattr(self, f"_{name}", state[name])
 
 
-_STATE = ("first", "losses", "batches", "rates", "steps", "means", "trained", "loss", "due", "told", "froze", "asked")
-_STATE += ("twentieth",)
+_STATE = ("first", "losses", "batches", "rates", "steps", "length", "twentieth", "means", "trained", "loss", "due")
+_STATE += ("told", "froze", "asked")

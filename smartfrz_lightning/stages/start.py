@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class StartStage(Stage):
     ) -> None:
         if threshold is not None:
             check_shares(threshold=threshold)
-        if probe_steps is not None and (not isinstance(probe_steps, int) or probe_steps < LEAST):
+        if probe_steps is not None and (not isinstance(probe_steps, Integral) or probe_steps < LEAST):
             raise ValueError(f"probe_steps={probe_steps!r}: must be a whole number of at least {LEAST}")
         self._predictor = predictor if isinstance(predictor, nn.Module) else StartPredictor.load(predictor)
         self.schedule = schedule or Schedule()

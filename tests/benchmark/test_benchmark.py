@@ -56,13 +56,15 @@ def test_all_methods(tmp_path, capsys, monkeypatch):
 
 def test_an_experiment_with_callbacks_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    stops = {"class_path": "EarlyStopping", "init_args": {"monitor": "val_loss"}}
-    callbacks = [stops, {"class_path": "ModelCheckpoint"}, {"class_path": "LearningRateMonitor"}]
-    shorter = {"trainer.max_epochs": 1, "trainer.check_val_every_n_epoch": 1, "trainer.limit_train_batches": 8}
+    stops = {"class_path": "EarlyStopping", "init_args": {"monitor": "val_loss", "stopping_threshold": 100}}
+    others = ("ModelCheckpoint", "LearningRateMonitor", "DeviceStatsMonitor", "TQDMProgressBar")
+    callbacks = [stops, *({"class_path": name} for name in others)]
+    shorter = {"trainer.max_epochs": 3, "trainer.check_val_every_n_epoch": 1, "trainer.limit_train_batches": 8}
     overrides = {**shorter, "trainer.limit_val_batches": 1, "trainer.callbacks": callbacks}
     config = small(tmp_path, {"full": {}}, seeds=[1], overrides=overrides)
     benchmark_command(["--config", str(config)])
-    assert read_results(tmp_path / "out" / "results.jsonl")[0]["steps"] == 8
+    assert read_results(tmp_path / "out" / "results.jsonl")[0]["steps"] == 8  # of 24
+    assert [path.name for path in tmp_path.rglob("*.ckpt")] == ["last.ckpt"]
 
 
 METHODS = {

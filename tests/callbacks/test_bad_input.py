@@ -74,9 +74,16 @@ def test_arguments(kind, arguments, says):
         kind(**arguments)
 
 
-def test_numbers_of_numpy():
-    assert StaticFreezeCallback(np.int64(2)).layers_to_freeze == 2 and StaticFreezeCallback(np.float32(0.5))
-    assert IntervalFreezeCallback(np.float32(0.5)).save == 0.5
+def test_numbers_of_numpy_as_arguments_and_in_a_checkpoint(make_trainer, tmp_path):
+    stage = StartStage(threshold=np.float32(0.9), probe_steps=np.int64(4))
+    default = SmartFreezeCallback(stage, save=np.float32(0.25))
+    for freezer in (IntervalFreezeCallback(np.float32(0.25), np.int64(2)), default):
+        trainer = make_trainer(freezer, max_epochs=2)
+        trainer.fit(Classifier(mlp()))
+        trainer.save_checkpoint(tmp_path / "two.ckpt")
+        make_trainer(freezer, max_epochs=3).fit(Classifier(mlp()), ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    net = mlp()
+    assert Freezer(net, torch.optim.SGD(net.parameters(), 0.1), SmartFreezeCallback(), total_batches=np.int64(60))
 
 
 @pytest.mark.parametrize("length", [None, 0, -5])

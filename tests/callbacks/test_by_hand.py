@@ -116,6 +116,22 @@ def test_grades_by_hand():
             assert not method.check_due(run)
 
 
+class Worth(BudgetFreezeCallback):
+    """Compares what layers are worth with their gradients, at a rate of 0.1."""
+
+    def reset(self):
+        super().reset()
+        self.seen = getattr(self, "seen", [])
+
+    def step_done(self, run):
+        gradients = {name: gradient.abs().square().sum() for name, (_, gradient) in self._before.items()}
+        super().step_done(run)
+        if gradients:
+            expected = {la.name: 0.1 * float(sum(gradients[n] for n in la.parameters)) for la in run.layers[:-1]}
+            assert {name: self._values[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+            self.seen.append(run.steps)
+
+
 def test_budget_by_hand(make_trainer):
     """A chain of three layers and the head, whose weight gradients cost 4, 4, 4, 1; worth 1 a unit of gradient."""
     names, own, down = ["a", "b", "c", "head"], [4, 4, 4, 1], [9, 5, 1, 0]
@@ -134,21 +150,10 @@ def test_budget_by_hand(make_trainer):
     assert choose_layers(names, own, down, {**worth, "c": -1.0}, {"head"}, 22.1) == ["a", "b", "head"]
 
     # In a real run: plain SGD moves by -rate * gradient, so a layer is worth the square of its gradient times the rate.
-    seen = []
-
-    class Watch(BudgetFreezeCallback):
-        def step_done(self, run):
-            gradients = {name: gradient.square().sum() for name, (_, gradient) in self._before.items()}
-            super().step_done(run)
-            if gradients:
-                expected = {la.name: 0.1 * float(sum(gradients[n] for n in la.parameters)) for la in run.layers[:-1]}
-                assert {name: self._values[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-                seen.append((run.steps, list(self._values)))
-
-    freezer = Watch(budget=0.7)
+    freezer = Worth(budget=0.7)
     model = Classifier(mlp(norm=False), lambda p: torch.optim.SGD(p, lr=0.1))
     make_trainer(freezer, max_epochs=3, limit_val_batches=0).fit(model)
-    assert [step for step, _ in seen] == [2, 9, 17]  # the second step, and the first of every epoch
+    assert freezer.seen == [2, 9, 17]  # the second step, and the first of every epoch
     full = freezer.timeline.states[0].flops.total
     chosen_states = [state.flops.total / full for state in freezer.timeline.states if state.step in (2, 9, 17)]
     assert len(chosen_states) == 3 and all(0.4 < share <= 0.7 for share in chosen_states)
@@ -172,6 +177,6 @@ def test_budget_of_complex_weights(make_trainer):
         def forward(self, x):
             return torch.fft.irfft(torch.fft.rfft(x) @ self.weight, n=12)
 
-    freezer = BudgetFreezeCallback(budget=0.8)
-    make_trainer(freezer, limit_val_batches=0).fit(Classifier(nn.Sequential(Waves(), Waves(), nn.Linear(12, 3))))
-    assert freezer.timeline.events
+    freezer, net = Worth(budget=0.8), nn.Sequential(Waves(), Waves(), nn.Linear(12, 3))
+    make_trainer(freezer, limit_val_batches=0).fit(Classifier(net, lambda p: torch.optim.SGD(p, lr=0.1)))
+    assert freezer.seen == [2, 9, 17] and freezer.timeline.events

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -156,13 +157,15 @@ def test_static_too_many(make_trainer):
         make_trainer(StaticFreezeCallback(layers=4)).fit(Classifier(mlp()))
 
 
-def test_static_says_that_a_resumed_run_keeps_what_froze(make_trainer, tmp_path):
-    trainer = make_trainer(StaticFreezeCallback(layers=1))
-    trainer.fit(Classifier(mlp()))
-    trainer.save_checkpoint(tmp_path / "one.ckpt")
-    freezer = StaticFreezeCallback(layers=2)
-    make_trainer(freezer, max_epochs=4).fit(Classifier(mlp()), ckpt_path=tmp_path / "one.ckpt")
-    assert freezer.frozen == LAYERS[:1] and freezer.timeline.notes[-1].startswith("layers=2 is not used: 1 froze")
+@pytest.mark.parametrize(("layers", "said"), [(2, True), (0.7, True), (1, False), (np.float64(0.25), False)])
+def test_static_says_that_a_resumed_run_keeps_what_froze(make_trainer, tmp_path, layers, said):
+    path = tmp_path / "one.ckpt"
+    for again in (StaticFreezeCallback(layers=np.int64(1)), StaticFreezeCallback(layers)):
+        trainer = make_trainer(again, max_epochs=2 + path.exists())
+        trainer.fit(Classifier(mlp()), ckpt_path=path if path.exists() else None)
+        trainer.save_checkpoint(path)
+    says = f"layers={layers} is not used: the resumed run has 1 layers frozen."
+    assert again.frozen == LAYERS[:1] and (says in again.timeline.notes) == said
 
 
 def test_random_costs_what_the_other_run_cost(make_trainer, tmp_path):

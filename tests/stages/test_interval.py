@@ -72,18 +72,25 @@ def test_a_further_fit_of_the_same_model_is_planned_anew(make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("save", "epochs", "batch_size", "step"),
-    [(0.35, EPOCHS, 8, 40), (0.3, 3 * EPOCHS, 8, 40), (0.3, EPOCHS, 16, 80), (0.3, EPOCHS, 4, 80)],
-    ids=["saves more", "is longer", "larger batches", "smaller batches"],
+    ("save", "epochs", "batch_size", "step", "several"),
+    [
+        (0.35, EPOCHS, 8, 40, 1),
+        (0.3, 3 * EPOCHS, 8, 40, 1),
+        (0.3, 2 * EPOCHS, 8, 15, 4),
+        (0.3, EPOCHS, 16, 80, 1),
+        (0.3, EPOCHS, 4, 80, 1),
+    ],
+    ids=["saves more", "is longer", "is longer, gradients accumulate", "larger batches", "smaller batches"],
 )
-def test_a_run_that_is_another_after_a_resume_is_planned_anew(make_trainer, tmp_path, save, epochs, batch_size, step):
+def test_a_resumed_run_is_planned_anew(make_trainer, tmp_path, save, epochs, batch_size, step, several):
     def made(batch_size):
         return Classifier(trained(mlp()), size=64, batch_size=batch_size)
 
-    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=40, save_top_k=-1)
-    make_trainer(saving(0.3, NOTHING), every, max_epochs=EPOCHS, enable_checkpointing=True).fit(made(8))
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5, save_top_k=-1)
+    how = {"accumulate_grad_batches": several}
+    make_trainer(saving(0.3, NOTHING), every, max_epochs=EPOCHS, enable_checkpointing=True, **how).fit(made(8))
     freezer = saving(save, NOTHING)
-    make_trainer(freezer, max_epochs=epochs).fit(made(batch_size), ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    make_trainer(freezer, max_epochs=epochs, **how).fit(made(batch_size), ckpt_path=str(tmp_path / f"step={step}.ckpt"))
     assert freezer.timeline.saved == pytest.approx(save, abs=0.01)
 
 

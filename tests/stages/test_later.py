@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from models import Classifier, Vectors, mlp, scheduled, still
-from staging import NEVER, OPTIMIZERS, Safe, Told, notes, smart, trained
+from staging import NEVER, OPTIMIZERS, InOrder, Safe, Told, notes, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -118,6 +118,22 @@ def test_it_is_asked_after_each_twentieth_of_a_run_whose_epochs_differ(make_trai
     make_trainer(late(predictor), **how).fit(Differs(mlp(norm=False), still))
     left = 10 ** torch.stack(predictor.seen)[:, 0, 1]
     assert torch.allclose(left, 1 - torch.arange(8, 20) / 20, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "epochs", "asked"),
+    [(10, 43, 10, range(11, 20)), (5, 36, 10, range(10, 20)), (10, 20, 5, [10.5, *range(11, 20)])],
+    ids=["as it was", "longer", "shorter"],
+)
+def test_a_resumed_run_is_asked_after_whole_twentieths(make_trainer, tmp_path, before, step, epochs, asked):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=step, save_top_k=-1)
+    model = InOrder(mlp(norm=False), still)
+    how = {"limit_val_batches": 0, "enable_checkpointing": True}
+    make_trainer(late(Told(-9.0, -9.0, -9.0)), every, max_epochs=before, **how).fit(model)
+    predictor = Told(-9.0, -9.0, -9.0)
+    make_trainer(late(predictor), max_epochs=epochs, **how).fit(model, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    left = 10 ** torch.stack(predictor.seen)[:, 0, 1]
+    assert torch.allclose(left, 1 - torch.tensor(asked) / 20, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [-1.0, float("nan"), 0.0])
