@@ -103,7 +103,9 @@ class Freezer(Engine):
         plain = [getattr(optimizer, "optimizer", optimizer) for optimizer in several]  # Fabric wraps them
         super().__init__(own, plain, method, processes or Processes(model), position or self._counted, say)
         run = self.run
-        run.batches_per_epoch, run.total_batches, run.schedulers = batches_per_epoch, total_batches, schedulers
+        # NumPy's numbers cannot be in a checkpoint.
+        run.batches_per_epoch, run.total_batches = float(batches_per_epoch), float(total_batches)
+        run.schedulers = schedulers
         if training_step is not None:
             run.shadow_step = LoopStep(self._model, training_step, backward)
             run.cannot_verify = "" if len(plain) == 1 else "there are several optimizers"

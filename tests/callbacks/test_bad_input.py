@@ -83,7 +83,11 @@ def test_numbers_of_numpy_as_arguments_and_in_a_checkpoint(make_trainer, tmp_pat
         trainer.save_checkpoint(tmp_path / "two.ckpt")
         make_trainer(freezer, max_epochs=3).fit(Classifier(mlp()), ckpt_path=tmp_path / "two.ckpt", weights_only=True)
     net = mlp()
-    assert Freezer(net, torch.optim.SGD(net.parameters(), 0.1), SmartFreezeCallback(), total_batches=np.int64(60))
+    freezer = Freezer(net, torch.optim.SGD(net.parameters(), 0.1), SmartFreezeCallback(), total_batches=np.int64(60))
+    with freezer.batch():
+        net(torch.rand(8, 12)).sum().backward()
+    torch.save(freezer.state_dict(), tmp_path / "loop.pt")
+    freezer.load_state_dict(torch.load(tmp_path / "loop.pt"))
 
 
 @pytest.mark.parametrize("length", [None, 0, -5])
