@@ -30,12 +30,12 @@ def cannot_verify(trainer: Trainer, module: LightningModule) -> str:
         return "training_step takes batches from the loader itself"
     if len(trainer.optimizers) != 1:
         return f"there are {len(trainer.optimizers)} optimizers"
-    if trains_others(module, trainer.optimizers[0]):
-        return "the optimizer trains parameters that the model does not have"
     if module.device.type not in ("cpu", "cuda"):
         return f"the device is {module.device.type}"
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
         return f"strategy={type(trainer.strategy).__name__}"
+    if trains_others(module, trainer.optimizers[0]):
+        return "the optimizer trains parameters that the model does not have"
     if any(map(is_compiled, module.modules())):
         return "the model is compiled"
     if any(map(steps_in_backward, module.parameters())):
