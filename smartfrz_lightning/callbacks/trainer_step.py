@@ -34,8 +34,8 @@ def cannot_verify(trainer: Trainer, module: LightningModule) -> str:
         return f"the device is {module.device.type}"
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
         return f"strategy={type(trainer.strategy).__name__}"
-    if trains_others(module, trainer.optimizers[0]):
-        return "the optimizer trains parameters that the model does not have"
+    if others := trains_others(module, trainer.optimizers[0]):
+        return others
     if any(map(is_compiled, module.modules())):
         return "the model is compiled"
     if any(map(steps_in_backward, module.parameters())):

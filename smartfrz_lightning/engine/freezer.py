@@ -108,9 +108,7 @@ class Freezer(Engine):
         run.schedulers = schedulers
         if training_step is not None:
             run.shadow_step = LoopStep(self._model, training_step, backward)
-            run.cannot_verify = "" if len(plain) == 1 else "there are several optimizers"
-            if any(trains_others(own, optimizer) for optimizer in plain):
-                run.cannot_verify = "the optimizer trains parameters that the model does not have"
+            run.cannot_verify = trains_others(own, plain[0]) if len(plain) == 1 else "there are several optimizers"
             if several_processes():
                 run.cannot_verify = "a loop of your own has several processes"
             if any(map(scales_gradients, several)):

@@ -256,10 +256,11 @@ def loss_of(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) else None
 
 
-def trains_others(model: nn.Module, optimizer: Optimizer) -> bool:
-    """Whether an optimizer trains parameters that a model does not have, as those of a criterion beside it."""
+def trains_others(model: nn.Module, optimizer: Optimizer) -> str:
+    """Says if an optimizer trains parameters that a model does not have, as those of a criterion beside it."""
     own = {id(parameter) for parameter in model.parameters()}
-    return any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"])
+    others = any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"])
+    return "the optimizer trains parameters that the model does not have" if others else ""
 
 
 def scales_gradients(optimizer: Any) -> bool:

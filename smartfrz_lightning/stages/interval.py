@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Sequence
-from statistics import fmean
 from typing import Any
 
 from smartfrz_lightning.cost.step_cost import StepCost
@@ -62,7 +61,7 @@ class IntervalStage(Stage):
         tried = run.shadow_step is not None and run.shadow_step.repeated
         self._since.append(self._rate - tried)
         if stepped:
-            self._saved += (fmean(self._since) - self._saved) * len(self._since) / run.batches
+            self._saved += sum(saves - self._saved for saves in self._since) / run.batches
             self._since = []
 
     def check_due(self, run: TrainingRun) -> bool:

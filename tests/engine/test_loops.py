@@ -125,6 +125,13 @@ def test_no_trial_where_fabric_scales_gradients():
     assert "16-mixed" in freezer.run.cannot_verify
 
 
+def test_no_trial_where_the_optimizer_trains_a_criterion_too():
+    net, criterion = mlp(), nn.Linear(3, 3)
+    optimizer = sgd([*net.parameters(), *criterion.parameters()])
+    freezer = Freezer(net, optimizer, smart(), 9, 90, training_step=lambda batch: criterion(net(batch)).sum())
+    assert "parameters that the model does not have" in freezer.run.cannot_verify
+
+
 def test_a_loop_without_a_training_step_says_what_follows():
     own, loader = Within(trained(mlp())), DataLoader(Vectors(72), 8)
     optimizer = sgd(own.parameters())
