@@ -14,7 +14,7 @@ require("torchvision", "vision")
 from torchvision.datasets.folder import default_loader  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
-VALIDATION = 3000
+VALIDATION = 10_000
 """Images that every finished model of a case is judged by, at most: test images, and training images left over."""
 
 Images = tuple[Tensor, Tensor]

@@ -49,8 +49,8 @@ class Freezer(Engine):
         timeline: What froze when, and what it saved.
 
     Raises:
-        ValueError: The model has no trainable parameter, a pattern of what to exclude matches nothing in it, or a
-            number of batches is not above 0.
+        ValueError: The model has no trainable parameter, or none that an optimizer trains; a pattern of what to
+            exclude matches nothing in it; or a number of batches is not above 0.
 
     Examples:
         >>> import torch
@@ -101,6 +101,12 @@ class Freezer(Engine):
         check_patterns(method.exclude, own)
         several = optimizers if isinstance(optimizers, Sequence) else [optimizers]
         plain = [getattr(optimizer, "optimizer", optimizer) for optimizer in several]  # Fabric wraps them
+        held = {parameter for optimizer in plain for group in optimizer.param_groups for parameter in group["params"]}
+        if held.isdisjoint(own.parameters()):
+            raise ValueError(
+                f"optimizers: none of them trains a parameter of {type(own).__name__}; build them from what the "
+                "model has after fully_shard and the like"
+            )
         super().__init__(own, plain, method, processes or Processes(model), position or self._counted, say)
         run = self.run
         # NumPy's numbers cannot be in a checkpoint.

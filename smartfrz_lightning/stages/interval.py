@@ -73,7 +73,7 @@ class IntervalStage(Stage):
     def _planned(self, run: TrainingRun) -> dict[str, float]:
         assert run.cost is not None and run.progress
         left = self.save - self._saved * run.progress - self._rate * (1 - run.progress)
-        if left <= 0:
+        if left <= 0 or run.progress == 1:  # a run of one step, as with fast_dev_run
             return {}
         names = connected(run.layers, run.frozen, {layer.name for layer in run.active})
         gap = None if self.interval is None else self.interval * _step(run)

@@ -99,6 +99,20 @@ def test_the_length_of_a_loop(length):
             Freezer(net, optimizer, SmartFreezeCallback(), **{name: length})
 
 
+def test_the_optimizers_of_a_loop_train_its_model():
+    net, other = mlp(), mlp()
+    elsewhere = torch.optim.SGD(other.parameters(), 0.1)
+    with pytest.raises(ValueError, match="optimizers: none of them trains a parameter of Sequential"):
+        Freezer(net, elsewhere, SmartFreezeCallback())
+    Freezer(net, [elsewhere, torch.optim.SGD(net.parameters(), 0.1)], SmartFreezeCallback())
+
+
+@pytest.mark.parametrize("callback", [IntervalFreezeCallback(0.3), SmartFreezeCallback(save=0.3)])
+def test_fast_dev_run_has_nothing_to_save(make_trainer, callback):
+    make_trainer(callback, fast_dev_run=True).fit(Classifier(mlp()))
+    assert not callback.frozen
+
+
 def test_a_misspelt_argument_names_the_callback():
     with pytest.raises(TypeError, match="SmartFreezeCallback.* 'treshold'"):
         SmartFreezeCallback(treshold=0.8)
