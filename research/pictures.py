@@ -22,7 +22,7 @@ from smartfrz_lightning.stages.later import EARLIEST
 from smartfrz_lightning.stages.start import DEEPEST
 
 LOSSES = (0.6, 0.3, 0.1)
-"""Training losses, relative to that of the first batch, for which the later predictor is drawn."""
+"""Training losses, relative to that of the start, for which the later predictor is drawn."""
 
 
 def later(path: Path) -> None:
@@ -40,7 +40,9 @@ def later(path: Path) -> None:
         )
         axis.fill_between([0, EARLIEST], 0, 1, color="0.85")
         axis.fill_between([EARLIEST, 1], DEEPEST, 1, color="0.85")
-        axis.set(title=f"training loss {loss:g} of the first", xlabel="share of the run done", xlim=(0, 1), ylim=(0, 1))
+        axis.set(
+            title=f"training loss {loss:g} of the start's", xlabel="share of the run done", xlim=(0, 1), ylim=(0, 1)
+        )
     axes[0].set_ylabel("depth of the prefix")
     figure.colorbar(drawn, label="p(safe)")
     figure.savefig(path, dpi=130)

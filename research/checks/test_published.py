@@ -7,6 +7,7 @@ import pytest
 
 import smartfrz_lightning
 from research.cards import CALLBACKS, card, main
+from research.outcomes.branches import start_loss
 from research.runs import Runs
 from research.verify import differences, recomputed
 from smartfrz_lightning import FreezingCallback
@@ -48,7 +49,7 @@ def test_what_it_calls_safe_was_safe_in_the_recorded_runs():
         for run in case["runs"]:
             if run["kind"] == "frozen" and run["moment"]:
                 check = int(20 * run["moment"] / steps + 1e-6)
-                inputs = later_inputs(layers, check / 20, case["losses"][0][check - 1] / case["first_loss"])
+                inputs = later_inputs(layers, check / 20, case["losses"][0][check - 1] / start_loss(case))
                 said.append(float(LaterPredictor.load()(inputs).sigmoid()[run["depth"] - 1]))
                 was.append(run["accuracy"] >= full - 1)
     sure = [safe for p, safe in zip(said, was, strict=True) if p >= LaterStage().threshold]

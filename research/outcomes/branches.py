@@ -24,8 +24,9 @@ class Branch:
         inputs: ``[inputs]`` of ``later_inputs``.
         window: ``[snapshots, 2]``: at each twentieth until the moment, the logarithm of how far the weights of the
             prefix moved since the one before over the mean learning rate, minus the same at the first, and the
-            logarithm of the loss relative to that of the first batch.
+            logarithm of the loss relative to that of the start.
         points: Accuracy at the end minus that of the run in which everything trained, in points.
+        first: Logarithm of the loss relative to that of the first batch.
     """
 
     network: str
@@ -33,11 +34,17 @@ class Branch:
     inputs: Tensor
     window: Tensor
     points: float
+    first: float
 
     @property
     def safe(self) -> bool:
         """Whether it cost at most ``MARGIN``."""
         return self.points >= -MARGIN
+
+
+def start_loss(case: Mapping[str, Any]) -> float:
+    """Training loss at the start of a recorded run, as the later stage takes it."""
+    return min(case["first_loss"], case["losses"][0][0])
 
 
 def learned(case: Mapping[str, Any]) -> bool:
@@ -95,9 +102,10 @@ def _branch(case: Mapping[str, Any], number: int, moment: int, depth: int, point
     layers, per_run = len(checks["moved"][0]), len(checks["moved"])
     count = max(1, int(per_run * moment / case["case"]["steps"] + 1e-6))
     moved, rates = (torch.tensor(checks[name][:count]).clamp(min=1e-12).log10() for name in ("moved", "rates"))
-    losses = torch.tensor(case["losses"][0][:count]) / case["first_loss"]
+    known = torch.tensor(case["losses"][0][:count])
+    losses, first = known / start_loss(case), float((known[-1] / case["first_loss"]).clamp(min=0.01).log10())
     pace = moved - rates[:, None]
     slowed = (pace - pace[0])[:, :depth].mean(1)
     inputs = later_inputs(layers, count / per_run, float(losses[-1]))[depth - 1]
     window = torch.stack([slowed, losses.clamp(min=0.01).log10()], 1)
-    return Branch(case["case"]["network"], 100 * number + count, inputs, window, points)
+    return Branch(case["case"]["network"], 100 * number + count, inputs, window, points, first)

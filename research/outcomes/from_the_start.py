@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from research.outcomes.branches import MARGIN
+from research.outcomes.branches import MARGIN, start_loss
 from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
 from smartfrz_lightning.stages.later import CHECKS, EARLIEST
 from smartfrz_lightning.stages.start import DEEPEST
@@ -27,7 +27,7 @@ def from_the_start(path: Path, shortest: int = 400) -> list[list[str]]:
         layers, full = len(case["layers"]) - 1, case["runs"][0]["accuracy"]
         for run, losses in zip(case["runs"], case["losses"], strict=True):
             if run["kind"] == "frozen" and not run["moment"] and run["depth"] <= DEEPEST * layers:
-                inputs = later_inputs(layers, EARLIEST, losses[check] / case["first_loss"])
+                inputs = later_inputs(layers, EARLIEST, losses[check] / start_loss(case))
                 with torch.no_grad():
                     safe = float(predictor(inputs)[: run["depth"]].min().sigmoid())
                 found += [(safe, run["accuracy"] - full)] if case["case"]["steps"] >= shortest else []

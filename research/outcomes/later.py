@@ -38,6 +38,7 @@ COMPARED: dict[str, list[str]] = {
     "… and slowing": [*PLACE, "slowed"],
     "… and trial": [*PLACE, "trial"],
     "… and loss": list(INPUTS),
+    "… and loss, relative to the first batch's": [*PLACE, "first"],
     "… and loss and slowing": [*INPUTS, "slowed"],
     "… and loss and epochs": [*INPUTS, "epochs"],
     "… and loss and rates": [*INPUTS, "rates"],
@@ -82,8 +83,11 @@ def by_line(names: Sequence[str], margin: float = MARGIN) -> Callable:
         if not names:
             return safe.mean().expand(len(test))
         x, there = (torch.tensor([[one.inputs[name] for name in names] for one in part]) for part in (train, test))
-        if set(names) <= {*INPUTS, "slowed"}:
-            seen = [dict(zip(INPUTS, one.inputs.tolist(), strict=True)) | {"slowed": one.window[-1, 0]} for one in over]
+        if set(names) <= {*INPUTS, "slowed", "first"}:
+            seen = [
+                {"slowed": one.window[-1, 0], "first": one.first, **dict(zip(INPUTS, one.inputs.tolist(), strict=True))}
+                for one in over
+            ]
             x = torch.cat([x, torch.tensor([[float(one[name]) for name in names] for one in seen])])
             safe = torch.cat([safe, torch.ones(len(over))])
         mean, scale, weight, bias = regression(x, safe)

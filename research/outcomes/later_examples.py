@@ -50,6 +50,7 @@ def examples(case: Mapping[str, Any], number: int = 0) -> list[Example]:
             "length": math.log(outcome.case.steps),
             "epochs": math.log10(run.moment * outcome.case.batch_size / outcome.case.images),
             "rates": math.log10(max(rates[check + 1 :].sum() / rates.sum(), 0.005)),
+            "first": branch.first,
             "trial": lost[min(lost, key=lambda depth: abs(depth - run.depth))],
         }
         found.append(Example(branch, {name: float(value) for name, value in others.items()}, outcome.cost(run)))

@@ -23,9 +23,7 @@ from torch import Tensor
 from research.outcomes.examples import frontier
 from research.outcomes.outcome import Outcome
 from research.outcomes.training import learning_rate
-
-CHECKS = 20
-"""Moments of a run at which its layers are described."""
+from smartfrz_lightning.stages.later import CHECKS
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:

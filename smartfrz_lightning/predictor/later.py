@@ -17,8 +17,8 @@ def later_inputs(layers: int, progress: float, loss: float) -> Tensor:
 
     - ``depth``: share of the layers that the prefix has;
     - ``left``: logarithm of the share of the run that is left, as if that were at least 2 %;
-    - ``loss``: logarithm of the training loss of the latest twentieth, relative to that of the first batch, as if that
-      were at least 1 %.
+    - ``loss``: logarithm of the training loss of the latest twentieth, relative to that of the start, as if that were
+      at least 1 %.
     """
     of_run = torch.tensor([max(1 - progress, LEAST_LEFT), max(loss, LEAST_LOSS)], dtype=torch.double).log10()
     depth = torch.arange(1, layers + 1, dtype=torch.double) / layers

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 EXPECTED_LOSS = 0.3
-"""Training loss relative to that of the first batch for which a plan says from when on a prefix is safe."""
+"""Training loss relative to that of the start for which a plan says from when on a prefix is safe."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PlannedPrefix:
         memory: Peak memory of a step in GB, where the device tells.
         safe: p(safe) of freezing it from the start to the end; ``None`` if that is not known.
         later: Share of the run from which the default would freeze it for good, if the training loss is by then
-            ``EXPECTED_LOSS`` of that of the first batch; ``None`` if never.
+            ``EXPECTED_LOSS`` of that of the start; ``None`` if never.
         default: Whether the default freezes it at the start.
     """
 
@@ -70,7 +70,7 @@ def plan_table(
     lines = [
         "parameters: the share that is frozen; FLOPs, time: of a step, relative to full training; p(safe): how likely "
         "freezing from the first step to the last costs at most 2 points; later: the share of the run from which it "
-        f"would freeze for good, if the training loss is by then {EXPECTED_LOSS:g} of the first. {steps} steps taken.",
+        f"would freeze for good, if the training loss has fallen to {EXPECTED_LOSS:g} by then. {steps} steps taken.",
         *(f"SmartFreezeCallback(): {note}" for note in notes),
     ]
     less = f", exclude={list(exclude)}" if exclude else ""

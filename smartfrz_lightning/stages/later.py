@@ -30,8 +30,9 @@ class LaterStage(Stage):
 
     After each twentieth of the run a predictor gives p(safe) of each prefix of the network: how likely freezing it from
     here to the end costs at most 1 point of accuracy, by its depth, what is left of the run, and how far the training
-    loss has fallen. The deepest prefix that is safe enough, of at most two thirds of the layers, is frozen, at once or,
-    in a run of 20 epochs and more, at the end of the epoch. Nothing freezes in the first two fifths of the run, while
+    loss has fallen below that of the start: the first batch's or, if that is lower, the mean of the first
+    twentieth. The deepest prefix that is safe enough, of at most two thirds of the layers, is frozen, at once or, in a
+    run of 20 epochs and more, at the end of the epoch. Nothing freezes in the first two fifths of the run, while
     learning rates rise, or before a layer has trained for a fifth of the run.
 
     After two fifths of a long run it also decides, by the same p(safe), how much of a prefix that is frozen from the
@@ -61,7 +62,7 @@ class LaterStage(Stage):
         self.threshold, self.schedule = threshold, schedule or Schedule()
 
     def reset(self) -> None:
-        self._first: Tensor | None = None  # loss of the first batch
+        self._first: Tensor | None = None  # loss at the start
         self._losses: Tensor | None = None  # sum of those since the last check
         self._batches = 0
         self._rates, self._steps = 0.0, 0  # since then
@@ -69,7 +70,7 @@ class LaterStage(Stage):
         self._length = math.inf
         self._means: list[float] = []  # learning rates of the last two twentieths
         self._trained: dict[str, int] = {}  # twentieths of each layer
-        self._loss = math.nan  # of the last twentieth, relative to the first batch's
+        self._loss = math.nan  # of the last twentieth, relative to that of the start
         self._due = self._told = self._froze = False
         self._asked = False  # how much stays of a prefix that was frozen from the start
         self._best: float | None = None  # largest p(safe) of a prefix that has not been frozen
@@ -98,8 +99,11 @@ class LaterStage(Stage):
         if before in (None, twentieth):
             return
         self._loss = math.nan  # if it is not known, or no loss that shrinks to zero
-        if self._losses is not None and self._first is not None and self._first > 0:
-            self._loss = float(self._losses / self._first) / self._batches
+        if self._losses is not None and self._first is not None:
+            mean = self._losses / self._batches
+            if not self._means:  # a new head may be far too sure in the first batch
+                self._first = torch.minimum(self._first, mean)
+            self._loss = float(mean / self._first) if self._first > 0 else math.nan
         if self._losses is None and not self._told:
             self._told = True
             run.say(
@@ -146,8 +150,8 @@ class LaterStage(Stage):
         if chosen:
             run.say(
                 f"{len(chosen)} more layers freeze for good after {run.progress:.0%} of the run, the first {depth} of "
-                f"{len(free)} in all: p(safe) {safe[depth - 1]:.2f}, with the training loss at {self._loss:.2g} of the "
-                "first batch's."
+                f"{len(free)} in all: p(safe) {safe[depth - 1]:.2f}, with the training loss at {self._loss:.2g} of "
+                "its value at the start."
             )
         self._best = max([self._best or 0.0, *(share for share in safe if share < 1)])
         return Decision(chosen)
@@ -163,7 +167,7 @@ class LaterStage(Stage):
         if safe:
             why = (
                 f"p(safe) of the whole prefix is {safe[len(prefix) - 1]:.2f} and has to be {self.threshold:.2f}, with "
-                f"the training loss at {self._loss:.2g} of the first batch's"
+                f"the training loss at {self._loss:.2g} of its value at the start"
             )
         run.say(
             f"{len(prefix) - len(thawed)} of the {len(prefix)} layers that were frozen from the start stay frozen "

@@ -88,15 +88,26 @@ def test_what_is_frozen_does_not_stand_in_the_way_of_what_is_behind(make_trainer
     assert [(event.layer, event.step) for event in freezer.timeline.events] == [("net.0", 32), ("net.4", 36)]
 
 
-def test_it_sees_the_depth_what_is_left_and_the_loss(make_trainer):
+@pytest.mark.parametrize("times", [0.1, 5.0], ids=["low in the first batch", "a head that is too sure at first"])
+def test_it_sees_the_depth_what_is_left_and_the_loss(make_trainer, times):
+    class First(Classifier):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if len(self.losses) == 1:
+                self.losses[0] *= times
+                return loss * times
+            return loss
+
     predictor = Told(-9.0, -9.0, -9.0)
-    model = Classifier(mlp(norm=False), lambda p: torch.optim.SGD(p, 0.05))
+    model = First(mlp(norm=False), lambda p: torch.optim.SGD(p, 0.05))
     make_trainer(late(predictor), max_epochs=10, limit_val_batches=0).fit(model)
     inputs = torch.stack(predictor.seen)
     assert inputs.shape == (12, 3, 3) and inputs[0, :, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
     assert torch.allclose(inputs[:, 0, 1], (1 - torch.arange(8, 20) / 20).log10(), atol=1e-5)
-    losses = torch.tensor(model.losses[:76]).view(19, 4).mean(1)[7:]
-    assert torch.allclose(inputs[:, 2, 2], (losses / model.losses[0]).log10(), atol=1e-5)
+    losses = torch.tensor(model.losses[:76]).view(19, 4).mean(1)
+    start = min(losses[0], model.losses[0])
+    assert (start < model.losses[0]) == (times > 1)
+    assert torch.allclose(inputs[:, 2, 2], (losses[7:] / start).log10(), atol=1e-5)
 
 
 def test_it_sees_the_loss_of_a_batch_where_gradients_accumulate_from_some_epoch_on(make_trainer):
