@@ -127,7 +127,7 @@ class SmartFreezeCallback(FreezingCallback):
     prepare, start, before_batch = _to_all("prepare"), _to_all("start"), _to_all("before_batch")
     layers_found, optimizer_stepped = _to_all("layers_found"), _to_all("optimizer_stepped")
     batch_done, step_done = _to_all("batch_done"), _to_all("step_done")
-    changed, end = _to_all("changed"), _to_all("end")
+    epoch_done, changed, end = _to_all("epoch_done"), _to_all("changed"), _to_all("end")
 
     def reset(self) -> None:
         self._turn: Stage | None = None

@@ -49,7 +49,7 @@ class StaticFreezeCallback(FreezingCallback):
 
     def before_batch(self, run: TrainingRun) -> None:
         if not run.layers and not self._start and self.layers_to_freeze:
-            self._start = {name: tensor.detach().clone() for name, tensor in nn.Module.state_dict(run.model).items()}
+            self._start = {name: tensor.detach().clone() for name, tensor in _tensors(run.model).items()}
 
     def layers_found(self, run: TrainingRun) -> None:
         if self._count(run) > len(run.active):
@@ -84,7 +84,7 @@ class StaticFreezeCallback(FreezingCallback):
         """What the first step moved in these layers."""
         layers = [layer for layer in run.layers if layer.name in names]
         inside = {name for layer in layers for name in [*layer.parameters, *layer.stateful]}
-        now = nn.Module.state_dict(run.model)  # the model may have a state_dict() of its own
+        now = _tensors(run.model)
         for name, tensor in self._start.items():
             if name in inside or name.rpartition(".")[0] in inside:
                 now[name].copy_(tensor)
@@ -95,3 +95,8 @@ class StaticFreezeCallback(FreezingCallback):
             return int(share)
         free = sum(not layer.always_trains for layer in run.layers)
         return min(free, max(1, int(share * len(run.layers))))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """By the names that layers have for them; a ``state_dict()`` may have others."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}

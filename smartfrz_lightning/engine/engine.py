@@ -184,6 +184,7 @@ class Engine:
         if number <= self._checked_epoch:
             return
         self._observer.stop()
+        self.method.epoch_done(self.run)
         self._checked_epoch = number
         if self.run.layers and not last and self.method.epoch_check_due(self.run, number):
             self.frozen.check()

@@ -9,7 +9,7 @@ from torch import nn
 
 from smartfrz_lightning.engine.frozen_norms import RECALIBRATION, RECALIBRATION_SHARE, FrozenNorms
 from smartfrz_lightning.engine.method import FreezingMethod
-from smartfrz_lightning.engine.outside import frozen_here
+from smartfrz_lightning.engine.outside import mark_frozen
 from smartfrz_lightning.engine.processes import Processes
 from smartfrz_lightning.engine.rule import Decision
 from smartfrz_lightning.engine.run import TrainingRun
@@ -121,9 +121,7 @@ class FrozenLayers:
         frozen = self._run.frozen_layers
         self.norms.watch(frozen)
         self._held = {layer.name: [self._model.get_parameter(name) for name in layer.parameters] for layer in frozen}
-        here = frozen_here(self._model)
-        here.clear()
-        here.update({layer.name: layer for layer in frozen})
+        mark_frozen(self._model, frozen)
 
     def _recalibrate(self, layers: Sequence[Layer]) -> None:
         """Measure the running statistics of layers that have trained anew, if there is time for it."""

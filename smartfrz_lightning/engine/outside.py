@@ -1,6 +1,7 @@
 """What this package froze in a model, over all its trainings."""
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 
 from torch import nn
 
@@ -12,7 +13,12 @@ _MARK = "_smartfrz_frozen"
 
 def frozen_here(model: nn.Module) -> dict[str, Layer]:
     """Layers of a model that this package froze, over all its trainings; what the user froze is not in."""
-    return model.__dict__.setdefault(_MARK, {})
+    return {name: Layer(**plain) for name, plain in model.__dict__.get(_MARK, {}).items()}
+
+
+def mark_frozen(model: nn.Module, layers: Iterable[Layer]) -> None:
+    """These layers of a model are what this package has frozen in it."""
+    model.__dict__[_MARK] = {layer.name: asdict(layer) for layer in layers}  # a pickled model needs no class of ours
 
 
 def thaw_frozen_here(model: nn.Module) -> list[str]:
@@ -25,5 +31,5 @@ def thaw_frozen_here(model: nn.Module) -> list[str]:
 
     left = [layer for layer in map(there, layers.values()) if layer.parameters]
     thaw(model, left)
-    layers.clear()
+    mark_frozen(model, ())
     return [layer.name for layer in left]

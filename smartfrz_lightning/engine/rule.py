@@ -99,6 +99,9 @@ class FreezingRule(ABC):
     def step_done(self, run: TrainingRun) -> None:
         """A training batch is done in which an optimizer stepped."""
 
+    def epoch_done(self, run: TrainingRun) -> None:
+        """An epoch is over, maybe in a batch that was begun and skipped."""
+
     def check_due(self, run: TrainingRun) -> bool:
         """Whether to ask after this step; must be the same on every process."""
         return False

@@ -24,7 +24,7 @@ class WeightHistory:
         self._layers = list(layers)
         self._sampler = WeightSampler(model, layers, sample_size, seed)
         device = next(model.parameters()).device
-        self._ring = torch.zeros(len(layers), window, sample_size, device=device)
+        self._ring = torch.zeros(len(layers), window, sample_size, dtype=torch.float, device=device)
         self._steps: list[int] = []
         self._recorded = 0
 

@@ -105,7 +105,7 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
         watch.stop()
         with torch.no_grad():
             for name, buffer in model.named_buffers():
-                if name in before:  # a cache may be made in the first call
+                if name in before and _moved(before[name], buffer):  # a cache may be made in the first call
                     buffer.copy_(before[name])
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from smartfrz_lightning.private.pytorch import gives_a_number, sequence_number, shape_of
+from smartfrz_lightning.private.pytorch import gives_a_number, is_own_function, sequence_number, shape_of
 
 _PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attention", "trilinear", "dot", "mv")
+_LOOK_UPS = ("Index", "Gather", "Take")
 
 
 @dataclass
@@ -41,8 +42,8 @@ class StepUse:
         """
         roots = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
         sources = _sources(roots, names)
-        if roots and None not in [sources[root] for root in roots]:
-            # In a batch of one, data had the shape of a parameter.
+        if not _takes_data(sources):
+            # In a batch of one, data had the shape of a parameter; or data are the indices into a table.
             sources = _sources(roots, names, constants=False)
         for node, source in sources.items():
             if source is None:
@@ -50,7 +51,9 @@ class StepUse:
         for name, node in norms.items():
             if node in sources:
                 self.first.setdefault(name, sequence_number(node) + 1)
-                self.fed_by.setdefault(name, _used(node, sources) if is_product(node) else _feeder(node, sources))
+                self.fed_by.setdefault(
+                    name, _used(node, sources) if _multiplies(node, sources) else _feeder(node, sources)
+                )
         self.heads |= _heads(roots, sources, names)
 
     def _add(self, node: Any, sources: dict[Any, frozenset[str] | None]) -> None:
@@ -61,7 +64,7 @@ class StepUse:
         for name in used:
             self.first[name] = min(at, self.first.get(name, at))
             self.last[name] = max(at, self.last.get(name, at))
-        if is_product(node):
+        if _multiplies(node, sources):
             self.in_product |= used
         elif feeder := _feeder(node, sources):
             for name in used:
@@ -72,6 +75,20 @@ def is_product(node: Any) -> bool:
     """Whether a node of the graph multiplies matrices, convolves or looks up: the work that layers are made of."""
     name = node.name().lower()
     return any(part in name for part in _PRODUCTS) and "upsample" not in name
+
+
+def _multiplies(node: Any, sources: dict[Any, frozenset[str] | None]) -> bool:
+    """The same of a matrix of parameters, also by a function of the user's, whatever its name, or a look-up."""
+    if is_product(node) or not (is_own_function(node) or node.name().startswith(_LOOK_UPS)):
+        return is_product(node)
+    used = [(child, number) for child, number in node.next_functions if child is not None and sources[child]]
+    return any(len(shape_of(child, number)) > 1 for child, number in used)
+
+
+def _takes_data(sources: dict[Any, frozenset[str] | None]) -> bool:
+    """Whether anything but parameters goes into a product with some."""
+    taken = (node for node, source in sources.items() if source is None and _used(node, sources))
+    return any(_multiplies(node, sources) for node in taken)
 
 
 def _children(node: Any) -> list[Any]:
@@ -120,6 +137,8 @@ def _source(
         data = is_product(node) or not _keeps_shape(node)
     if data or "embedding" in node.name().lower():  # the indices
         return None
+    if not constants and node.name().startswith(_LOOK_UPS):
+        return None
     return frozenset().union(*(source for source in own if source))
 
 
@@ -139,7 +158,7 @@ def _feeder(node: Any, sources: dict[Any, frozenset[str] | None]) -> frozenset[s
         if len(inputs) != 1:
             return frozenset()
         node = inputs.pop()
-        if is_product(node):
+        if _multiplies(node, sources):
             return _used(node, sources)
 
 
@@ -158,7 +177,7 @@ def _heads(roots: list[Any], sources: dict[Any, frozenset[str] | None], names: M
         if node in seen:
             continue
         seen.add(node)
-        beside = not is_product(node) and (node.name().startswith(("Add", "Sub")) or gives_a_number(node))
+        beside = not _multiplies(node, sources) and (node.name().startswith(("Add", "Sub")) or gives_a_number(node))
         used = frozenset() if beside else _used(node, sources)
         if used - numbers:
             heads |= used - numbers

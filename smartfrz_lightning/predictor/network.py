@@ -44,7 +44,7 @@ def check_representation(representation: str) -> None:
 def _log_quantiles(values: Tensor, count: int) -> Tensor:
     """Evenly spaced quantiles of absolute values, as logarithms brought to about unit scale."""
     ordered = values.abs().sort(-1).values
-    positions = torch.linspace(0, values.shape[-1] - 1, count, device=values.device).round().long()
+    positions = torch.linspace(0, values.shape[-1] - 1, count, dtype=torch.float, device=values.device).round().long()
     return (ordered[..., positions] + _FLOOR).log10() / 2 + 1
 
 
@@ -103,7 +103,7 @@ class AttentionPredictor(SavedPredictor):
     def confidence(self, windows: Tensor) -> Tensor:
         """How sure it is that layers are ready to be frozen, ``[layers]`` from 0 to 1, in full precision."""
         with torch.autocast(windows.device.type, enabled=False):
-            return self(windows).softmax(-1)[:, 1]
+            return self(windows.float()).softmax(-1)[:, 1]
 
     def forward(self, windows: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Scores of training on and of freezing, before the softmax, ``[layers, 2]``.

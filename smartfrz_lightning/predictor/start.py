@@ -45,14 +45,14 @@ def start_inputs(gradients: Tensor, weights: Tensor, parameters: Tensor, shift: 
     if telling.any():
         logs = torch.where(telling, logs, logs[telling].mean())
     number = torch.arange(1, layers + 1)
-    depth = number / layers
+    depth = number.float() / layers
     left = 1 - parameters.double().cumsum(0)[:-1] / parameters.double().sum()
     columns = [
         depth,
         depth.square(),
         logs.cumsum(0) / number - logs.mean(),
         left.clamp(min=1e-6).log(),
-        torch.full((layers,), max(float(shift), SHIFT_FLOOR)).log(),
+        torch.full((layers,), max(float(shift), SHIFT_FLOOR), dtype=torch.float).log(),
     ]
     return torch.stack([column.double() for column in columns], dim=1).float()
 

@@ -58,7 +58,8 @@ class SavedPredictor(nn.Module):
         try:
             about = header.pop("about")
             with torch.random.fork_rng(devices=[]):  # the user's model is yet to draw its weights
-                predictor = cls(**header.get("arguments", header))  # files of windows have them under that name
+                # Files of windows have them under that name; the default dtype may be another one.
+                predictor = cls(**header.get("arguments", header)).float()
             predictor.load_state_dict(tensors)
         except (TypeError, ValueError, KeyError, RuntimeError) as error:
             raise ValueError(f"predictor={str(path)!r} does not fit its own description: {error}") from error

@@ -53,6 +53,11 @@ def in_own_function() -> bool:
     return False
 
 
+def is_own_function(node: Any) -> bool:
+    """Whether a node of the autograd graph is of a ``torch.autograd.Function`` written in Python."""
+    return isinstance(node, BackwardCFunction)
+
+
 def gives_a_number(node: Any) -> bool:
     """Whether what a node of the autograd graph gives has no dimension, as a loss."""
     return all(len(output.shape) == 0 for output in node._input_metadata)

@@ -85,8 +85,9 @@ class LaterStage(Stage):
 
     def batch_done(self, run: TrainingRun, stepped: bool) -> None:
         if run.loss is not None:
-            self._first = run.loss if self._first is None else self._first
-            self._losses = run.loss if self._losses is None else self._losses + run.loss
+            loss = run.loss.float()  # a sum in bfloat16 would stall
+            self._first = loss if self._first is None else self._first
+            self._losses = loss if self._losses is None else self._losses + loss
             self._batches += 1
 
     def step_done(self, run: TrainingRun) -> None:

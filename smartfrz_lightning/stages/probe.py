@@ -124,7 +124,8 @@ class Probe:
         if self._aside:
             return
         self._aside = True
-        self._moved = {name: self._tensor(name).detach().clone() for name in self._before}
+        now = {name: self._tensor(name) for name in self._before}
+        self._moved = {name: tensor.detach().clone() for name, tensor in now.items() if tensor is not None}
         self._states = [
             {name: optimizer.state[p] for name, p in self._heads.items() if p in optimizer.state}
             for optimizer in self._optimizers
@@ -141,8 +142,11 @@ class Probe:
 
     def _set(self, tensors: dict[str, Tensor], states: list[dict[str, Any]], settings: dict[int, dict]) -> None:
         for name, tensor in tensors.items():
-            if self._tensor(name).shape == tensor.shape:  # a buffer may have grown
-                self._tensor(name).copy_(tensor)
+            now = self._tensor(name)
+            if now is None or now.shape != tensor.shape:  # a buffer may have grown
+                continue
+            if now.layout is not torch.strided or not torch.equal(now, tensor.to(now)):
+                now.copy_(tensor)  # not every buffer can be written to
         for optimizer, own in zip(self._optimizers, states, strict=True):
             for name, parameter in self._heads.items():
                 optimizer.state.pop(parameter, None)
@@ -171,12 +175,13 @@ class Probe:
     def _all_groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
-    def _tensor(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Tensor | None:
         module, _, own = name.rpartition(".")
         return getattr(self._model.get_submodule(module), own)
 
     def _empty(self) -> Tensor:
-        return torch.empty(len(self._layers), _SAMPLE, device=next(self._model.parameters()).device)
+        where = next(self._model.parameters()).device
+        return torch.empty(len(self._layers), _SAMPLE, dtype=torch.float, device=where)
 
 
 def _held(group: dict[str, Any]) -> dict[str, Any]:

@@ -161,6 +161,10 @@ class StartStage(Stage):
         if self._taken >= steps:  # on every process, as sharded weights are gathered
             self._due, self.answer = True, self._choose(run, self._probe)
 
+    def epoch_done(self, run: TrainingRun) -> None:
+        if self._probe is not None:
+            self._probe.optimizer_stepped()  # a batch that was begun may have been skipped
+
     def check_due(self, run: TrainingRun) -> bool:
         return self._due
 
@@ -191,7 +195,10 @@ class StartStage(Stage):
 
     def _choose(self, run: TrainingRun, probe: Probe) -> Decision:
         free = [number for number, layer in enumerate(run.layers) if not layer.always_trains]
-        if probe.steps < LEAST or not free or run.cost is None or not run.cost.full.total:
+        if run.cost is None or not run.cost.full.total:
+            run.say("Nothing is frozen at the start: the FLOPs of a step are not known.")
+            return Decision()
+        if probe.steps < LEAST or not free:
             run.say(f"Nothing is frozen at the start: the probe saw {probe.steps} steps and {len(free)} layers.")
             return Decision()
         gradients, weights = probe.gradients()[:, free], probe.weights()[free]

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from models import Classifier, Manual, Tuned, Vectors, adapted, mlp, scheduled
 from scripted import ScriptedFreeze
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
@@ -154,6 +155,15 @@ def test_averages_of_what_is_frozen_from_the_start_are_what_it_was(make_trainer)
     make_trainer(average, freezer, limit_val_batches=0).fit(model)
     assert freezer.frozen == ["net.0", "net.4"]
     assert all(torch.allclose(tensor, before[name], atol=1e-6) for name, tensor in model.net[0].state_dict().items())
+
+
+def test_what_is_frozen_from_the_start_stays_within_a_checkpoint_wrapper(make_trainer):
+    net = mlp()
+    net[0], net[4] = checkpoint_wrapper(net[0]), checkpoint_wrapper(net[4])
+    before, freezer = copy.deepcopy(net), StaticFreezeCallback(layers=2)
+    make_trainer(freezer, limit_val_batches=0).fit(Classifier(net, lambda p: torch.optim.AdamW(p, 0.01)))
+    assert len(freezer.frozen) == 2 and all(map(torch.equal, net[0].parameters(), before[0].parameters()))
+    assert not torch.equal(net[7].weight, before[7].weight)
 
 
 def test_early_stopping_and_best_checkpoints(make_trainer, tmp_path):

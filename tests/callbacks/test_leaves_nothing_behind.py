@@ -169,6 +169,16 @@ def test_a_new_callback_lets_train_what_an_earlier_one_froze(make_trainer):
     assert not model.net[4].weight.requires_grad and "net.4" not in [layer.name for layer in second.layers]
 
 
+def test_a_model_that_is_pickled_after_a_run_needs_nothing_of_this_package():
+    net, freezer = mlp(), ScriptedFreeze({1: [0]})
+    engine = Freezer(net, torch.optim.SGD(net.parameters(), 0.1), freezer)
+    with engine.batch():
+        net(torch.rand(8, 12)).sum().backward()
+        engine.run.optimizers[0].step()
+    engine.end()
+    assert engine.run.frozen == ["0"] and b"smartfrz_lightning" not in pickle.dumps(net)
+
+
 def test_a_callback_thaws_what_it_froze(make_trainer):
     model, freezer = Classifier(mlp()), ScriptedFreeze({4: [0, 1]})
     make_trainer(freezer, max_epochs=1).fit(model)

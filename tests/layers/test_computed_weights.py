@@ -65,8 +65,75 @@ def test_what_is_added_to_a_batch_of_one_is_no_weight():
             return self.head(self.one(x + self.positions).relu())
 
     for size in (1, 2):
-        layers = find_layers(Positions(), torch.rand(size, 4, 8))
-        assert [layer.parameters for layer in layers if layer.always_trains] == [("head.weight", "head.bias")]
+        x = torch.rand(size, 4, 8)
+        for net in (Positions(), lossy(Positions(), torch.rand(size, 4, 2))):
+            layers = find_layers(net, x)
+            assert [layer.parameters[0][-11:] for layer in layers if layer.always_trains] == ["head.weight"]
+
+
+def lossy(net, target):
+    """The network with a loss that compares it with data."""
+
+    class Lossy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return F.mse_loss(self.net(x), target)
+
+    return Lossy()
+
+
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        lambda table, ids: F.embedding(ids, table),
+        lambda table, ids: table[ids],
+        lambda table, ids: table.index_select(0, ids),
+        lambda table, ids: table.gather(0, ids[:, None].expand(-1, 8)),
+        lambda table, ids: F.one_hot(ids, 10).float() @ table,
+    ],
+    ids=["embedding", "index", "index_select", "gather", "one_hot"],
+)
+def test_a_table_that_is_looked_up_is_a_layer_and_no_head(look_up):
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.rand(10, 8))
+            self.one, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, ids):
+            return self.head(self.one(look_up(self.table, ids)).relu())
+
+    for net in (Table(), lossy(Table(), torch.rand(3, 2))):
+        layers = find_layers(net, torch.tensor([1, 2, 3]))
+        assert [layer.weights[0].removeprefix("net.") for layer in layers] == ["table", "one.weight", "head.weight"]
+        assert [layer.always_trains for layer in layers] == ["", "", "output"]
+
+
+@pytest.mark.parametrize("name", ["OwnLinear", "Fused", "Packed8"])
+def test_a_function_of_the_users_makes_a_layer_whatever_its_name(name):
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.T @ x
+
+    function = type(
+        name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    )
+
+    class Own(nn.Linear):
+        def forward(self, x):
+            return function.apply(x, self.weight) + self.bias
+
+    net = nn.Sequential(Own(8, 8), nn.LayerNorm(8), nn.ReLU(), Own(8, 8), nn.ReLU(), Own(8, 2))
+    layers = find_layers(net, torch.rand(4, 8))
+    assert [(layer.name, len(layer.parameters)) for layer in layers] == [("0", 4), ("3", 2), ("5", 2)]
+    assert layers[-1].always_trains == "output"
 
 
 @pytest.mark.parametrize("kind", [StdConv2d, ScaledStdConv2d, ScaledStdConv2dSame])

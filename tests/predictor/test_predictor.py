@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from smartfrz_lightning.predictor.later import LaterPredictor, later_inputs
 from smartfrz_lightning.predictor.network import AttentionPredictor, represent
+from smartfrz_lightning.predictor.start import StartPredictor, start_inputs
 
 
 @pytest.fixture(params=["raw", "displacement"])
@@ -84,3 +86,21 @@ def test_damaged_and_foreign_files_are_refused(predictor, tmp_path):
     path.write_bytes(whole.replace(b"smartfrz-predictor", b"something-elsewhat"))
     with pytest.raises(ValueError, match="is no smartfrz-predictor of version 1, but something-elsewhat"):
         AttentionPredictor.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_shipped_predictors_say_the_same_under_another_default_dtype(dtype):
+    windows = torch.rand(3, 30, AttentionPredictor.load().sample_size)
+    gradients, weights, sizes = torch.rand(4, 2, 16), torch.rand(2, 16), torch.ones(3)
+
+    def said():
+        later = LaterPredictor.load()(later_inputs(4, 0.5, 0.3))
+        start = StartPredictor.load()(start_inputs(gradients, weights, sizes))
+        return later, start, AttentionPredictor.load().confidence(windows)
+
+    before = said()
+    torch.set_default_dtype(dtype)
+    try:
+        assert all(map(torch.equal, said(), before))
+    finally:
+        torch.set_default_dtype(torch.float)

@@ -147,6 +147,25 @@ def test_a_resumed_run_is_asked_after_whole_twentieths(make_trainer, tmp_path, b
     assert torch.allclose(left, 1 - torch.tensor(asked) / 20, atol=1e-5)
 
 
+def test_the_loss_of_many_batches_in_bfloat16():
+    class Half(nn.Linear):
+        loss = 2.0
+
+        def forward(self, x):
+            return (super().forward(x) * 0 + self.loss).to(torch.bfloat16).mean()
+
+    predictor, net = Told(-9.0), nn.Sequential(nn.Linear(4, 4), Half(4, 1))
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    freezer = Freezer(net, optimizer, late(predictor), total_batches=20 * 600)
+    for number in range(9 * 600):
+        net[1].loss = 2.0 if number < 600 else 1.5
+        with freezer.batch(x := torch.ones(1, 4)):
+            freezer.before_backward(loss := net(x))
+            loss.backward()
+            optimizer.step()
+    assert [float(10 ** seen[0, 2]) for seen in predictor.seen] == pytest.approx([0.75, 0.75])
+
+
 @pytest.mark.parametrize("loss", [-1.0, float("nan"), 0.0])
 def test_a_loss_that_does_not_shrink_to_zero_freezes_nothing(make_trainer, loss):
     class Odd(Classifier):

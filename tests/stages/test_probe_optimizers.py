@@ -93,6 +93,21 @@ class Grows(nn.Module):
         return x + 0 * self.positions[: len(x), None]
 
 
+class Masks(nn.Module):
+    """Has buffers that cannot be written to: an expanded one, one from inference mode, one that comes and goes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ones", torch.ones(1).expand(12))
+        with torch.inference_mode():
+            self.register_buffer("mask", torch.ones(12))
+        self.register_buffer("cache", torch.ones(12))
+
+    def forward(self, x):
+        self.cache = None if self.cache is not None else torch.ones(12)
+        return x * self.ones * self.mask.clone()
+
+
 class Groups(Classifier):
     """Gets another group of parameters within the probe."""
 
@@ -109,9 +124,10 @@ class Groups(Classifier):
         (lambda: Classifier(trained(mlp()), Sharpness), 12),
         (lambda: ModalClassifier(trained(mlp()), lambda p: Modal(p, 0.05)), 12),
         (lambda: Classifier(nn.Sequential(Grows(), *trained(mlp()))), 12),
+        (lambda: Classifier(nn.Sequential(Masks(), *trained(mlp()))), 12),
         (lambda: Groups(trained(mlp())), 13),
     ],
-    ids=["two passes a step", "modes", "a buffer that grows", "a group more"],
+    ids=["two passes a step", "modes", "a buffer that grows", "odd buffers", "a group more"],
 )
 def test_optimizers_and_models_that_change_within_the_probe(make_trainer, model, parameters):
     trainer, model = make_trainer(probing(NOTHING)), model()

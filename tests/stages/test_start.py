@@ -1,5 +1,7 @@
 """The probe: what it moves, what others see of it, and what is left of it."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -142,6 +144,19 @@ def test_a_checkpoint_from_the_probe_holds_the_weights_that_came_and_the_probe_s
     resumed = probing()
     make_trainer(resumed).fit(InOrder(quiet_mlp()), ckpt_path=path)
     assert {event.step for event in resumed.timeline.events} == {3 + STEPS} and resumed.frozen == FROZEN
+
+
+def test_an_epoch_whose_rest_is_skipped_within_the_probe_ends_without_a_trace(make_trainer):
+    class Skips(InOrder):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if self.current_epoch == 0 and batch_idx == 3 else None
+
+        def on_train_epoch_end(self):
+            self.ended = getattr(self, "ended", None) or copy.deepcopy(self.net.state_dict())
+
+    model = Skips(quiet_mlp())
+    make_trainer(probing(), max_epochs=6).fit(model)
+    assert not moved(quiet_mlp().state_dict(), model.ended) and not model.net[0].weight.requires_grad
 
 
 def test_a_checkpoint_that_is_saved_on_an_exception_resumes_as_any_other(make_trainer, tmp_path):
