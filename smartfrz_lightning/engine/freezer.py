@@ -102,7 +102,7 @@ class Freezer(Engine):
         several = optimizers if isinstance(optimizers, Sequence) else [optimizers]
         plain = [getattr(optimizer, "optimizer", optimizer) for optimizer in several]  # Fabric wraps them
         held = {parameter for optimizer in plain for group in optimizer.param_groups for parameter in group["params"]}
-        if held.isdisjoint(own.parameters()):
+        if processes is None and held.isdisjoint(own.parameters()):  # a Trainer's module may have optimizers of its own
             raise ValueError(
                 f"optimizers: none of them trains a parameter of {type(own).__name__}; build them from what the "
                 "model has after fully_shard and the like"

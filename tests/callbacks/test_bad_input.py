@@ -107,6 +107,23 @@ def test_the_optimizers_of_a_loop_train_its_model():
     Freezer(net, [elsewhere, torch.optim.SGD(net.parameters(), 0.1)], SmartFreezeCallback())
 
 
+def test_a_module_with_an_optimizer_of_its_own_trains(make_trainer):
+    class Own(Classifier):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = torch.optim.SGD(self.parameters(), 0.1)
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+        def configure_optimizers(self):
+            return None
+
+    model, before = Own(mlp()), mlp().state_dict()
+    make_trainer(StaticFreezeCallback(1)).fit(model)
+    assert not torch.equal(model.net[0].weight, before["0.weight"])
+
+
 @pytest.mark.parametrize("callback", [IntervalFreezeCallback(0.3), SmartFreezeCallback(save=0.3)])
 def test_fast_dev_run_has_nothing_to_save(make_trainer, callback):
     make_trainer(callback, fast_dev_run=True).fit(Classifier(mlp()))
