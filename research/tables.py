@@ -9,7 +9,7 @@ from statistics import fmean
 from research import goals, memory, papers
 from research.long_runs import lengths, long_runs, two_fifths
 from research.markdown import markdown
-from research.outcomes import averages, from_the_start, hindsight, trial_windows
+from research.outcomes import averages, from_the_start, hindsight, moments, trial_windows
 from research.outcomes.later import (
     BY_MARGIN,
     CALIBRATION,
@@ -252,6 +252,12 @@ def one_bound(runs: Runs) -> str:
     return markdown(["case", "method", "seed", "two bounds", "one"], lines)
 
 
+def thousands(runs: Runs) -> str:
+    """What freezing came to in recorded runs of thousands of steps."""
+    rows = moments.costs(moments.summaries(RUNS.with_name("moments_thousands.jsonl")))
+    return markdown(moments.COSTS[:4], [row[:4] for row in rows])
+
+
 TABLES: dict[str, Callable[[Runs], str]] = {
     "default": default,
     "before": before,
@@ -287,4 +293,6 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "one_predictor": one_predictor,
     "later_calibration": _later(calibration, CALIBRATION),
     "later_shifted": _later(calibration_of_shipped, CALIBRATION, "moments_shifted.jsonl"),
+    "later_thousands": _later(calibration_of_shipped, CALIBRATION, "moments_thousands.jsonl"),
+    "thousands": thousands,
 }

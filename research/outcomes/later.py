@@ -40,6 +40,7 @@ COMPARED: dict[str, list[str]] = {
     "… and loss": list(INPUTS),
     "… and loss, relative to the first batch's": [*PLACE, "first"],
     "… and loss and slowing": [*INPUTS, "slowed"],
+    "… and loss and length": [*INPUTS, "length"],
     "… and loss and epochs": [*INPUTS, "epochs"],
     "… and loss and rates": [*INPUTS, "rates"],
     "… and loss and trial": [*INPUTS, "trial"],

@@ -9,6 +9,7 @@ Needs the extra ``benchmark``.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,29 +66,33 @@ def _rounded(values: Tensor) -> Any:
     return kept if values.ndim else kept[0]
 
 
-def costs(recorded: Sequence[Mapping[str, Any]]) -> Table:
-    """What freezing cost, by moment and depth."""
-    table = Table(title=f"{len(recorded)} runs: points vs full (above compute-matched training)", box=SIMPLE_HEAD)
-    for column in ("frozen from", "0–30 % of the layers", "30–50 %", "50–70 %", "70–90 %", "all but the head"):
-        table.add_column(column, justify="right")
+COSTS = ("frozen from", "0–30 % of the layers", "30–50 %", "50–70 %", "70–90 %", "all but the head")
+_EDGES = (0, 0.3, 0.5, 0.7, 0.9, 1.01)
+
+
+def costs(recorded: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Points that freezing cost, a row a moment; in brackets those above training that was shortened to as much."""
     found = []
-    for case in recorded:
-        outcome = Outcome.fromdict(dict(case))
+    for outcome in map(Outcome.fromdict, map(dict, recorded)):
         for run in (run for run in outcome.runs if run.kind == "frozen"):
-            gain, above = (
-                run.accuracy - than for than in (outcome.full.accuracy, frontier(outcome, outcome.cost(run)))
-            )
-            found.append((run.moment / outcome.case.steps, run.depth / (len(outcome.layers) - 1), gain, above))
+            above = run.accuracy - frontier(outcome, outcome.cost(run))
+            share = run.moment / outcome.case.steps, run.depth / (len(outcome.layers) - 1)
+            found.append((*share, run.accuracy - outcome.full.accuracy, above))
     moment, depth, *gains = np.array(found).T
-    edges = (0, 0.3, 0.5, 0.7, 0.9, 1.01)
+    rows = []
     for share in sorted({round(float(one), 2) for one in moment}):
         cells = []
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(_EDGES):
             chosen = (moment.round(2) == share) & (low < depth) & (depth <= high)
             gain, above = (one[chosen].mean() if chosen.any() else math.nan for one in gains)
             cells.append(f"{gain:+.1f} ({above:+.1f})" if chosen.any() else "–")
-        table.add_row(f"{share:.0%}", *cells)
-    return table
+        rows.append([f"{share:.0%}", *cells])
+    return rows
+
+
+def summaries(path: Path) -> list[dict[str, Any]]:
+    """The recorded runs of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def main(outcomes: str, write: str | None = None) -> None:
@@ -100,10 +105,15 @@ def main(outcomes: str, write: str | None = None) -> None:
     if Path(outcomes).is_dir():
         recorded = [summary(Outcome.load(path)) for path in sorted(Path(outcomes).glob("*.safetensors"))]
     else:
-        recorded = [json.loads(line) for line in Path(outcomes).read_text().splitlines()]
+        recorded = summaries(Path(outcomes))
     if write:
         Path(write).write_text("".join(json.dumps(one) + "\n" for one in recorded))
-    Console(width=120).print(costs(recorded))
+    table = Table(title=f"{len(recorded)} runs: points vs full (above compute-matched training)", box=SIMPLE_HEAD)
+    for column in COSTS:
+        table.add_column(column, justify="right")
+    for row in costs(recorded):
+        table.add_row(*row)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
