@@ -1,5 +1,6 @@
 """Tables of what was tried in long runs."""
 
+from collections.abc import Mapping
 from statistics import fmean
 
 from research.markdown import markdown
@@ -65,6 +66,23 @@ def long_runs(runs: Runs) -> str:
             cells.append(f"{spread(points, 1, True)}{loss} at {cost} ({len(rows)})" if rows else "–")
         lines.append([name, *cells])
     return markdown(["points at FLOPs (seeds)", *LONG.values()], lines)
+
+
+REFITTED = ("case", "seeds", "published", "refitted")
+
+
+def refitted(runs: Runs, cases: Mapping[str, str]) -> list[list[str]]:
+    """The default with the third stage of the published runs and as it ships, in the same seeds."""
+    lines = []
+    for case, name in cases.items():
+        now, full = runs.of(case, "smart", variant="refitted"), runs.full(case)
+        seeds = [row["seed"] for row in now]
+        cells = []
+        for rows in ([row for row in runs.of(case, "smart") if row["seed"] in seeds], now):
+            points = [100 * (row["value"] - full[row["seed"]]["value"]) for row in rows]
+            cells.append(f"{spread(points, 1, True)} at {spread([row['flops'] for row in rows])}")
+        lines += [[name, ", ".join(map(str, seeds)), *cells]] if seeds else []
+    return lines
 
 
 def lengths(runs: Runs) -> str:

@@ -40,9 +40,7 @@ def later(path: Path) -> None:
         )
         axis.fill_between([0, EARLIEST], 0, 1, color="0.85")
         axis.fill_between([EARLIEST, 1], DEEPEST, 1, color="0.85")
-        axis.set(
-            title=f"training loss {loss:g} of the start's", xlabel="share of the run done", xlim=(0, 1), ylim=(0, 1)
-        )
+        axis.set(title=f"loss at {loss:g} of the start's", xlabel="share of the run done", xlim=(0, 1), ylim=(0, 1))
     axes[0].set_ylabel("depth of the prefix")
     figure.colorbar(drawn, label="p(safe)")
     figure.savefig(path, dpi=130)

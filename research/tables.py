@@ -7,17 +7,18 @@ from functools import partial
 from statistics import fmean
 
 from research import goals, memory, papers
-from research.long_runs import lengths, long_runs, two_fifths
+from research.long_runs import REFITTED, lengths, long_runs, refitted, two_fifths
 from research.markdown import markdown
 from research.outcomes import averages, from_the_start, hindsight, moments, trial_windows
 from research.outcomes.later import (
     BY_MARGIN,
+    BY_NETWORK,
     CALIBRATION,
     POLICY,
     SCORES,
     by_margin,
+    by_network,
     calibration,
-    calibration_of_shipped,
     comparison,
     policies,
 )
@@ -182,9 +183,9 @@ def grid(runs: Runs, case: str) -> str:
     return markdown(["", "recipes", "best", "%", "next", "%"], lines)
 
 
-def _later(what: Callable, heads: Sequence[str], file: str = "moments.jsonl") -> Callable[[Runs], str]:
+def _later(what: Callable, heads: Sequence[str]) -> Callable[[Runs], str]:
     """A table of the later predictor's card, from the recordings."""
-    return lambda runs: markdown(heads, what(*recordings(RUNS.with_name(file))))
+    return lambda runs: markdown(heads, what(*recordings(RUNS.with_name("moments.jsonl"))))
 
 
 def _inputs(data: list, over: list) -> list[list[str]]:
@@ -254,7 +255,8 @@ def one_bound(runs: Runs) -> str:
 
 def thousands(runs: Runs) -> str:
     """What freezing came to in recorded runs of thousands of steps."""
-    rows = moments.costs(moments.summaries(RUNS.with_name("moments_thousands.jsonl")))
+    recorded = moments.summaries(RUNS.with_name("moments.jsonl"))
+    rows = moments.costs([case for case in recorded if case["case"]["steps"] >= 2000])
     return markdown(moments.COSTS[:4], [row[:4] for row in rows])
 
 
@@ -290,9 +292,9 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "averages": at_averages,
     "lengths": lengths,
     "long_runs": long_runs,
+    "refitted": lambda runs: markdown(REFITTED, refitted(runs, CASES)),
     "one_predictor": one_predictor,
     "later_calibration": _later(calibration, CALIBRATION),
-    "later_shifted": _later(calibration_of_shipped, CALIBRATION, "moments_shifted.jsonl"),
-    "later_thousands": _later(calibration_of_shipped, CALIBRATION, "moments_thousands.jsonl"),
+    "later_networks": _later(by_network, BY_NETWORK),
     "thousands": thousands,
 }

@@ -55,7 +55,9 @@ SURE = (0.75, 0.85)
 THRESHOLDS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 BINS = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 1.01)
 
-SCORES = ("log loss", "AUROC", "within a moment", *(f"p ≥ {bound:g}: how many, safe, points" for bound in SURE))
+_SURE = [f"p ≥ {bound:g}: how many, safe, points" for bound in SURE]
+SCORES = ("log loss", "AUROC", "within a moment", *_SURE)
+BY_NETWORK = ("network left out", "runs", "prefixes", "safe", *_SURE)
 MARGINS = (0.5, 1.0, 1.5, 2.0, 3.0)
 """Points that freezing may cost, by which prefixes count as safe."""
 
@@ -115,11 +117,16 @@ def scores(data: Sequence[Example], said: np.ndarray) -> list[str]:
     mixed = [one for one in np.unique(instant) if 0 < was[instant == one].mean() < 1]
     within = np.mean([roc_auc_score(was[instant == one], said[instant == one]) for one in mixed])
     row = [f"{log_loss(was, said):.3f}", f"{roc_auc_score(was, said):.3f}", f"{within:.2f}"]
+    return [*row, *sure(data, said)]
+
+
+def sure(data: Sequence[Example], said: np.ndarray) -> list[str]:
+    """Of what is called safe: how many, how many are, and what they cost on average, in points."""
+    points, found = np.array([one.branch.points for one in data]), []
     for bound in SURE:
-        sure = said >= bound
-        points = np.array([one.branch.points for one in data])[sure]
-        row.append(f"{sure.sum()}: {was[sure].mean():.0%}, {points.mean():+.1f}" if sure.any() else "0")
-    return row
+        chosen = points[said >= bound]
+        found.append(f"{len(chosen)}: {(chosen >= -MARGIN).mean():.0%}, {chosen.mean():+.1f}" if len(chosen) else "0")
+    return found
 
 
 def policy(data: Sequence[Example], said: np.ndarray, threshold: float) -> list[tuple[float, float]]:
@@ -185,30 +192,25 @@ def _summary(found: Sequence[tuple[float, float]]) -> tuple[str, str, str, str]:
     return f"{points.mean():+.1f}", f"{points.min():+.1f}", str((points < -MARGIN).sum()), f"{cost.mean():.2f}"
 
 
-def shipped(data: Sequence[Example]) -> np.ndarray:
-    """p(safe) of every example, by the predictor that ships."""
-    with torch.no_grad():
-        return LaterPredictor.load()(torch.stack([one.branch.inputs for one in data])).sigmoid().numpy()
-
-
 def calibration(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
     """A row a range of p(safe), on networks left out: how many prefixes, mean p(safe), and how many were safe."""
-    return by_range(data, out_of_family(data, over, by_line(list(INPUTS))))
-
-
-def calibration_of_shipped(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
-    """The same of the predictor that ships, on runs that it has not learned from."""
-    return by_range(data, shipped(data))
-
-
-def by_range(data: Sequence[Example], said: np.ndarray) -> list[list[str]]:
-    """Of every range of p(safe): how many prefixes, mean p(safe), and how many were safe."""
-    was = np.array([one.branch.safe for one in data])
+    said, was = out_of_family(data, over, by_line(list(INPUTS))), np.array([one.branch.safe for one in data])
     rows = []
     for low, high in pairwise(BINS):
         chosen = (said >= low) & (said < high)
         shares = [f"{said[chosen].mean():.2f}", f"{was[chosen].mean():.2f}"] if chosen.any() else ["–", "–"]
         rows.append([f"{low:g} to {min(high, 1):g}", str(chosen.sum()), *shares])
+    return rows
+
+
+def by_network(data: Sequence[Example], over: Sequence[Branch]) -> list[list[str]]:
+    """A row a network, by what was learned from the others: runs, prefixes, how many were safe, and ``sure``."""
+    said, network = out_of_family(data, over, by_line(list(INPUTS))), np.array([one.branch.network for one in data])
+    rows = []
+    for name in np.unique(network):
+        own = [one for one in data if one.branch.network == name]
+        runs, safe = len({one.run for one in own}), np.mean([one.branch.safe for one in own])
+        rows.append([str(name), str(runs), str(len(own)), f"{safe:.0%}", *sure(own, said[network == name])])
     return rows
 
 
@@ -241,6 +243,7 @@ def main(recorded: str, write: str | None = None) -> None:
     show("if the safest is frozen from two fifths on, networks left out", POLICY, policies(data, over))
     show(f"the same from {SURE[-1]:g} on, by the points to lose", BY_MARGIN, by_margin(data, over))
     show("calibration, networks left out", CALIBRATION, calibration(data, over))
+    show("each network left out", BY_NETWORK, by_network(data, over))
     if write:
         families = sorted({one.branch.network for one in data})
         runs = len({one.run for one in data})
