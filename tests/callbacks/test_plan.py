@@ -24,7 +24,7 @@ def test_every_prefix_is_measured_and_the_training_stops(make_trainer, capsys):
     assert trainer.global_step == 4 + 1 + 4 * 10
     assert [prefix.default for prefix in plan.plan] == [False, False, True, False]
     assert [round(prefix.safe or 0, 2) for prefix in plan.plan] == [0, 0.95, 0.95, 0.05]
-    assert [prefix.later for prefix in plan.plan] == [None, 0.65, 0.9, None]  # the last third always trains
+    assert [prefix.later for prefix in plan.plan] == [None, 0.4, 0.8, None]  # the last third always trains
     flops = [prefix.flops for prefix in plan.plan]
     assert flops[0] == 1 and flops == sorted(flops, reverse=True) and flops[-1] < 0.6
     assert all(prefix.seconds > 0 for prefix in plan.plan) and plan.plan[-1].parameters < 1
