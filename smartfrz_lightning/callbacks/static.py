@@ -4,12 +4,12 @@ from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
+from smartfrz_lightning.layers.put_back import put_back
 
 
 class StaticFreezeCallback(FreezingCallback):
@@ -79,7 +79,6 @@ class StaticFreezeCallback(FreezingCallback):
     def _first(self, run: TrainingRun) -> list[str]:
         return [layer.name for layer in run.active[: self._count(run)]]
 
-    @torch.no_grad()
     def _put_back(self, run: TrainingRun, names: Collection[str]) -> None:
         """What the first step moved in these layers."""
         layers = [layer for layer in run.layers if layer.name in names]
@@ -87,7 +86,7 @@ class StaticFreezeCallback(FreezingCallback):
         now = _tensors(run.model)
         for name, tensor in self._start.items():
             if name in inside or name.rpartition(".")[0] in inside:
-                now[name].copy_(tensor)
+                put_back(now.get(name), tensor)
 
     def _count(self, run: TrainingRun) -> int:
         share = self.layers_to_freeze

@@ -101,11 +101,12 @@ class Freezer(Engine):
         check_patterns(method.exclude, own)
         several = optimizers if isinstance(optimizers, Sequence) else [optimizers]
         plain = [getattr(optimizer, "optimizer", optimizer) for optimizer in several]  # Fabric wraps them
+        # In a Trainer, the module may step optimizers of its own.
         held = {parameter for optimizer in plain for group in optimizer.param_groups for parameter in group["params"]}
-        if processes is None and held.isdisjoint(own.parameters()):  # a Trainer's module may have optimizers of its own
+        if processes is None and plain and held.isdisjoint(own.parameters()):
             raise ValueError(
-                f"optimizers: none of them trains a parameter of {type(own).__name__}; build them from what the "
-                "model has after fully_shard and the like"
+                f"optimizers: none of them trains a parameter of {type(own).__name__} itself, so that freezing would "
+                "stop nothing; build them from model.parameters(), after fully_shard and the like"
             )
         super().__init__(own, plain, method, processes or Processes(model), position or self._counted, say)
         run = self.run

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from smartfrz_lightning.layers.gathering import gather_layers
 from smartfrz_lightning.layers.graph import StepUse
 from smartfrz_lightning.layers.layer import Layer, pin
+from smartfrz_lightning.layers.put_back import put_back
 from smartfrz_lightning.private.pytorch import sequence_number, tensors_in
 
 
@@ -103,10 +104,9 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
         return pin(watch.layers(), exclude)
     finally:
         watch.stop()
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in before and _moved(before[name], buffer):  # a cache may be made in the first call
-                    buffer.copy_(before[name])
+        for name, buffer in model.named_buffers():
+            if name in before:  # a cache may be made in the first call
+                put_back(buffer, before[name])
 
 
 def _moved(before: Tensor, after: Tensor) -> bool:

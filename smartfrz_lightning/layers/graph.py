@@ -9,7 +9,8 @@ from torch import Tensor
 from smartfrz_lightning.private.pytorch import gives_a_number, is_own_function, sequence_number, shape_of
 
 _PRODUCTS = ("mm", "conv", "linear", "embedding", "rnn", "lstm", "gru", "attention", "trilinear", "dot", "mv")
-_LOOK_UPS = ("Index", "Gather", "Take")
+_READINGS = ((True, False), (True, True), (False, False), (False, True))  # constants, look_ups
+_LOOK_UPS = ("IndexBackward", "IndexSelect", "IndexAdd", "Gather", "Take")
 
 
 @dataclass
@@ -41,10 +42,9 @@ class StepUse:
         by the name of a buffer of the norm.
         """
         roots = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
-        sources = _sources(roots, names)
-        if not _takes_data(sources):
-            # In a batch of one, data had the shape of a parameter; or data are the indices into a table.
-            sources = _sources(roots, names, constants=False)
+        # In a batch of one, data may have the shape of a parameter; and data may be the indices into a table.
+        found = (_sources(roots, names, *how) for how in _READINGS)
+        sources = next(filter(_takes_data, found), None) or _sources(roots, names, *_READINGS[0])
         for node, source in sources.items():
             if source is None:
                 self._add(node, sources)
@@ -71,18 +71,20 @@ class StepUse:
                 self.fed_by.setdefault(name, feeder)
 
 
-def is_product(node: Any) -> bool:
+def _is_product(node: Any) -> bool:
     """Whether a node of the graph multiplies matrices, convolves or looks up: the work that layers are made of."""
     name = node.name().lower()
     return any(part in name for part in _PRODUCTS) and "upsample" not in name
 
 
 def _multiplies(node: Any, sources: dict[Any, frozenset[str] | None]) -> bool:
-    """The same of a matrix of parameters, also by a function of the user's, whatever its name, or a look-up."""
-    if is_product(node) or not (is_own_function(node) or node.name().startswith(_LOOK_UPS)):
-        return is_product(node)
+    """Whether a node is a product, or a look-up or a function of the user's that takes a matrix of parameters."""
+    if _is_product(node):
+        return True
+    if not is_own_function(node) and not node.name().startswith(_LOOK_UPS):
+        return False
     used = [(child, number) for child, number in node.next_functions if child is not None and sources[child]]
-    return any(len(shape_of(child, number)) > 1 for child, number in used)
+    return any(sum(size > 1 for size in shape_of(child, number)) > 1 for child, number in used)
 
 
 def _takes_data(sources: dict[Any, frozenset[str] | None]) -> bool:
@@ -95,11 +97,14 @@ def _children(node: Any) -> list[Any]:
     return [child for child, _ in node.next_functions if child is not None]
 
 
-def _sources(roots: list[Any], names: Mapping[int, str], constants: bool = True) -> dict[Any, frozenset[str] | None]:
+def _sources(
+    roots: list[Any], names: Mapping[int, str], constants: bool, look_ups: bool
+) -> dict[Any, frozenset[str] | None]:
     """For every node the parameters that it was computed from alone; ``None`` if anything else went into it.
 
     A transpose, a cast, a mask or a weight norm of parameters stands for them. What needs no gradient and keeps the
-    shape of one of them is taken for a constant, or else for data.
+    shape of one of them is taken for a constant, or else for data; without ``constants`` for data, too, and with
+    ``look_ups`` the indices into a table.
     """
     found: dict[Any, frozenset[str] | None] = {}
     stack = list(roots)
@@ -119,12 +124,12 @@ def _sources(roots: list[Any], names: Mapping[int, str], constants: bool = True)
             stack += waiting
             continue
         stack.pop()
-        found[node] = _source(node, found, names, constants)
+        found[node] = _source(node, found, names, constants, look_ups)
     return found
 
 
 def _source(
-    node: Any, found: dict[Any, frozenset[str] | None], names: Mapping[int, str], constants: bool
+    node: Any, found: dict[Any, frozenset[str] | None], names: Mapping[int, str], constants: bool, look_ups: bool
 ) -> frozenset[str] | None:
     if (leaf := getattr(node, "variable", None)) is not None:
         name = names.get(id(leaf))
@@ -134,10 +139,10 @@ def _source(
         return None
     data = any(child is None for child, _ in node.next_functions)  # what needs no gradient
     if constants and data:
-        data = is_product(node) or not _keeps_shape(node)
+        data = _is_product(node) or not _keeps_shape(node)
     if data or "embedding" in node.name().lower():  # the indices
         return None
-    if not constants and node.name().startswith(_LOOK_UPS):
+    if look_ups and node.name().startswith(_LOOK_UPS):
         return None
     return frozenset().union(*(source for source in own if source))
 

@@ -103,7 +103,7 @@ class LaterStage(Stage):
         if self._losses is not None and self._first is not None:
             mean = self._losses / self._batches
             if not self._means:  # a new head may be far too sure in the first batch
-                self._first = torch.minimum(self._first, mean)
+                self._first = torch.fmin(self._first, mean)
             self._loss = float(mean / self._first) if self._first > 0 else math.nan
         if self._losses is None and not self._told:
             self._told = True

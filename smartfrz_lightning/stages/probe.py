@@ -13,6 +13,7 @@ from smartfrz_lightning.freezing.freeze import with_nested
 from smartfrz_lightning.history.sampling import WeightSampler
 from smartfrz_lightning.history.statistics_shift import statistics_shift
 from smartfrz_lightning.layers.layer import Layer
+from smartfrz_lightning.layers.put_back import put_back
 
 _SAMPLE = 1024  # weights a layer
 _ABSENT = object()  # in a group, before a step has added it
@@ -142,11 +143,7 @@ class Probe:
 
     def _set(self, tensors: dict[str, Tensor], states: list[dict[str, Any]], settings: dict[int, dict]) -> None:
         for name, tensor in tensors.items():
-            now = self._tensor(name)
-            if now is None or now.shape != tensor.shape:  # a buffer may have grown
-                continue
-            if now.layout is not torch.strided or not torch.equal(now, tensor.to(now)):
-                now.copy_(tensor)  # not every buffer can be written to
+            put_back(self._tensor(name), tensor)
         for optimizer, own in zip(self._optimizers, states, strict=True):
             for name, parameter in self._heads.items():
                 optimizer.state.pop(parameter, None)

@@ -160,6 +160,7 @@ def test_averages_of_what_is_frozen_from_the_start_are_what_it_was(make_trainer)
 def test_what_is_frozen_from_the_start_stays_within_a_checkpoint_wrapper(make_trainer):
     net = mlp()
     net[0], net[4] = checkpoint_wrapper(net[0]), checkpoint_wrapper(net[4])
+    net[1].register_buffer("mask", torch.ones(1).expand(12), persistent=False)
     before, freezer = copy.deepcopy(net), StaticFreezeCallback(layers=2)
     make_trainer(freezer, limit_val_batches=0).fit(Classifier(net, lambda p: torch.optim.AdamW(p, 0.01)))
     assert len(freezer.frozen) == 2 and all(map(torch.equal, net[0].parameters(), before[0].parameters()))

@@ -71,6 +71,31 @@ def test_what_is_added_to_a_batch_of_one_is_no_weight():
             assert [layer.parameters[0][-11:] for layer in layers if layer.always_trains] == ["head.weight"]
 
 
+def test_what_follows_a_scale_that_a_function_of_the_users_applies_has_the_layer_before_it():
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, scale):
+            ctx.save_for_backward(x, scale)
+            return x * scale
+
+        @staticmethod
+        def backward(ctx, gradient):
+            x, scale = ctx.saved_tensors
+            return gradient * scale, (gradient * x).sum((0, 2, 3), keepdim=True)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+            self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x):
+            return self.conv(self.norm(Scaled.apply(x, self.scale)))
+
+    layers = find_layers(nn.Sequential(nn.Conv2d(3, 8, 3), Block()), torch.rand(2, 3, 8, 8))
+    assert [layer.stateful for layer in layers] == [("1.norm",), ()] and "1.scale" in layers[0].parameters
+
+
 def lossy(net, target):
     """The network with a loss that compares it with data."""
 
@@ -101,7 +126,7 @@ def test_a_table_that_is_looked_up_is_a_layer_and_no_head(look_up):
         def __init__(self):
             super().__init__()
             self.table = nn.Parameter(torch.rand(10, 8))
-            self.one, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+            self.one, self.head = Masked(8, 8), nn.Linear(8, 2)
 
         def forward(self, ids):
             return self.head(self.one(look_up(self.table, ids)).relu())

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from models import Classifier, Vectors, mlp, scheduled, still
-from staging import NEVER, OPTIMIZERS, InOrder, Safe, Told, notes, smart, trained
+from staging import NEVER, OPTIMIZERS, InOrder, Safe, Told, notes, quiet_mlp, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -164,6 +164,26 @@ def test_the_loss_of_many_batches_in_bfloat16():
             loss.backward()
             optimizer.step()
     assert [float(10 ** seen[0, 2]) for seen in predictor.seen] == pytest.approx([0.75, 0.75])
+
+
+def test_one_loss_that_is_nan_at_the_start_counts_for_its_twentieth_alone(make_trainer):
+    class Once(Classifier):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * 0 + torch.nan if len(self.losses) == 3 else loss
+
+    predictor = Told(-9.0, -9.0, -9.0)
+    make_trainer(late(predictor), max_epochs=10, limit_val_batches=0).fit(Once(mlp(norm=False), still))
+    assert len(predictor.seen) == 12
+
+
+def test_a_resumed_run_sees_the_loss_relative_to_that_of_its_start(make_trainer, tmp_path):
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=43, save_top_k=-1)
+    whole, resumed = Told(-9.0, -9.0, -9.0), Told(-9.0, -9.0, -9.0)
+    how = {"max_epochs": 10, "limit_val_batches": 0, "enable_checkpointing": True}
+    make_trainer(late(whole), every, **how).fit(InOrder(quiet_mlp()))
+    make_trainer(late(resumed), **how).fit(InOrder(quiet_mlp()), ckpt_path=str(tmp_path / "step=43.ckpt"))
+    assert torch.equal(torch.stack(resumed.seen), torch.stack(whole.seen[-len(resumed.seen) :]))
 
 
 @pytest.mark.parametrize("loss", [-1.0, float("nan"), 0.0])

@@ -99,6 +99,7 @@ class Masks(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("ones", torch.ones(1).expand(12))
+        self.register_buffer("nothing", torch.full((1,), torch.nan).expand(12))
         with torch.inference_mode():
             self.register_buffer("mask", torch.ones(12))
         self.register_buffer("cache", torch.ones(12))
