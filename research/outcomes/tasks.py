@@ -14,8 +14,11 @@ require("torchvision", "vision")
 from torchvision.datasets.folder import default_loader  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
-VALIDATION = 10_000
+VALIDATION = 3000
 """Images that every finished model of a case is judged by, at most: test images, and training images left over."""
+
+LONG, OF_LONG = 2000, 10_000
+"""Steps from which on that are more, and how many."""
 
 Images = tuple[Tensor, Tensor]
 
@@ -52,9 +55,10 @@ def image_task(
         (torch.Size([2, 3, 32, 32]), tensor([1.]), [0, 1])
     """
     folder = Path(root) / case.data
+    count = OF_LONG if case.steps >= LONG else VALIDATION
     train = _part(case, folder, "train", mean, std, 0, case.images)
-    test = _part(case, folder, "test", mean, std, 0, VALIDATION)
-    if missing := VALIDATION - len(test[0]):
+    test = _part(case, folder, "test", mean, std, 0, count)
+    if missing := count - len(test[0]):
         spare = _part(case, folder, "train", mean, std, case.images, missing)
         test = torch.cat([test[0], spare[0]]), torch.cat([test[1], spare[1]])
     parts = [train, test]
