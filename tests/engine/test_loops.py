@@ -147,11 +147,18 @@ def test_a_loop_without_a_training_step_says_what_follows():
         freezer.training_step(batch)
 
 
+METHODS_OF_COST = {
+    "interval": lambda: IntervalFreezeCallback(flops_reduction=0.2),
+    "start": lambda: SmartFreezeCallback(StartStage(ONE_LAYER, probe_steps=3), verify=False, later=False),
+}
+
+
 @pytest.mark.parametrize("tells", [False, True])
-def test_a_backward_pass_that_is_not_noticed_is_said(tells):
-    said, model = [], mlp()
+@pytest.mark.parametrize("name", METHODS_OF_COST)
+def test_a_backward_pass_that_is_not_noticed_is_said(name, tells):
+    said, model = [], trained(mlp())
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    method = IntervalFreezeCallback(flops_reduction=0.2)
+    method = METHODS_OF_COST[name]()
     freezer = Freezer(model, optimizer, method, batches_per_epoch=8, total_batches=24, say=said.append)
     for batch in list(DataLoader(Vectors(64), 8)) * 3:
         with freezer.batch(batch):
@@ -163,6 +170,7 @@ def test_a_backward_pass_that_is_not_noticed_is_said(tells):
             optimizer.step()
     assert bool(freezer.run.frozen) == tells
     assert any(text.startswith("No backward pass was seen") for text in said) != tells
+    assert any("the FLOPs of a step are not known" in text for text in said) == (name == "start" and not tells)
 
 
 def test_the_recorder_needs_a_trainer(tmp_path):
