@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from smartfrz_lightning.engine.freezer import Freezer
@@ -91,6 +92,9 @@ class TrainerProcesses(Processes):
 
     def agree(self, value: Any) -> Any:
         return self._strategy.broadcast(value)
+
+    def mean(self, values: Tensor) -> Tensor:
+        return self._strategy.reduce(values.to(self._strategy.root_device, copy=True), reduce_op="mean")
 
     def before_change(self) -> None:
         model = self._strategy.lightning_module

@@ -76,9 +76,6 @@ class TrainerStep(ShadowStep):
         used, most = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
         return 1.1 * (size + most - used) < free + torch.cuda.memory_reserved(device) - used
 
-    def reduce(self, values: Tensor) -> Tensor:
-        return self._trainer.strategy.reduce(values.to(self._module.device), reduce_op="mean")
-
     def take(self, shadow: ShadowWeights, stepped: bool, last: Callable[[], bool]) -> Tensor | None:
         trainer, module, optimizer = self._trainer, self._module, shadow.optimizer
         view = _TrainerView(trainer, optimizer, trainer.global_step - stepped)

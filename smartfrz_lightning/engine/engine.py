@@ -47,7 +47,12 @@ class Engine:
         self._model, self.method, self.processes = model, method, processes
         self._position, self._say = position, say
         self.run = TrainingRun(
-            model, list(optimizers), is_first_process=processes.is_first, agree=processes.agree, say=self._tell
+            model,
+            list(optimizers),
+            is_first_process=processes.is_first,
+            agree=processes.agree,
+            mean=processes.mean,
+            say=self._tell,
         )
         self.frozen = FrozenLayers(model, method, processes, self.run)
         self._observer = Observer(model)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from smartfrz_lightning.freezing.wrappers import rebuild_ddp, reshard
 
@@ -29,6 +29,14 @@ class Processes:
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes; every process calls it."""
+        if not several_processes():
+            return values
+        summed = values.to(next(self._model.parameters()).device, copy=True)
+        distributed.all_reduce(summed)
+        return summed / distributed.get_world_size()
 
     def before_change(self) -> None:
         """Layers are about to freeze or thaw; every process calls it."""

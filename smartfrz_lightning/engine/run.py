@@ -42,6 +42,7 @@ class TrainingRun:
             knows nothing of this package, an optimizer that has stepped.
         is_first_process: Whether this is the process that decides.
         agree: Makes every process take the value that the first one gives; all of them must call it.
+        mean: The mean over processes of what each gives, a tensor; all of them must call it.
         say: Tells the user a sentence, now and in the report.
         shadow_step: Takes training steps on a second set of weights; ``None`` where the loop cannot.
         cannot_verify: Why it cannot; empty if it can.
@@ -75,6 +76,7 @@ class TrainingRun:
     begun_before: bool = False
     is_first_process: bool = True
     agree: Callable[[Any], Any] = field(default=lambda value: value, repr=False)
+    mean: Callable[[Tensor], Tensor] = field(default=lambda values: values, repr=False)
     say: Callable[[str], None] = field(default=lambda text: None, repr=False)
     shadow_step: "ShadowStep | None" = None
     cannot_verify: str = "this loop has no training_step to repeat"

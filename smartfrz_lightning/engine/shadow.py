@@ -165,10 +165,6 @@ class ShadowStep(ABC):
         """Whether so many bytes more fit onto the device."""
         return True
 
-    def reduce(self, values: Tensor) -> Tensor:
-        """The mean over processes."""
-        return values
-
     def others(self) -> list[Any]:
         """What a step may change besides the model's modules."""
         return []

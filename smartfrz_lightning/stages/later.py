@@ -99,12 +99,13 @@ class LaterStage(Stage):
         before, self._twentieth = self._twentieth, twentieth
         if before in (None, twentieth):
             return
-        self._loss = math.nan  # if it is not known, or no loss that shrinks to zero
-        if self._losses is not None and self._first is not None:
-            mean = self._losses / self._batches
-            if not self._means:  # a new head may be far too sure in the first batch
-                self._first = torch.fmin(self._first, mean)
-            self._loss = float(mean / self._first) if self._first > 0 else math.nan
+        losses = torch.full((2,), math.nan)
+        if self._first is not None and self._losses is not None:
+            losses = torch.stack([self._first.to(self._losses), self._losses / self._batches])
+        first, mean = run.mean(losses)
+        if not self._means and self._losses is not None:  # a new head may be far too sure in the first batch
+            first = self._first = torch.fmin(first, mean)
+        self._loss = float(mean / first) if first > 0 else math.nan  # not known, or does not shrink to zero
         if self._losses is None and not self._told:
             self._told = True
             run.say(

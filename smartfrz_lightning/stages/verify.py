@@ -162,7 +162,7 @@ class VerifyStage(Stage):
             )
 
     def _decide(self, run: TrainingRun, trial: "_Trial") -> None:
-        gain, error = run.agree(trial.step_taker.reduce(torch.tensor(trial.gain())).tolist())
+        gain, error = run.agree(run.mean(torch.tensor(trial.gain())).tolist())
         stays = prefix_stays(gain, error, self.bound)
         self._over, self._stays, self._adopts = True, len(_prefix(run)) if stays else 0, not stays
         run.say(
