@@ -19,7 +19,7 @@ from research.runs import RUNS, Runs, spread
 from research.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
-FILES = ("README.md", "docs/**/*.md", "predictor_weights/*.md")
+FILES = ("README.md", "docs/**/*.md", "predictor_weights/*.md", "research/*.md")
 _TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _NUMBER = re.compile(r"([+-]?\d[\d.]*(?: ± \d[\d.]*)?)(<!-- = (\S+) (\S+) (\S+) -->)")
 _MARK = re.compile(r"<!-- (?:=|table:)")

@@ -41,7 +41,7 @@ class LaterStage(Stage):
     ``smartfrz_lightning.stages.schedule``.
 
     The predictor has learned from recorded runs what freezing costs. An attention over the window of snapshots, as in
-    the paper, was no better on networks that it had not seen (``predictor_weights/later.md``).
+    the paper, was no better on networks that it had not seen (``research/later_predictor.md``).
 
     Args:
         predictor: Safetensors file of a later predictor, or a module that gives the log-odds of
