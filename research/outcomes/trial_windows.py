@@ -24,7 +24,7 @@ from research.outcomes.training import Moment, train
 from smartfrz_lightning.benchmark.frontier import Frontier
 from smartfrz_lightning.predictor.start import INPUTS, SHIFT_FLOOR, StartPredictor
 from smartfrz_lightning.stages.schedule import Schedule
-from smartfrz_lightning.stages.start import choose_prefix, deepest
+from smartfrz_lightning.stages.start import DEEPEST, choose_prefix
 from smartfrz_lightning.stages.verify import prefix_stays
 
 CASES = Path(__file__).parents[1] / "results" / "second_look.jsonl"
@@ -90,15 +90,18 @@ def outcome(
     losses: Mapping[str, Any],
     window: str,
     bound: float = 0.5,
-    any_depth: bool = False,
+    most: float = DEEPEST,
 ) -> tuple[float, float]:
-    """Points and FLOPs that a case comes to, with the deepest recorded prefix that the start stage would freeze."""
+    """Points and FLOPs that a case comes to, with the deepest recorded prefix that the start stage would freeze.
+
+    ``most`` is the share of the layers that may freeze.
+    """
     begin, length, ignored = WINDOWS[window]
     inputs = torch.tensor(case["inputs"])[:, [STORED.index(name) for name in INPUTS]]
     inputs[:, INPUTS.index("shift")] = torch.tensor(SHIFT_FLOOR).log()
     safe = predictor(inputs).sigmoid().tolist()
     fronts = {front["depth"]: front for front in case["fronts"]}
-    depths = [depth for depth in sorted(fronts) if any_depth or depth <= deepest(len(safe))]
+    depths = [depth for depth in sorted(fronts) if depth <= most * len(safe) + 1e-6]
     costs, p = [fronts[depth]["cost"] for depth in depths], [safe[depth - 1] for depth in depths]
     chosen = choose_prefix(costs, p, Schedule().verified)
     if not chosen:
@@ -136,8 +139,8 @@ def bounds(file: Path) -> list[list[str]]:
 def depths(file: Path) -> list[list[str]]:
     """A line for prefixes of any depth, and one for those of two thirds of the layers at most, over all cases."""
     lines = []
-    for name, any_depth in (("any", True), ("two thirds", False)):
-        cases, found = _outcomes(file, "ships", any_depth=any_depth)
+    for name, most in (("any", 1.0), ("two thirds", DEEPEST)):
+        cases, found = _outcomes(file, "ships", most=most)
         above = []
         for case, (points, cost) in zip(cases, found, strict=True):
             shortened = {float(share): value for share, value in case["shortened"].items()}
@@ -153,13 +156,13 @@ def _over_all(file: Path, window: str, bound: float = 0.5) -> list[str]:
 
 
 def _outcomes(
-    file: Path, window: str, bound: float = 0.5, any_depth: bool = False
+    file: Path, window: str, bound: float = 0.5, most: float = DEEPEST
 ) -> tuple[list[dict[str, Any]], list[tuple[float, float]]]:
     cases = [json.loads(line) for line in CASES.read_text().splitlines()]
     losses = [json.loads(line) for line in file.read_text().splitlines()]
     predictor = StartPredictor.load()
     pairs = zip(cases, losses, strict=True)
-    return cases, [outcome(predictor, case, row, window, bound, any_depth) for case, row in pairs]
+    return cases, [outcome(predictor, case, row, window, bound, most) for case, row in pairs]
 
 
 def _summary(found: list[tuple[float, float]]) -> list[str]:
