@@ -6,14 +6,16 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from models import Vectors, Within, sgd
 from scripted import ScriptedFreeze
+from staging import Safe, notes
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from two_processes import run_cases
 
-from smartfrz_lightning import Freezer
+from smartfrz_lightning import Freezer, SmartFreezeCallback
 from smartfrz_lightning.engine import FreezingMethod
+from smartfrz_lightning.stages import LaterStage
 
 EPOCHS = 3
 
@@ -27,8 +29,12 @@ class Lost(FreezingMethod):
 
 def train(model, optimizer, loader, settings, backward):
     """One loop for all: alone, under DDP and under Fabric."""
-    freeze, thaw = ({int(step): layers for step, layers in settings[key].items()} for key in ("script", "thaw"))
-    method = Lost(every_n_train_steps=2) if settings.get("lost") else ScriptedFreeze(freeze, thaw)
+    freeze, thaw = ({int(step): layers for step, layers in settings.get(key, {}).items()} for key in ("script", "thaw"))
+    method = ScriptedFreeze(freeze, thaw)
+    if "later" in settings:
+        method = SmartFreezeCallback(start=False, verify=False, later=LaterStage(Safe()))
+    elif "lost" in settings:
+        method = Lost(every_n_train_steps=2)
     freezer = Freezer(model, optimizer, method, len(loader), EPOCHS * len(loader), training_step=model)
     losses = []
     for _ in range(EPOCHS):
@@ -36,6 +42,8 @@ def train(model, optimizer, loader, settings, backward):
             with freezer.batch((x, y)):
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(model(x.double()), y)
+                if "later" in settings:
+                    freezer.before_backward(loss)
                 backward(loss)
                 optimizer.step()
             losses.append(loss.item())
@@ -75,6 +83,7 @@ def fit(settings, folder):
         "events": [(event.layer, event.kind, event.step) for event in freezer.timeline.events],
         "bytes": bytes_of_steps[1:],
         "calls": len(calls),
+        "notes": notes(freezer),
         "cannot_verify": freezer.run.cannot_verify,
     }
 
