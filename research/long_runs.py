@@ -40,6 +40,8 @@ LONG = {
 RULES = {
     "the default": [("smart", ""), ("asked", "")],
     "half frozen by hand": [("static", "")],
+    "half in every fourth step": [("every_fourth", "")],
+    "… at twice the rate": [("every_fourth_x2", "")],
     "two standard errors": [("smart", "a bound of 2")],
     "… and 0.75 later": [("smart", "a bound of 2, p(safe) 0.75")],
     "third stage alone": [("later_alone", "")],
