@@ -17,7 +17,7 @@ from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.engine.state import VERSION, check_version, lost
 from smartfrz_lightning.engine.steps import StepHooks, has_stepped
 from smartfrz_lightning.freezing.compiled import allow_recompiling
-from smartfrz_lightning.layers.layer import pin
+from smartfrz_lightning.layers.layer import mark_excluded
 from smartfrz_lightning.private.pytorch import tree_map_only
 from smartfrz_lightning.report.timeline import Timeline
 
@@ -140,7 +140,7 @@ class Engine:
 
     def _find(self, over: bool = True) -> None:
         if found := self._observer.find(self.processes.agree, over):
-            self.frozen.pin(pin(found, self.method.exclude))
+            self.frozen.set_layers(mark_excluded(found, self.method.exclude))
             if not self._observer.saw_loss:
                 self.run.say(
                     "No backward pass was seen in this batch, so that what a step costs is not known. Call "
@@ -283,7 +283,7 @@ class Engine:
         run.frozen, run.untrained = list(state["frozen"]), set(state["untrained"])
         run.confidence, run.cost, run.begun_before = dict(state["confidence"]), timeline.cost, False
         self._observer.meter.load_state_dict(state["meter"])
-        self.frozen.pin(pin(timeline.layers, self.method.exclude))
+        self.frozen.set_layers(mark_excluded(timeline.layers, self.method.exclude))
         self.method.reset()
         self.method.prepare(run)
         if run.frozen or later:  # the wrapper was built for a model in which others trained

@@ -104,7 +104,7 @@ class FrozenLayers:
         allow_recompiling(self.timeline.patterns)
         self._method.changed(run, list(now), again)
 
-    def pin(self, layers: Sequence[Layer]) -> None:
+    def set_layers(self, layers: Sequence[Layer]) -> None:
         """These are the layers from now on."""
         self._run.layers = self.timeline.layers = list(layers)
 
@@ -151,7 +151,7 @@ class FrozenLayers:
             "requires_grad on parameters that do not have it",
             stacklevel=2,
         )
-        self.pin(
+        self.set_layers(
             [replace(layer, always_trains="thawed") if layer.name in names else layer for layer in self._run.layers]
         )
         self.change(Decision(thaw=names))

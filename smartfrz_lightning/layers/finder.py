@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from smartfrz_lightning.layers.gathering import gather_layers
 from smartfrz_lightning.layers.graph import StepUse
-from smartfrz_lightning.layers.layer import Layer, pin
+from smartfrz_lightning.layers.layer import Layer, mark_excluded
 from smartfrz_lightning.layers.put_back import put_back
 from smartfrz_lightning.private.pytorch import sequence_number, tensors_in
 
@@ -101,7 +101,7 @@ def find_layers(model: nn.Module, *inputs: Any, exclude: Sequence[str] = (), **k
         with torch.enable_grad():
             out = model(*inputs, **kwargs)
         watch.leads_to(*tensors_in(dict(out) if hasattr(out, "items") else out))  # outputs of transformers
-        return pin(watch.layers(), exclude)
+        return mark_excluded(watch.layers(), exclude)
     finally:
         watch.stop()
         for name, buffer in model.named_buffers():

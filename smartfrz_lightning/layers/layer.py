@@ -80,17 +80,17 @@ def connected(layers: Sequence[Layer], frozen: Iterable[str], ready: Collection[
     return chosen
 
 
-def pin(layers: Sequence[Layer], exclude: Sequence[str]) -> list[Layer]:
+def mark_excluded(layers: Sequence[Layer], exclude: Sequence[str]) -> list[Layer]:
     """Layers, with what is excluded marked as such, and nothing else."""
-    always_trains = []
+    marked = []
     for layer in layers:
         out = any(matches(pattern, name) for pattern in exclude for name in (layer.name, *layer.parameters))
         if out and not layer.always_trains:
             layer = replace(layer, always_trains="excluded")
         elif not out and layer.always_trains == "excluded":
             layer = replace(layer, always_trains="")
-        always_trains.append(layer)
-    return always_trains
+        marked.append(layer)
+    return marked
 
 
 def check_patterns(patterns: Sequence[str], model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from smartfrz_lightning.report.timeline import Timeline
 
-_PINNED = {
+_ALWAYS_TRAINS = {
     "output": "output: leads to the loss, always trains",
     "excluded": "excluded: always trains",
     "unused": "unused: not in the first training batch, always trains",
@@ -48,7 +48,7 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
     """As narrow as can be: names of layers are long."""
     always_trains = {layer.always_trains for layer in timeline.layers}
     with_confidence = any(event.confidence is not None for event in timeline.events)
-    lines = [text for reason, text in _PINNED.items() if reason in always_trains]
+    lines = [text for reason, text in _ALWAYS_TRAINS.items() if reason in always_trains]
     if with_confidence:
         lines.append("confidence: p(safe) of freezing the prefix up to this layer, when that was decided")
     about = "\n".join(lines)

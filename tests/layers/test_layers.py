@@ -61,7 +61,7 @@ def test_the_order_is_that_of_running(model_and_layers):
     assert ran == [layer.name for layer in layers if layer.name in set(ran)]
 
 
-def test_only_the_output_is_pinned(model_and_layers):
+def test_only_the_output_always_trains(model_and_layers):
     layers = model_and_layers[2]
     assert [layer.always_trains for layer in layers] == [""] * (len(layers) - 1) + ["output"]
 
