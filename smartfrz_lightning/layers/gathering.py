@@ -76,7 +76,7 @@ def gather_layers(model: nn.Module, facts: StepUse) -> list[Layer]:
         )
         for key, names in members.items()
     ]
-    return _pin(facts, found, time)
+    return _ordered(facts, found, time)
 
 
 def _common(a: str, b: str) -> int:
@@ -176,7 +176,7 @@ def _names(members: dict, weights: dict, owners: dict) -> dict[str, str]:
     return {key: module if module and taken.count(module) == 1 else key for key, module in modules.items()}
 
 
-def _pin(facts: StepUse, layers: list[Layer], time: dict) -> list[Layer]:
+def _ordered(facts: StepUse, layers: list[Layer], time: dict) -> list[Layer]:
     """Order the layers and mark those that always train."""
 
     def start(layer: Layer) -> float:
