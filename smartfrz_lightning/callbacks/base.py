@@ -68,6 +68,8 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     def __init__(self, report: bool | str | Path = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not isinstance(report, bool | str | Path):
+            raise ValueError(f"report={report!r}: must be True, False or a folder")
         self.report = str(report) if isinstance(report, Path) else report
 
     _freezer: Freezer | None = None  # during a fit

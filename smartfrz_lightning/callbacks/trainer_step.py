@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, distributed
 
-from smartfrz_lightning.engine.shadow import ShadowStep, ShadowWeights, loss_of, trains_others
+from smartfrz_lightning.engine.shadow import ShadowStep, ShadowWeights, cannot_repeat, loss_of
 from smartfrz_lightning.private.pytorch import is_compiled, steps_in_backward
 from smartfrz_lightning.private.trainer import callbacks_of
 
@@ -34,8 +34,8 @@ def cannot_verify(trainer: Trainer, module: LightningModule) -> str:
         return f"the device is {module.device.type}"
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
         return f"strategy={type(trainer.strategy).__name__}"
-    if others := trains_others(module, trainer.optimizers[0]):
-        return others
+    if why := cannot_repeat(module, trainer.optimizers[0]):
+        return why
     if any(map(is_compiled, module.modules())):
         return "the model is compiled"
     if any(map(steps_in_backward, module.parameters())):

@@ -21,15 +21,20 @@ Attributes = list[tuple[Any, Any]]
 
 
 def attributes(owners: Iterable[object], memo: Mapping[int, Any]) -> Attributes:
-    """What objects hold, and the lists, dicts and generators in them; of tensors copies, but for those in ``memo``."""
+    """What objects hold, and the lists, dicts and generators in them; of tensors and arrays copies.
+
+    Not of the parameters in ``memo``, by ``id``; and modules that are no submodules, such as a teacher in a list, count
+    up to twice their size: what is larger stands still.
+    """
     copies = dict(memo)  # what several objects hold is one in the copies too
+    most = 2 * _size(memo.values())
 
-    def copied(tensor: Tensor) -> Tensor:
-        if id(tensor) not in copies:
-            copies[id(tensor)] = tensor if tensor.grad_fn is not None else tensor.detach().clone()
-        return copies[id(tensor)]
+    def copied(value: Tensor | np.ndarray) -> Any:
+        if id(value) not in copies:
+            copies[id(value)] = _copy(value)
+        return copies[id(value)]
 
-    return _held_by(owners, copied)
+    return _held_by(owners, copied, lambda module: _size(module.parameters()) <= most)
 
 
 @contextlib.contextmanager
@@ -38,7 +43,7 @@ def attributes_as(begun: Attributes, memo: Mapping[int, Any]) -> Iterator[None]:
 
     Lists, dicts and generators stay the objects that they are: a hook or a closure may have them too.
     """
-    now = _held_by((one for one, _ in begun), lambda tensor: tensor)
+    now = _held_by((one for one, _ in begun), lambda value: value)
     try:
         for one, held in begun:
             _put(one, held, lambda value: memo.get(id(value), value))
@@ -48,20 +53,41 @@ def attributes_as(begun: Attributes, memo: Mapping[int, Any]) -> Iterator[None]:
             _put(one, held, lambda value: value)
 
 
-def _held_by(roots: Iterable[object], tensor_as: Callable[[Tensor], Tensor]) -> Attributes:
+def _held_by(
+    roots: Iterable[object],
+    array_as: Callable[[Any], Any],
+    enters: Callable[[nn.Module], bool] = lambda module: True,
+) -> Attributes:
     found: dict[int, tuple[Any, Any]] = {}
     stack = list(roots)
+    own = set(map(id, stack))
 
     def kept(value: Any) -> Any:
         if _is_container(value):
             stack.append(value)
-        return tensor_as(value) if isinstance(value, Tensor) else value
+        elif isinstance(value, nn.Module) and id(value) not in own and enters(value):
+            parts = (vars(value).get(name) for name in ("_parameters", "_buffers", "_modules"))
+            stack.extend([value, *(part for part in parts if isinstance(part, dict))])
+        return array_as(value) if isinstance(value, (Tensor, np.ndarray)) else value
 
     while stack:
         one = stack.pop()
         if id(one) not in found:
             found[id(one)] = one, _state(one) if isinstance(one, _GENERATORS) else _mapped(_content(one), kept)
     return list(found.values())
+
+
+def _size(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _copy(value: Tensor | np.ndarray) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if value.grad_fn is not None:
+        return value
+    copy = value.detach().clone()
+    return nn.Parameter(copy, value.requires_grad) if isinstance(value, nn.Parameter) else copy
 
 
 def _is_container(value: Any) -> bool:

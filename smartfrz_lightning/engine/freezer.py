@@ -15,7 +15,7 @@ from smartfrz_lightning.engine.engine import Engine
 from smartfrz_lightning.engine.method import FreezingMethod
 from smartfrz_lightning.engine.outside import thaw_frozen_here
 from smartfrz_lightning.engine.processes import Processes, several_processes
-from smartfrz_lightning.engine.shadow import LoopStep, loss_of, scales_gradients, trains_others
+from smartfrz_lightning.engine.shadow import LoopStep, cannot_repeat, loss_of, scales_gradients
 from smartfrz_lightning.freezing.wrappers import unwrap
 from smartfrz_lightning.layers.layer import check_patterns
 from smartfrz_lightning.report.show import timeline_table
@@ -115,7 +115,7 @@ class Freezer(Engine):
         run.schedulers = schedulers
         if training_step is not None:
             run.shadow_step = LoopStep(self._model, training_step, backward)
-            run.cannot_verify = trains_others(own, plain[0]) if len(plain) == 1 else "there are several optimizers"
+            run.cannot_verify = cannot_repeat(own, plain[0]) if len(plain) == 1 else "there are several optimizers"
             if several_processes():
                 run.cannot_verify = "a loop of your own has several processes"
             if any(map(scales_gradients, several)):

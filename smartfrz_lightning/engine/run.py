@@ -113,7 +113,7 @@ class TrainingRun:
     @property
     def total_steps(self) -> float:
         """Steps of the whole run, going by those that are done; ``inf`` where that cannot be told."""
-        return self.steps / self.progress if self.progress else math.inf
+        return round(self.steps / self.progress, 6) if self.progress else math.inf
 
     def passed(self, batches: float) -> bool:
         """Whether the latest step came to or passed a multiple of so many batches."""

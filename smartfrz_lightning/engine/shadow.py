@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -170,6 +171,11 @@ class ShadowStep(ABC):
         return []
 
     @property
+    def called(self) -> bool:
+        """Whether ``training_step`` was called in this batch."""
+        return self._call is not None or bool(self._why)
+
+    @property
     def device(self) -> torch.device:
         """Of the model."""
         return next(self._model.parameters()).device
@@ -252,11 +258,15 @@ def loss_of(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) else None
 
 
-def trains_others(model: nn.Module, optimizer: Optimizer) -> str:
-    """Says if an optimizer trains parameters that a model does not have, as those of a criterion beside it."""
+def cannot_repeat(model: nn.Module, optimizer: Optimizer) -> str:
+    """Why steps of an optimizer cannot be taken on other weights; empty if they can."""
     own = {id(parameter) for parameter in model.parameters()}
-    others = any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"])
-    return "the optimizer trains parameters that the model does not have" if others else ""
+    if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
+        return "the optimizer trains parameters that the model does not have"
+    _, *arguments = inspect.signature(type(optimizer).step).parameters.values()  # a scheduler wraps that of the object
+    if any(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in arguments):
+        return "the optimizer's step() needs a closure"
+    return ""
 
 
 def scales_gradients(optimizer: Any) -> bool:

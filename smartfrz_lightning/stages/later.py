@@ -105,12 +105,16 @@ class LaterStage(Stage):
         first, mean = run.mean(losses)
         if not self._means and self._losses is not None:  # a new head may be far too sure in the first batch
             first = self._first = torch.fmin(first, mean)
-        self._loss = float(mean / first) if first > 0 else math.nan  # not known, or does not shrink to zero
-        if self._losses is None and not self._told:
+        tells = bool(first > 0 and mean >= 0)
+        self._loss = float(mean / first) if tells else math.nan
+        if not tells and not self._told:
             self._told = True
             run.say(
                 "Nothing freezes later in the run: the training loss is not known in this loop. Call "
                 "freezer.training_step(batch), or freezer.before_backward(loss)."
+                if self._losses is None
+                else f"Nothing freezes while the training loss is no positive number, as now ({float(mean):.3g}): the "
+                "later stage goes by how far it has fallen."
             )
         self._means = [*self._means, self._rates / self._steps][-2:]
         for layer in run.active:

@@ -140,7 +140,7 @@ class StartStage(Stage):
         if stepped and not self._probe.looked:
             if self._probe.steps:
                 self._probe.set_aside()
-            self._give_up(run, "the gradients of its first step were not seen")
+            self._give_up(run, "the gradients of its first step were not seen, as with step(closure)")
         else:
             self._probe.batch_done(stepped)
 

@@ -194,6 +194,8 @@ class _Trial:
     def step(self, settings: list[dict[str, Any]], stepped: bool) -> bool:
         """Repeat a batch on the shadow weights; returns whether it went well on every process."""
         taker, loss = self.step_taker, None
+        if not stepped and not taker.called:  # a batch that the loop skipped
+            return True
         own = taker.loss
         try:
             if stepped and not self.shadow.follow(settings):

@@ -62,6 +62,7 @@ from smartfrz_lightning.stages import LaterStage, Schedule, StartStage
         (SmartFreezeCallback, {"later": False, "save": 0.4}, "save=0.4: belongs to the later stage"),
         (SmartFreezeCallback, {"start": False, "save": 0.4, "threshold": 0.9}, "threshold=0.9: belongs to the start"),
         (SmartFreezeCallback, dict.fromkeys(("start", "verify", "later"), False), "nothing would ever freeze"),
+        (SmartFreezeCallback, {"report": 3}, "report=3: must be True, False or a folder"),
         (SmartFreezeCallback, {"exclude": 3}, "exclude=3: give a pattern"),
         (StaticFreezeCallback, {"layers": ["conv"]}, r"layers=\['conv'\]: give a whole number"),
         (StartStage, {"probe_steps": 1}, "probe_steps=1: must be a whole number of at least 2"),

@@ -117,6 +117,36 @@ def test_a_loop_that_gives_its_training_step_can_verify(make_trainer, verdict, p
     torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
+def test_a_batch_that_the_loop_skips_does_not_end_the_trial():
+    net, batches = trained(mlp()), [*DataLoader(Vectors(64), 8)]
+    optimizer = sgd(net.parameters())
+    how = {"training_step": lambda batch: nn.functional.cross_entropy(net(batch[0]), batch[1])}
+    freezer = Freezer(net, optimizer, smart(verdict=ANYWAY), 8, 120, **how)
+    for number in range(120):
+        with freezer.batch(batches[number % 8]):
+            if number == 16:
+                continue
+            optimizer.zero_grad()
+            freezer.training_step(batches[number % 8]).backward()
+            optimizer.step()
+    freezer.end()
+    assert "Trial, steps 12 to 24" in "\n".join(freezer.timeline.notes)
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure):
+        return super().step(closure)
+
+
+def test_no_trial_where_the_optimizer_needs_a_closure():
+    net = mlp()
+    for kind, why in ((torch.optim.SGD, ""), (NeedsClosure, "the optimizer's step() needs a closure")):
+        optimizer = kind(net.parameters(), 0.1)
+        torch.optim.lr_scheduler.LinearLR(optimizer)  # wraps step()
+        freezer = Freezer(net, optimizer, smart(), 9, 90, training_step=net)
+        assert freezer.run.cannot_verify == why
+
+
 def test_no_trial_where_fabric_scales_gradients():
     net = mlp()
     fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))

@@ -65,6 +65,16 @@ def test_attributes_are_as_they_were_for_a_while():
     assert calls == [1] and output["loss"].equal(torch.ones(2)) and net.late == "set since"
 
 
+@pytest.mark.parametrize(("width", "copied"), [(4, True), (400, False)])
+def test_a_teacher_in_a_list_is_as_it_was_unless_it_dwarfs_the_model(width, copied):
+    net, teacher = nn.Linear(4, 4), nn.Linear(4, width)
+    net.others, before = [teacher], teacher.weight
+    begun = attributes([net], {id(parameter): parameter for parameter in net.parameters()})
+    with attributes_as(begun, {}):
+        assert (teacher.weight is not before) == copied and isinstance(teacher.weight, nn.Parameter)
+    assert teacher.weight is before
+
+
 def test_attributes_that_cannot_be_set_lose_nothing():
     net = nn.Linear(2, 2)
     net.calls, net.config = [0], Frozen(rate=torch.ones(2))

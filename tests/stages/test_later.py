@@ -186,15 +186,20 @@ def test_a_resumed_run_sees_the_loss_relative_to_that_of_its_start(make_trainer,
     assert torch.equal(torch.stack(resumed.seen), torch.stack(whole.seen[-len(resumed.seen) :]))
 
 
-@pytest.mark.parametrize("loss", [-1.0, float("nan"), 0.0])
+@pytest.mark.parametrize(
+    "loss",
+    [lambda step: -1.0, lambda step: float("nan"), lambda step: 0.0, lambda step: 1 - step / 20],
+    ids=["negative", "not a number", "zero", "below zero before anything may freeze"],
+)
 def test_a_loss_that_does_not_shrink_to_zero_freezes_nothing(make_trainer, loss):
     class Odd(Classifier):
         def training_step(self, batch, batch_idx):
-            return super().training_step(batch, batch_idx) * 0 + loss
+            return super().training_step(batch, batch_idx) * 0 + loss(self.global_step)
 
     freezer = late(Told(9.0, 9.0, 9.0))
     make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Odd(mlp(norm=False)))
     assert not freezer.frozen
+    assert notes(freezer).count("while the training loss is no positive number") == 1
 
 
 def test_a_loop_that_does_not_tell_its_loss_is_told_so():
