@@ -24,7 +24,7 @@ from research.outcomes.training import Moment, train
 from smartfrz_lightning.benchmark.frontier import Frontier
 from smartfrz_lightning.predictor.start import INPUTS, SHIFT_FLOOR, StartPredictor
 from smartfrz_lightning.stages.schedule import Schedule
-from smartfrz_lightning.stages.start import DEEPEST, choose_prefix
+from smartfrz_lightning.stages.start import DEEPEST, choose_prefix, deepest
 from smartfrz_lightning.stages.verify import prefix_stays
 
 CASES = Path(__file__).parents[1] / "results" / "second_look.jsonl"
@@ -101,7 +101,7 @@ def outcome(
     inputs[:, INPUTS.index("shift")] = torch.tensor(SHIFT_FLOOR).log()
     safe = predictor(inputs).sigmoid().tolist()
     fronts = {front["depth"]: front for front in case["fronts"]}
-    depths = [depth for depth in sorted(fronts) if depth <= most * len(safe) + 1e-6]
+    depths = [depth for depth in sorted(fronts) if depth <= deepest(len(safe), most)]
     costs, p = [fronts[depth]["cost"] for depth in depths], [safe[depth - 1] for depth in depths]
     chosen = choose_prefix(costs, p, Schedule().verified)
     if not chosen:

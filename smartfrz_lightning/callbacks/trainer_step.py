@@ -53,14 +53,15 @@ class TrainerStep(ShadowStep):
         self._trainer, self._module = trainer, module
         self._scaler: Any = None
 
-    def arm(self) -> None:
+    def arm(self, most: float) -> None:
         self._scaler = copy.deepcopy(getattr(self._trainer.precision_plugin, "scaler", None))
         strategy = self._trainer.strategy  # not in the module, of which the user may make copies
-        vars(strategy)["training_step"] = self.watching(strategy.training_step)
+        vars(strategy)["training_step"] = self.watching(strategy.training_step, most)
 
     def disarm(self) -> None:
+        super().disarm()
         vars(self._trainer.strategy).pop("training_step", None)
-        self._call, self.loss, self._scaler, self._begun = None, None, None, []
+        self._scaler = None
 
     def others(self) -> list[Callback]:
         return [callback for callback in callbacks_of(self._trainer) if _reads_gradients(callback)]

@@ -1,6 +1,8 @@
 """Plain attributes of modules and callbacks, such as counters, queues and generators, at some moment."""
 
 import contextlib
+import copy
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,21 +22,29 @@ Attributes = list[tuple[Any, Any]]
 """Objects, and what each holds: its plain attributes, its entries, or the state of a generator."""
 
 
-def attributes(owners: Iterable[object], memo: Mapping[int, Any]) -> Attributes:
+def attributes(owners: Iterable[object], memo: Mapping[int, Any], most: float = math.inf) -> Attributes:
     """What objects hold, and the lists, dicts and generators in them; of tensors and arrays copies.
 
-    Not of the parameters in ``memo``, by ``id``; and modules that are no submodules, such as a teacher in a list, count
-    up to twice their size: what is larger stands still.
+    Tensors in ``memo``, by ``id``, stand for themselves. Modules that are no submodules, such as a teacher in a list,
+    count as long as all of them have ``most`` parameters: what is larger stands still.
     """
     copies = dict(memo)  # what several objects hold is one in the copies too
-    most = 2 * _size(memo.values())
+    left = most
 
     def copied(value: Tensor | np.ndarray) -> Any:
         if id(value) not in copies:
             copies[id(value)] = _copy(value)
         return copies[id(value)]
 
-    return _held_by(owners, copied, lambda module: _size(module.parameters()) <= most)
+    def enters(modules: list[nn.Module]) -> bool:
+        nonlocal left
+        size = sum(p.numel() for m in modules for p in m.parameters(recurse=False) if id(p) not in memo)
+        if size > left:
+            return False
+        left -= size
+        return True
+
+    return _held_by(owners, copied, enters)
 
 
 @contextlib.contextmanager
@@ -56,18 +66,20 @@ def attributes_as(begun: Attributes, memo: Mapping[int, Any]) -> Iterator[None]:
 def _held_by(
     roots: Iterable[object],
     array_as: Callable[[Any], Any],
-    enters: Callable[[nn.Module], bool] = lambda module: True,
+    enters: Callable[[list[nn.Module]], bool] = lambda modules: False,
 ) -> Attributes:
     found: dict[int, tuple[Any, Any]] = {}
     stack = list(roots)
-    own = set(map(id, stack))
+    known = set(map(id, stack))
 
     def kept(value: Any) -> Any:
-        if _is_container(value):
+        if isinstance(value, nn.Module):
+            modules = [module for module in value.modules() if id(module) not in known]
+            known.update(map(id, modules))
+            if modules and enters(modules):
+                stack.extend(part for module in modules for part in _parts(module))
+        elif _is_container(value):
             stack.append(value)
-        elif isinstance(value, nn.Module) and id(value) not in own and enters(value):
-            parts = (vars(value).get(name) for name in ("_parameters", "_buffers", "_modules"))
-            stack.extend([value, *(part for part in parts if isinstance(part, dict))])
         return array_as(value) if isinstance(value, (Tensor, np.ndarray)) else value
 
     while stack:
@@ -77,22 +89,22 @@ def _held_by(
     return list(found.values())
 
 
-def _size(parameters: Iterable[Tensor]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+def _parts(module: nn.Module) -> list[Any]:
+    held = (vars(module).get(name) for name in ("_parameters", "_buffers", "_modules"))
+    return [module, *(part for part in held if isinstance(part, dict))]  # TorchScript has others
 
 
 def _copy(value: Tensor | np.ndarray) -> Any:
     if isinstance(value, np.ndarray):
-        return value.copy()
-    if value.grad_fn is not None:
-        return value
-    copy = value.detach().clone()
-    return nn.Parameter(copy, value.requires_grad) if isinstance(value, nn.Parameter) else copy
+        return value.copy() if value.flags.writeable else value
+    if isinstance(value, nn.Parameter):
+        return copy.deepcopy(value)  # of its own class
+    return value if value.grad_fn is not None else value.detach().clone()
 
 
 def _is_container(value: Any) -> bool:
     kept = isinstance(value, (dict, SimpleNamespace, *_GENERATORS)) or type(value) in _ENTRIES
-    return kept or (is_dataclass(value) and not isinstance(value, type))
+    return kept or (is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__dict__"))
 
 
 def _content(one: Any) -> Any:

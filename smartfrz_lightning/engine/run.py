@@ -113,6 +113,7 @@ class TrainingRun:
     @property
     def total_steps(self) -> float:
         """Steps of the whole run, going by those that are done; ``inf`` where that cannot be told."""
+        # 22 / (22 / 120) is a little more than 120.
         return round(self.steps / self.progress, 6) if self.progress else math.inf
 
     def passed(self, batches: float) -> bool:

@@ -59,6 +59,11 @@ class ShadowWeights:
         self._training = [parameter.requires_grad for parameter in model.parameters()]
         self.optimizer = _copy_optimizer(optimizer, memo)
 
+    @property
+    def size(self) -> int:
+        """How many parameters train."""
+        return sum(tensor.numel() for tensor in self.tensors.values() if tensor.requires_grad)
+
     def swapped(self, body: Callable[[], Any], begun: Attributes) -> Any:
         """Call a function while the model has the second set of weights, and plain attributes are as they were."""
         given = {f"module.{name}": tensor for name, tensor in self.tensors.items()}
@@ -144,12 +149,12 @@ class ShadowStep(ABC):
         self._why = ""
 
     @abstractmethod
-    def arm(self) -> None:
-        """Take batches down from now on."""
+    def arm(self, most: float) -> None:
+        """Take batches down from now on, with so many parameters of modules that are no submodules at most."""
 
-    @abstractmethod
     def disarm(self) -> None:
         """Take no more down, and forget what was."""
+        self._call, self.loss, self._begun, self._why = None, None, [], ""
 
     @abstractmethod
     def take(self, shadow: ShadowWeights, stepped: bool, last: Callable[[], bool]) -> Tensor | None:
@@ -180,7 +185,7 @@ class ShadowStep(ABC):
         """Of the model."""
         return next(self._model.parameters()).device
 
-    def watching(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
+    def watching(self, training_step: Callable[..., Any], most: float) -> Callable[..., Any]:
         """``training_step``, taking down what it is called with."""
 
         @functools.wraps(training_step)
@@ -189,7 +194,7 @@ class ShadowStep(ABC):
             try:
                 self._drawn = random_states(self.device)
                 own = {id(parameter): parameter for parameter in self._model.parameters()}
-                self._begun = attributes([*self._model.modules(), *self.others()], own)
+                self._begun = attributes([*self._model.modules(), *self.others()], own, most)
                 self._call = copy.deepcopy((args, kwargs))
             except Exception as error:  # whatever a batch is made of
                 self._call = None
@@ -231,11 +236,12 @@ class LoopStep(ShadowStep):
         self._plain = self.training_step = training_step
         self._backward = backward
 
-    def arm(self) -> None:
-        self.training_step = self.watching(self._plain)
+    def arm(self, most: float) -> None:
+        self.training_step = self.watching(self._plain, most)
 
     def disarm(self) -> None:
-        self.training_step, self._call, self.loss, self._begun = self._plain, None, None, []
+        super().disarm()
+        self.training_step = self._plain
 
     def take(self, shadow: ShadowWeights, stepped: bool, last: Callable[[], bool]) -> Tensor | None:
         with self._repeated() as (args, kwargs):
@@ -263,9 +269,12 @@ def cannot_repeat(model: nn.Module, optimizer: Optimizer) -> str:
     own = {id(parameter) for parameter in model.parameters()}
     if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
         return "the optimizer trains parameters that the model does not have"
-    _, *arguments = inspect.signature(type(optimizer).step).parameters.values()  # a scheduler wraps that of the object
-    if any(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in arguments):
+    try:
+        inspect.signature(type(optimizer).step).bind(optimizer)  # a scheduler wraps that of the object
+    except TypeError:
         return "the optimizer's step() needs a closure"
+    except ValueError:  # not written in Python
+        return ""
     return ""
 
 

@@ -99,13 +99,13 @@ class LaterStage(Stage):
         before, self._twentieth = self._twentieth, twentieth
         if before in (None, twentieth):
             return
-        losses = torch.full((2,), math.nan)
+        losses = torch.full((2,), math.nan, dtype=torch.float)
         if self._first is not None and self._losses is not None:
             losses = torch.stack([self._first.to(self._losses), self._losses / self._batches])
         first, mean = run.mean(losses)
         if not self._means and self._losses is not None:  # a new head may be far too sure in the first batch
             first = self._first = torch.fmin(first, mean)
-        tells = bool(first > 0 and mean >= 0)
+        tells = bool(first > 0 and mean > 0)
         self._loss = float(mean / first) if tells else math.nan
         if not tells and not self._told:
             self._told = True
@@ -113,8 +113,8 @@ class LaterStage(Stage):
                 "Nothing freezes later in the run: the training loss is not known in this loop. Call "
                 "freezer.training_step(batch), or freezer.before_backward(loss)."
                 if self._losses is None
-                else f"Nothing freezes while the training loss is no positive number, as now ({float(mean):.3g}): the "
-                "later stage goes by how far it has fallen."
+                else "Nothing freezes later while the training loss is not positive, as this stage goes by how far it "
+                f"has fallen: {float(first):.3g} at the start, now {float(mean):.3g}."
             )
         self._means = [*self._means, self._rates / self._steps][-2:]
         for layer in run.active:

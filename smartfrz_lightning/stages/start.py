@@ -140,7 +140,7 @@ class StartStage(Stage):
         if stepped and not self._probe.looked:
             if self._probe.steps:
                 self._probe.set_aside()
-            self._give_up(run, "the gradients of its first step were not seen, as with step(closure)")
+            self._give_up(run, "the gradients of its first step were not seen, as happens with step(closure)")
         else:
             self._probe.batch_done(stepped)
 
@@ -252,9 +252,9 @@ class StartStage(Stage):
         self._probing = state["probing"]  # a probe that was interrupted begins again
 
 
-def deepest(layers: int) -> int:
-    """How many of so many layers may freeze."""
-    return max(1, int(DEEPEST * layers + 1e-6))
+def deepest(layers: int, most: float = DEEPEST) -> int:
+    """How many of so many layers may freeze, if a share of them may."""
+    return max(1, int(most * layers + 1e-6))
 
 
 def _too_short(steps: float) -> str:

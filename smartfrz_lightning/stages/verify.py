@@ -138,7 +138,7 @@ class VerifyStage(Stage):
         except Exception as error:  # whatever a model or an optimizer holds
             shadow, why = None, f"its weights cannot be copied ({type(error).__name__}: {error})"
         if taker.all_well(shadow is not None) and shadow is not None:
-            taker.arm()
+            taker.arm(2 * shadow.size)
             self._trial = _Trial(taker, shadow, steps, run.steps)
         else:
             self._cannot(run, why or "it cannot be tried on another process")

@@ -199,7 +199,7 @@ def test_a_loss_that_does_not_shrink_to_zero_freezes_nothing(make_trainer, loss)
     freezer = late(Told(9.0, 9.0, 9.0))
     make_trainer(freezer, max_epochs=10, limit_val_batches=0).fit(Odd(mlp(norm=False)))
     assert not freezer.frozen
-    assert notes(freezer).count("while the training loss is no positive number") == 1
+    assert notes(freezer).count("while the training loss is not positive") == 1
 
 
 def test_a_loop_that_does_not_tell_its_loss_is_told_so():
