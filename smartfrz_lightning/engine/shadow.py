@@ -273,8 +273,8 @@ def cannot_repeat(model: nn.Module, optimizer: Optimizer) -> str:
         inspect.signature(type(optimizer).step).bind(optimizer)  # a scheduler wraps that of the object
     except TypeError:
         return "the optimizer's step() needs a closure"
-    except ValueError:  # not written in Python
-        return ""
+    except ValueError:
+        pass  # not written in Python
     return ""
 
 

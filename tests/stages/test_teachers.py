@@ -39,14 +39,6 @@ class InList(Taught):
         return self.others[0]
 
 
-class InDict(Taught):
-    def keep(self, teacher):
-        self.others = {"teacher": teacher}
-
-    def teacher(self):
-        return self.others["teacher"]
-
-
 class Unregistered(Taught):
     def keep(self, teacher):
         object.__setattr__(self, "other", teacher)
@@ -63,7 +55,7 @@ class Averaged(InList):
         self.teacher().update_parameters(self.net)
 
 
-@pytest.mark.parametrize("kind", [InList, InDict, Unregistered, Averaged])
+@pytest.mark.parametrize("kind", [InList, Unregistered, Averaged])
 def test_a_trial_that_changes_nothing_leaves_no_trace_in_what_is_no_submodule(make_trainer, kind):
     tried, freezer, _ = fitted(make_trainer, kind, smart(verdict=ANYWAY))
     plain, *_ = fitted(make_trainer, kind, smart(verify=False))

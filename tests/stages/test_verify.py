@@ -24,6 +24,7 @@ from staging import (
 )
 from torch import nn
 
+from smartfrz_lightning.engine.run import TrainingRun
 from smartfrz_lightning.stages.verify import VerifyStage, likely_part, prefix_stays
 
 
@@ -90,3 +91,8 @@ def test_the_trial_waits_for_the_learning_rate(make_trainer, until, begin):
     freezer = smart(verdict=ANYWAY, schedule=LONG)
     make_trainer(freezer, max_epochs=EPOCHS).fit(InOrder(optimizer=scheduled(warming_up, interval="step")))
     assert f"Trial, steps {begin} to {begin + 12}" in notes(freezer)
+
+
+def test_a_run_is_as_long_as_it_is_whatever_progress_rounds_to():
+    run = TrainingRun(nn.Identity(), steps=22, progress=22 / 120)
+    assert run.steps / run.progress > run.total_steps == 120
