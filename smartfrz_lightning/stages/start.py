@@ -91,10 +91,6 @@ class StartStage(Stage):
         if (run.steps and not self._probing) or self._probe is not None:
             return
         self._probing = False
-        if self.probe_steps is not None and self.probe_steps >= run.total_batches:
-            raise ValueError(
-                f"probe_steps={self.probe_steps}: the run has only {run.total_batches:g} batches; take fewer"
-            )
         if why := self._why_not(run):
             run.say(f"Nothing is frozen at the start: {why}.")
             return
@@ -106,6 +102,8 @@ class StartStage(Stage):
     def _why_not(self, run: TrainingRun) -> str:
         if self.probe_steps is None and probe_length(run.total_batches) < LEAST:
             return _too_short(run.total_batches)
+        if self.probe_steps is not None and self.probe_steps >= run.total_batches:  # as with fast_dev_run
+            return f"probe_steps={self.probe_steps}, and the run has only {run.total_batches:g} batches"
         if any(isinstance(optimizer, LBFGS) for optimizer in run.optimizers):
             return "LBFGS asks for gradients many times a step"
         if run.begun_before:

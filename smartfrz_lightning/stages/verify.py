@@ -199,7 +199,7 @@ class _Trial:
         own = taker.loss
         try:
             if stepped and not self.shadow.follow(settings):
-                raise RuntimeError("other parameters train by now")
+                raise RuntimeError("other parameters train by now, or the optimizer stepped after the batch")
             loss = taker.take(self.shadow, stepped, lambda: self._taken + stepped >= self._steps)
         except Exception as error:  # whatever the user's code raises
             self.failed = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

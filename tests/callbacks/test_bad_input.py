@@ -125,10 +125,18 @@ def test_a_module_with_an_optimizer_of_its_own_trains(make_trainer):
     assert not torch.equal(model.net[0].weight, before["0.weight"])
 
 
-def test_fast_dev_run_has_nothing_to_save(make_trainer):
-    callback = IntervalFreezeCallback(0.3)
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: IntervalFreezeCallback(0.3), ""),
+        (SmartFreezeCallback, "needs a run of 100 steps, and this one has 1"),
+        (lambda: SmartFreezeCallback(StartStage(probe_steps=5)), "probe_steps=5, and the run has only 1 batches"),
+    ],
+)
+def test_fast_dev_run_has_nothing_to_save(make_trainer, make, told):
+    callback = make()
     make_trainer(callback, fast_dev_run=True).fit(Classifier(mlp()))
-    assert not callback.frozen
+    assert not callback.frozen and told in "\n".join(callback.timeline.notes)
 
 
 def test_a_misspelt_argument_names_the_callback():

@@ -6,7 +6,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from models import Classifier, Vectors, Within, mlp, sgd
-from staging import ANYWAY, NEVER, ONE_LAYER, smart, trained
+from staging import ANYWAY, HALF_SURE, NEVER, ONE_LAYER, smart, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -131,6 +131,20 @@ def test_a_batch_that_the_loop_skips_does_not_end_the_trial():
             optimizer.step()
     freezer.end()
     assert "Trial, steps 12 to 24" in "\n".join(freezer.timeline.notes)
+
+
+def test_a_trial_ends_with_the_reason_where_the_optimizer_steps_after_the_batch():
+    net, batches = trained(mlp()), [*DataLoader(Vectors(64), 8)]
+    optimizer = sgd(net.parameters())
+    how = {"training_step": lambda batch: nn.functional.cross_entropy(net(batch[0]), batch[1])}
+    freezer = Freezer(net, optimizer, smart(HALF_SURE), 8, 120, **how)
+    for number in range(30):
+        with freezer.batch(batches[number % 8]):
+            optimizer.zero_grad()
+            freezer.training_step(batches[number % 8]).backward()
+        optimizer.step()
+    freezer.end()
+    assert "or the optimizer stepped after the batch" in "\n".join(freezer.timeline.notes)
 
 
 class NeedsClosure(torch.optim.SGD):
