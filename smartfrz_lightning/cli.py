@@ -1,5 +1,6 @@
 """The command ``smartfrz``: LightningCLI with our callbacks by their short names."""
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -35,12 +36,12 @@ def main(args: ArgsType = None) -> None:
         >>> "0 of 1 layers frozen" in out.getvalue()  # the only one leads to the loss
         True
     """
-    if args is None and sys.argv[1:2] == ["benchmark"]:
-        benchmark_command(sys.argv[2:])
-        return
-    if args is None and sys.argv[1:2] == ["plan"]:
-        plan_command(sys.argv[2:])
-        return
+    if args is None:
+        sys.path.insert(0, os.getcwd())  # modules of the user's, as with python -m: a console script does not look there
+        for name, command in (("benchmark", benchmark_command), ("plan", plan_command)):
+            if sys.argv[1:2] == [name]:
+                command(sys.argv[2:])
+                return
     # A rerun may write into the same folder: its config.yaml is replaced.
     about = {
         "description": "Lightning's command line; and smartfrz plan --help for what freezing would save, "

@@ -1,6 +1,9 @@
 """The installed commands."""
 
+import subprocess
+import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,15 @@ from smartfrz_lightning.cli import main
 def test_the_command_is_this_program():
     ours = {e.name: e.value for e in entry_points(group="console_scripts") if "smartfrz" in e.value}
     assert ours == {"smartfrz": "smartfrz_lightning.cli:main"}
+
+
+def test_the_command_finds_modules_in_the_working_directory(tmp_path):
+    (tmp_path / "my_project.py").write_text(
+        "from lightning.pytorch.demos.boring_classes import BoringModel\n\n\nclass MyModel(BoringModel): ...\n"
+    )
+    command = [Path(sys.executable).with_name("smartfrz"), "plan", "--model=my_project.MyModel"]
+    done = subprocess.run([*command, "--print_config"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "my_project.MyModel" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
     Raises:
         ValueError: The output folder holds results of other settings.
     """
-    console = Console(stderr=True, quiet=rank_zero_only.rank > 0)
+    console = Console(file=sys.stderr, quiet=rank_zero_only.rank > 0)  # a run has its own, which is the log
     path = Path(benchmark.output) / "results.jsonl"
     results = read_results(path)
     _check_digests(benchmark, results)
@@ -66,7 +66,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
         epochs = progress.add_task("epochs")
 
         def show(trainer: Trainer) -> None:
-            progress.update(epochs, completed=trainer.current_epoch + 1, total=trainer.max_epochs)
+            progress.update(epochs, completed=trainer.current_epoch + 1, total=trainer.max_epochs, refresh=True)
 
         while ready := next((one for one in to_do if not _missing(benchmark, results, *one[1:])), None):
             name, run, seed = ready

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.callbacks.gradients import LayerGradients
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.layers.layer import connected, front
+from smartfrz_lightning.layers.layer import connected
 
 
 class GradientNormFreezeCallback(FreezingCallback):
@@ -54,7 +54,8 @@ class GradientNormFreezeCallback(FreezingCallback):
         self._checks += 1
         if self._checks == 1:
             return []
-        frozen, active = len(front(used, run.frozen)), run.active
+        active = run.active  # behind the last frozen one: a layer before it may always train
+        frozen = 1 + max((number for number, layer in enumerate(used) if layer.name in run.frozen), default=-1)
         least = min(range(frozen, len(norms)), key=lambda number: norms[number])
         size = min(int(frozen + self.alpha * (len(norms) - frozen)), least)
         ready = {layer.name for layer in used[:size] if layer in active}

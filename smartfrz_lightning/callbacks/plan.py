@@ -51,7 +51,7 @@ class _Measure(Stage):
             return
         if not self._depths:
             free = sum(not layer.always_trains for layer in run.layers)
-            chosen = len(self._start.answer.freeze)
+            chosen = run.agree(len(self._start.answer.freeze))
             self._depths = sorted({round(share * free) for share in SHARES} | {chosen})
         depth = len(run.frozen)
         if depth != self._next():
@@ -115,9 +115,9 @@ class PlanCallback(SmartFreezeCallback):
         if not isinstance(start, StartStage | None):
             raise ValueError(f"start={start!r}: must be a StartStage")
         start = start or StartStage()
-        self._measure, verified = _Measure(start), start.verified
+        self._measure, verified, save = _Measure(start), start.verified, start.save
         super().__init__(start, verify=False, later=self._measure, exclude=exclude, report=False)
-        start.verified, self.works_sharded = verified, False
+        start.verified, start.save, self.works_sharded = verified, save, False
         self._start = start
         self._later: LaterStage | None = LaterStage() if later is True else later or None
         self.plan: list[PlannedPrefix] = []

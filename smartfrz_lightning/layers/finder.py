@@ -39,8 +39,8 @@ class LayerWatch:
             self._use.ran.setdefault(name, sequence_number())
             node = args[0].grad_fn if args and isinstance(args[0], Tensor) else None
             if node is not None and not any(True for _ in module.parameters(recurse=False)):
-                buffer = next(own for own, _ in module.named_buffers(prefix=name, recurse=False))
-                self._norms.setdefault(buffer, node)
+                for buffer, _ in module.named_buffers(prefix=name, recurse=False):
+                    self._norms.setdefault(buffer, node)
             for own, parameter in module.named_parameters(prefix=name, recurse=False):
                 self._names.setdefault(id(parameter), own)  # FSDP2 puts gathered weights in place of its own
 

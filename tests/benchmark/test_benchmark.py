@@ -118,6 +118,13 @@ def test_methods_that_fail_do_not_stop_the_others(tmp_path, capsys):
     assert [r["run"] for r in read_results(tmp_path / "out" / "results.jsonl")] == ["full", "plain"]
 
 
+def test_the_epochs_of_a_run_are_shown_while_it_is_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    benchmark_command(["--config", str(small(tmp_path, {"full": {}}, seeds=[1]))])
+    shown = capsys.readouterr().err
+    assert all(f"{epoch}/4" in shown for epoch in (1, 2, 3, 4))
+
+
 def test_a_metric_that_validation_does_not_log(tmp_path, capsys):
     with pytest.raises(SystemExit):
         benchmark_command(["--config", str(small(tmp_path, {"full": {}}, seeds=[1], metric="nothing"))])

@@ -1,6 +1,7 @@
 """What each method decides in cases that are worked out by hand: numbers, no formula."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,17 @@ def test_gradient_norm_by_hand(alpha, frozen):
         give(run, [(3, 4), (0, 4), (3, 0), (1, 0), (0, 2), (6, 0)])
         method.gradients_ready(run, run.optimizers[0])
         assert method.select(run) == (frozen if check else [])
+
+
+def test_gradient_norm_goes_on_behind_a_layer_that_always_trains():
+    run, method = run_of(6), GradientNormFreezeCallback(alpha=0.5)
+    run.layers[0] = replace(run.layers[0], always_trains="excluded")
+    method.reset()
+    for norms, frozen in (((6, 4, 3, 2, 1, 6), []), ((6, 4, 3, 2, 1, 6), ["1", "2"]), ((6, 0, 0, 2, 1, 6), ["3"])):
+        give(run, [(norm, 0) for norm in norms])
+        method.gradients_ready(run, run.optimizers[0])
+        assert method.select(run) == frozen
+        run.frozen += frozen
 
 
 def test_linear_by_hand(make_trainer):

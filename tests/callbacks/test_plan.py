@@ -108,6 +108,13 @@ def test_what_is_excluded_is_no_part_of_it(make_trainer, tmp_path, capsys):
     assert (tmp_path / "lightning_logs" / "version_0" / "freeze_plan.png").stat().st_size > 5000
 
 
+def test_the_default_that_is_planned_has_its_share_to_save(make_trainer):
+    default = SmartFreezeCallback(StartStage(Safe(), probe_steps=4), save=0.05)
+    plan = PlanCallback(default.stages["start"])
+    make_trainer(plan, max_epochs=20, limit_val_batches=0).fit(Classifier(trained(mlp())))
+    assert [prefix.default for prefix in plan.plan] == [False, True, False, False]  # the first of two as safe
+
+
 def test_the_command_takes_the_configs_of_fit(tmp_path, capsys):
     torch.manual_seed(1)
     quiet = ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]
