@@ -172,42 +172,15 @@ def _arguments(
     benchmark: Benchmark, run: Run, seed: int, folder: Path, callbacks: list[dict[str, Any]], max_steps: int | None
 ) -> list[str]:
     arguments = [f"--config={path}" for path in benchmark.experiment]
-    if overrides := _nested(benchmark.fill(run.overrides, seed)):  # as a config: dotted arguments turn null into text
-        arguments.append(f"--config={json.dumps(overrides)}")
+    for name, value in benchmark.fill(run.overrides, seed).items():
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        arguments.append(f"--config={json.dumps(value)}")  # as a dotted argument, null would be text
     for callback in benchmark.fill(copy.deepcopy(callbacks), seed):
         arguments.append(f"--trainer.callbacks+={json.dumps(callback)}")
     fixed = {"default_root_dir": str(folder), "logger": False, "num_sanity_val_steps": 0}
     fixed |= {"enable_model_summary": False, **({"max_steps": max_steps} if max_steps else {})}
     return [*arguments, f"--config={json.dumps({'seed_everything': seed, 'trainer': fixed})}"]
-
-
-def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name as a tree; a class by its path alone may have settings as well.
-
-    Raises:
-        ValueError: One setting is a value, and another one wants to be inside of it.
-    """
-    tree: dict[str, Any] = {}
-    for name, value in settings.items():
-        *path, last = name.split(".")
-        for key in reversed([*path, last]):
-            value = {key: value}
-        _merge(tree, value, name)
-    return tree
-
-
-def _merge(tree: dict[str, Any], other: dict[str, Any], name: str) -> None:
-    for key, value in other.items():
-        one = tree.get(key)
-        if isinstance(one, dict) != isinstance(value, dict) and one is not None:
-            one, value = ({"class_path": v} if isinstance(v, str) else v for v in (one, value))
-            if not (isinstance(one, dict) and isinstance(value, dict)):
-                raise ValueError(f"overrides: {name!r} and another one contradict each other at {key!r}")
-            tree[key] = one
-        if isinstance(one, dict) and isinstance(value, dict):
-            _merge(one, value, name)
-        else:
-            tree[key] = value
 
 
 def _circumstances(world_size: int) -> dict[str, Any]:

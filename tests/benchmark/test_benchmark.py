@@ -200,14 +200,13 @@ def test_configs_are_whole(path, monkeypatch):
     assert json.dumps([run.overrides for run in benchmark.methods.values()] + [benchmark.overrides])
 
 
-def test_overrides_of_a_class_and_of_its_settings():
-    from smartfrz_lightning.benchmark.run import _nested
-
-    whole = {"data": {"class_path": "pkg.Data", "init_args": {"batch_size": 4}}, "model": {"a": None}}
-    one = {"data": "pkg.Data", "data.init_args.batch_size": 4, "model.a": None}
-    assert _nested(one) == _nested(dict(reversed(one.items()))) == whole
-    with pytest.raises(ValueError, match="'model.lr.max' and another one contradict each other at 'lr'"):
-        _nested({"model.lr": 0.1, "model.lr.max": 1})
+def test_overrides_of_a_class_and_of_its_settings_in_any_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    data = {"data.init_args.batch_size": 500, "data": "smartfrz_lightning.experiments.images.DigitsDataModule"}
+    methods = {"full": {"overrides": data}, "other": {"overrides": dict(reversed(data.items()))}}
+    benchmark_command(["--config", str(small(tmp_path, methods, seeds=[1]))])
+    results = read_results(tmp_path / "out" / "results.jsonl")
+    assert [result["steps"] for result in results] == [8, 8]  # two batches an epoch
 
 
 def test_an_override_of_a_class_is_kept_as_it_is_written(tmp_path, monkeypatch):
