@@ -1,9 +1,9 @@
 """The command ``smartfrz``: LightningCLI with our callbacks by their short names."""
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningCLI
@@ -37,7 +37,7 @@ def main(args: ArgsType = None) -> None:
         True
     """
     if args is None:
-        sys.path.insert(0, os.getcwd())  # modules of the user's, as with python -m: a console script does not look there
+        sys.path.insert(0, str(Path.cwd()))  # modules of the user's: a console script does not look there
         for name, command in (("benchmark", benchmark_command), ("plan", plan_command)):
             if sys.argv[1:2] == [name]:
                 command(sys.argv[2:])

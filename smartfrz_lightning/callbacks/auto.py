@@ -88,5 +88,5 @@ class AutoFreezeCallback(FreezingCallback):
         return {"gradients": self._gradients.state_dict(), "norms": self._norms}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        self._gradients.load_state_dict(state["gradients"], run.model)
+        self._gradients.load_state_dict(state["gradients"])
         self._norms = state["norms"]

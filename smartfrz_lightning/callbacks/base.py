@@ -176,14 +176,9 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
             loss, parts = unscaled(trainer, self._engine.run.loss), trainer.accumulate_grad_batches
             self._engine.run.loss = loss * parts if parts > 1 else loss  # Lightning divides by them
 
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if pl_module.automatic_optimization:
-            self._engine.after_backward()
-
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         with self.timeline.timed():
-            if self.reads_gradients:
-                unscale(trainer, getattr(optimizer, "optimizer", optimizer))
+            unscale(trainer, getattr(optimizer, "optimizer", optimizer))
             self._engine.note_gradients(optimizer)
 
     def on_train_batch_end(

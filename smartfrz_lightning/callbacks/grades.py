@@ -82,13 +82,7 @@ class GradESFreezeCallback(FreezingCallback):
                 self._before.pop(name, None)
 
     def method_state(self) -> dict[str, Any]:
-        return {
-            kind: {name: tensor.cpu() for name, tensor in tensors.items()}
-            for kind, tensors in (("before", self._before), ("norms", self._norms))
-        }
+        return {"before": self._before, "norms": self._norms}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        own, norms = run.model.get_parameter, state["norms"]
-        self._before = {name: tensor.to(own(name).device) for name, tensor in state["before"].items()}
-        weights = {layer.name: layer.weights[0] for layer in run.layers if layer.name in norms}
-        self._norms = {name: norms[name].to(own(weight).device) for name, weight in weights.items()}
+        self._before, self._norms = dict(state["before"]), dict(state["norms"])

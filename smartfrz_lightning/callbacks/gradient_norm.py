@@ -65,5 +65,5 @@ class GradientNormFreezeCallback(FreezingCallback):
         return {"gradients": self._gradients.state_dict(), "checks": self._checks}
 
     def load_method_state(self, state: dict[str, Any], run: TrainingRun) -> None:
-        self._gradients.load_state_dict(state["gradients"], run.model)
+        self._gradients.load_state_dict(state["gradients"])
         self._checks = state["checks"]

@@ -49,8 +49,8 @@ class LayerGradients:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums."""
-        return {name: tensor.cpu() for name, tensor in self._sums.items()}
+        return self._sums
 
-    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up saved sums."""
-        self._sums = {name: tensor.to(model.get_parameter(name).device) for name, tensor in state.items()}
+        self._sums = dict(state)

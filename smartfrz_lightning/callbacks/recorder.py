@@ -73,7 +73,6 @@ class HistoryRecorder(FreezingCallback):
         self._snapshots: list[Tensor] = []
         self._snapshot_steps: list[int] = []
         self._checks: list[dict[str, Any]] = []
-        self._losses: list[Tensor] = []
 
     def prepare(self, run: TrainingRun) -> None:
         load_reference(self.reference, run.model)
@@ -110,10 +109,6 @@ class HistoryRecorder(FreezingCallback):
             self._sampler = WeightSampler(run.model, self._recorded, self.sample_size)
             self._probe.meet_reference(load_reference(self.reference, run.model), self._recorded)
 
-    def batch_done(self, run: TrainingRun, stepped: bool) -> None:
-        if run.loss is not None:
-            self._losses.append(run.loss)
-
     def step_done(self, run: TrainingRun) -> None:
         if run.passed(self._spacing):
             row = torch.empty(len(self._recorded), self.sample_size, device=next(run.model.parameters()).device)
@@ -121,17 +116,8 @@ class HistoryRecorder(FreezingCallback):
             self._snapshot_steps.append(run.steps)
         if self._probe is None or not run.passed(self._check_spacing):
             return
-        self._checks.append(
-            {
-                "cka": self._probe.cka(self._recorded),
-                "check_step": run.steps,
-                "check_epoch": run.epoch,
-                "progress": float("nan") if run.progress is None else run.progress,
-                "lr": next(iter(run.rates), float("nan")),
-                "train_loss": float(torch.stack(self._losses).mean()) if self._losses else float("nan"),
-            }
-        )
-        self._losses.clear()
+        cka = self._probe.cka(self._recorded)
+        self._checks.append({"cka": cka, "check_step": run.steps, "check_epoch": run.epoch})
 
     def select(self, run: TrainingRun) -> list[str]:
         return []
@@ -154,7 +140,6 @@ class HistoryRecorder(FreezingCallback):
             **{key: torch.tensor(values) for key, values in columns.items()},
             network=self.network or self._probe.network,
             layers=[layer.name for layer in self._recorded],
-            sizes=[layer.size for layer in self._recorded],
             settings={
                 "batches_per_epoch": trainer.num_training_batches,
                 "snapshot_every_n_batches": self._spacing,

@@ -4,10 +4,12 @@ from typing import Any
 
 from smartfrz_lightning.callbacks.base import FreezingCallback
 from smartfrz_lightning.engine.run import TrainingRun
-from smartfrz_lightning.layers.layer import connected
 from smartfrz_lightning.similarity.reference import load_reference
 from smartfrz_lightning.similarity.reference_probe import ReferenceProbe
 from smartfrz_lightning.stages.start import check_shares
+
+MEASUREMENTS = 8
+"""Of CKA, an epoch."""
 
 
 class SimilarityFreezeCallback(FreezingCallback):
@@ -26,8 +28,6 @@ class SimilarityFreezeCallback(FreezingCallback):
     Args:
         reference: Checkpoint or safetensors file of the finished model.
         epsilon: Largest range of CKA over an epoch that counts as stable.
-        measurements_per_epoch: How often an epoch CKA is measured.
-        front_only: Freeze a layer only once all before it have.
         kwargs: Arguments of ``FreezingCallback``, such as ``exclude``.
 
     Raises:
@@ -38,22 +38,11 @@ class SimilarityFreezeCallback(FreezingCallback):
 
     works_sharded = False
 
-    def __init__(
-        self,
-        reference: str,
-        epsilon: float = 0.01,
-        measurements_per_epoch: int = 8,
-        front_only: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, reference: str, epsilon: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_shares(epsilon=epsilon)
-        if measurements_per_epoch < 2:
-            raise ValueError(f"measurements_per_epoch={measurements_per_epoch}: a range needs at least 2 measurements")
         self.reference = reference
         self.epsilon = epsilon
-        self.measurements_per_epoch = measurements_per_epoch
-        self.front_only = front_only
 
     def reset(self) -> None:
         self._probe: ReferenceProbe | None = None
@@ -71,11 +60,11 @@ class SimilarityFreezeCallback(FreezingCallback):
             self._probe = ReferenceProbe(run.model)
 
     def layers_found(self, run: TrainingRun) -> None:
-        if self._probe is not None and not self._probe.has_met_reference:
+        if self._probe is not None and not self._probe.reference:
             self._probe.meet_reference(load_reference(self.reference, run.model), run.active)
 
     def step_done(self, run: TrainingRun) -> None:
-        spacing = max(1, round(run.batches_per_epoch / self.measurements_per_epoch))
+        spacing = max(1, round(run.batches_per_epoch / MEASUREMENTS))
         if self._probe is not None and run.passed(spacing) and (active := run.active):
             for layer, cka in zip(active, self._probe.cka(active), strict=True):
                 self._cka.setdefault(layer.name, []).append(cka)
@@ -84,10 +73,10 @@ class SimilarityFreezeCallback(FreezingCallback):
         measured = {layer.name: self._cka.get(layer.name, []) for layer in run.active}
         ready = [n for n, cka in measured.items() if len(cka) > 1 and max(cka) - min(cka) < self.epsilon]
         self._cka.clear()
-        return connected(run.layers, run.frozen, ready) if self.front_only else ready
+        return ready
 
     def method_state(self) -> dict[str, Any]:
-        if self._probe is None or not self._probe.has_met_reference:
+        if self._probe is None or not self._probe.reference:
             return {}
         return {"cka": dict(self._cka), "probe": self._probe.state_dict()}
 

@@ -70,7 +70,7 @@ class SmartFreezeCallback(FreezingCallback):
 
     def __init__(
         self,
-        start: bool | str | Stage = True,
+        start: bool | Stage = True,
         verify: bool | Stage = True,
         later: bool | Stage = True,
         threshold: float | None = None,
@@ -79,8 +79,6 @@ class SmartFreezeCallback(FreezingCallback):
         report: bool | str | Path = True,
     ) -> None:
         super().__init__(report, exclude=exclude)
-        if start == "none":
-            raise ValueError("start='none': the paper's method by itself is AttentionFreezeCallback now")
         for name, value in (("start", start), ("verify", verify), ("later", later)):
             if not isinstance(value, bool | Stage):
                 raise ValueError(f"{name}={value!r}: must be True, False or a Stage")
@@ -107,10 +105,6 @@ class SmartFreezeCallback(FreezingCallback):
         if not self.stages:
             raise ValueError("start, verify and later are all False: nothing would ever freeze")
         self.works_sharded = all(stage.works_sharded for stage in self.stages.values())
-
-    @property
-    def reads_gradients(self) -> bool:
-        return any(stage.reads_gradients for stage in self.stages.values())
 
     def _asked_now(self, run: TrainingRun, epoch: int | None = None) -> Stage | None:
         """The first stage whose check is due; none behind one that is yet to decide."""

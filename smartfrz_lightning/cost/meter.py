@@ -21,7 +21,6 @@ class CostMeter:
         self._reference = 0.0
         self._counter: ForwardFlops | None = None
         self._size = 1.0
-        self._saw_backward = False
 
     @property
     def measuring(self) -> bool:
@@ -31,15 +30,11 @@ class CostMeter:
     def before_batch(self, batch: Any) -> None:
         """A training batch begins."""
         self.drop()
-        self._size, self._saw_backward = batch_size(batch), False
+        self._size = batch_size(batch)
         known = any(abs(self._size - size) <= _ALIKE * size for size in self._flops)
         if not known and len(self._flops) < _SIZES:
             self._counter = ForwardFlops(self._model)
             self._counter.start()
-
-    def before_backward(self) -> None:
-        """A backward pass begins."""
-        self._saw_backward = True
 
     def stop(self) -> None:
         """No more of this batch is counted."""
@@ -51,11 +46,11 @@ class CostMeter:
         self.stop()
         self._counter = None
 
-    def after_batch(self, layers: Sequence[Layer]) -> StepCost | None:
+    def after_batch(self, layers: Sequence[Layer], saw_backward: bool) -> StepCost | None:
         """A training batch is done; returns the cost of a step if it was the first one to be measured."""
         self.stop()
         counter, self._counter = self._counter, None
-        if counter is None or not self._saw_backward:  # a skipped step is no measure
+        if counter is None or not saw_backward:  # a skipped step is no measure
             return None
         self._flops[self._size] = counter.total
         if self._reference:

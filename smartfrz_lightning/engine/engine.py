@@ -58,7 +58,6 @@ class Engine:
         self._observer = Observer(model)
         self._steps = StepHooks(self.gradients_ready, self._optimizer_stepped)
         self._batches, self._checked_epoch = 0, -1
-        self._passes = 0  # backward passes of this batch
         self._started = False
 
     @property
@@ -116,10 +115,6 @@ class Engine:
         self.run.loss = losses[0].detach().mean() if losses else None
         self._observer.before_backward(*losses, only=only)
 
-    def after_backward(self) -> None:
-        """A backward pass is over, and any other of this batch would be one more of the same kind, as LBFGS does."""
-        self._passes += 1
-
     def gradients_ready(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step; the gradients are complete."""
         self._find(over=False)
@@ -158,10 +153,9 @@ class Engine:
         stepped = self._steps.take() or stepped
         self._find()
         cost = self._observer.after_batch(self.run.layers)
-        passes, self._passes = max(1, self._passes), 0
         if cost is not None:
             self.run.cost = self.timeline.cost = cost
-        work = passes * self._observer.meter.work()
+        work = self._observer.meter.work()
         self.timeline.batch_done(work, self.run.frozen)
         if not self.run.layers:
             return False
@@ -252,7 +246,7 @@ class Engine:
             "frozen": list(run.frozen),
             "untrained": sorted(run.untrained),
             "confidence": dict(run.confidence),
-            "method": tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), own),
+            "method": tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), own),
             "recalibrating": self.frozen.norms.state_dict(),
             "meter": self._observer.meter.state_dict(),
         }
@@ -276,7 +270,7 @@ class Engine:
         self._observer = Observer(self._model)
         self.frozen = FrozenLayers(self._model, self.method, self.processes, run)
         self.frozen.timeline = timeline
-        self._passes, run.loss = 0, None
+        run.loss = None
         for name in _COUNTED:
             setattr(run, name, state["counters"][name])
         self._checked_epoch, self._batches = state["counters"]["checked_epoch"], state["counters"]["counted"]
@@ -290,7 +284,9 @@ class Engine:
             self.frozen.apply(run.frozen_layers, later)
         self.frozen.norms.load_state_dict(state["recalibrating"], run.frozen_layers)
         if run.layers:
-            self.method.load_method_state(state["method"], run)
+            device = next(self._model.parameters()).device
+            own = tree_map_only(Tensor, lambda tensor: tensor.to(device, copy=True), state["method"])
+            self.method.load_method_state(own, run)
         excluded = [layer.name for layer in run.frozen_layers if layer.always_trains == "excluded"]
         if excluded:  # since the state was saved
             self.change(thaw_now=excluded)

@@ -20,7 +20,7 @@ class Observer:
 
     Attributes:
         meter: Measures what a step costs.
-        saw_loss: Whether a backward pass was seen while layers were looked for.
+        saw_loss: Whether a backward pass was seen in this batch.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,10 +40,9 @@ class Observer:
 
     def before_backward(self, *losses: Tensor, only: bool = False) -> None:
         """These are about to be differentiated, in the only backward pass of this batch or in one of several."""
+        self.saw_loss = True
         if self._watch is not None:
-            self.saw_loss = True
             self._watch.leads_to(*losses)
-        self.meter.before_backward()
         if only:
             self._close()
 
@@ -64,7 +63,7 @@ class Observer:
     def after_batch(self, layers: Sequence[Layer]) -> StepCost | None:
         """A batch is over; returns the cost of a step if it was measured for the first time."""
         self._close()
-        return self.meter.after_batch(layers)
+        return self.meter.after_batch(layers, self.saw_loss)
 
     def _close(self) -> None:
         if self._watch is not None:

@@ -47,11 +47,6 @@ class FreezingRule(ABC):
     thaws = False
     """Whether it may answer with layers to thaw: it is then asked also when none is left to freeze."""
 
-    @property
-    def reads_gradients(self) -> bool:
-        """Whether it looks at gradients when an optimizer is about to step."""
-        return type(self).gradients_ready is not FreezingRule.gradients_ready
-
     @abstractmethod
     def select(self, run: TrainingRun) -> Decision | Collection[str] | Mapping[str, float | None]:
         """Names of the active layers that should freeze now. Called in the first process alone.

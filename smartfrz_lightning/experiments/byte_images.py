@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset, default_convert
 
 from smartfrz_lightning.extras import require
 
@@ -18,24 +18,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's channels."""
 
 
-class ByteImages(Dataset):
-    """Images ``[n, channels, height, width]`` as bytes, handed out in whole batches: one by one takes far longer."""
+class ByteImages(TensorDataset):
+    """Images ``[n, channels, height, width]`` as bytes, in whole batches: one by one takes far longer; and labels."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images[indices], self.labels[indices]
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        return self[indices]
 
 
 class ByteImagesDataModule(LightningDataModule, ABC):
@@ -83,10 +70,10 @@ class ByteImagesDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         data = self._data["train"]
         whole = len(data) >= self.batch_size  # fewer images are one short batch
-        return DataLoader(data, self.batch_size, shuffle=True, drop_last=whole, collate_fn=_as_it_is)
+        return DataLoader(data, self.batch_size, shuffle=True, drop_last=whole, collate_fn=default_convert)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self._data["test"], 2 * self.batch_size, collate_fn=_as_it_is)
+        return DataLoader(self._data["test"], 2 * self.batch_size, collate_fn=default_convert)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch

@@ -29,11 +29,9 @@ class TextClassifier(LightningModule):
     Args:
         model: Name on the Hugging Face hub, or a local folder with ``config.json`` and weights.
         num_classes: Number of classes. Where pretrained weights have a head for another number, it starts afresh.
-        pretrained: ``False`` starts from random weights and needs the configuration only.
         optimizer: Makes the optimizer from the parameters; AdamW with a learning rate of 2e-5 by default.
         schedule: ``"linear"`` or ``"cosine"`` anneals the learning rate to zero over the run, ``"constant"`` leaves it.
         warmup: Share of the steps in which the annealed rate first rises to its full value.
-        arguments: Settings that replace those of the model's configuration, such as ``{"num_hidden_layers": 2}``.
 
     Raises:
         OSError: There is no such model.
@@ -44,28 +42,22 @@ class TextClassifier(LightningModule):
         self,
         model: str,
         num_classes: int = 2,
-        pretrained: bool = True,
         optimizer: OptimizerCallable = _adamw,
         schedule: Literal["linear", "cosine", "constant"] = "linear",
         warmup: float = 0.06,
-        arguments: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup={warmup}: give a share of the steps, 0 to 1")
         if schedule not in ("linear", "cosine", "constant"):
             raise ValueError(f"schedule={schedule!r}: give 'linear', 'cosine' or 'constant'")
-        settings = {**(arguments or {}), "num_labels": num_classes}
         try:
-            config = AutoConfig.from_pretrained(model, **settings)
+            config = AutoConfig.from_pretrained(model, num_labels=num_classes)
             if config.pad_token_id is None:  # decoders have none
                 config.pad_token_id = config.eos_token_id
-            if pretrained:
-                self.model = AutoModelForSequenceClassification.from_pretrained(
-                    model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-                )
-            else:
-                self.model = AutoModelForSequenceClassification.from_config(config)
+            self.model = AutoModelForSequenceClassification.from_pretrained(
+                model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+            )
         except OSError as error:
             raise OSError(f"model={model!r} is no local folder and cannot be loaded from the hub: {error}") from error
         self.model.train()

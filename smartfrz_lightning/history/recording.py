@@ -24,13 +24,9 @@ class Recording:
         snapshot_step: ``[N]`` optimizer step of each snapshot.
         check_step: ``[C]`` optimizer step of each check.
         check_epoch: ``[C]`` epochs done, with fraction.
-        progress: ``[C]`` share of the run done, 0 to 1; NaN for a run without end.
-        lr: ``[C]`` learning rate of the first parameter group.
-        train_loss: ``[C]`` mean training loss since the check before, as it was differentiated.
         cka: ``[C, L]`` CKA of each layer's output to that of the reference on the probe.
         network: Name of the architecture; the split for held-out networks goes by it.
         layers: Names of the layers.
-        sizes: Number of parameters of each layer.
         settings: Seed, spacing, versions and the like.
     """
 
@@ -38,13 +34,9 @@ class Recording:
     snapshot_step: Tensor
     check_step: Tensor
     check_epoch: Tensor
-    progress: Tensor
-    lr: Tensor
-    train_loss: Tensor
     cka: Tensor
     network: str
     layers: list[str]
-    sizes: list[int]
     settings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
@@ -55,12 +47,7 @@ class Recording:
 
     @classmethod
     def load(cls, path: str | Path) -> "Recording":
-        """Read a file.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is cut short, or of another format or version.
-        """
+        """Read a file; ``ValueError`` if it is cut short, or of another format or version."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no recording at {str(path)!r}: make one with HistoryRecorder(path=...)")
         tensors, header = read_tensors(path)
@@ -68,4 +55,5 @@ class Recording:
             raise ValueError(f"{str(path)!r} is not a recording of HistoryRecorder")
         if (version := header.pop("version", None)) != VERSION:
             raise ValueError(f"{str(path)!r} is a recording of version {version}, this is {VERSION}: record it again")
-        return cls(**tensors, **header)
+        known = [one.name for one in fields(cls)]  # older files have more
+        return cls(**{name: value for name, value in {**tensors, **header}.items() if name in known})

@@ -14,18 +14,21 @@ class WeightHistory:
     """A ring of the latest snapshots of every active layer (paper, sections 3.1 and 3.2).
 
     The ring is one preallocated tensor ``[layers, window, sample_size]`` of float32 on the device of the weights.
-
     Where a layer is watched that was not watched before, as after a thaw, all windows begin again.
+
+    Attributes:
+        window: The most snapshots that are kept.
+        steps: When those in the window were taken, oldest first.
     """
 
     def __init__(
         self, model: nn.Module, layers: Sequence[Layer], window: int = 30, sample_size: int = 1024, seed: int = 0
     ) -> None:
-        self._layers = list(layers)
+        self._layers, self.window = list(layers), window
         self._sampler = WeightSampler(model, layers, sample_size, seed)
         device = next(model.parameters()).device
         self._ring = torch.zeros(len(layers), window, sample_size, dtype=torch.float, device=device)
-        self._steps: list[int] = []
+        self.steps: list[int] = []
         self._recorded = 0
 
     @property
@@ -33,23 +36,13 @@ class WeightHistory:
         """The layers that are watched, in forward order."""
         return [layer.name for layer in self._layers]
 
-    @property
-    def steps(self) -> list[int]:
-        """When the snapshots in the window were taken, oldest first."""
-        return list(self._steps)
-
-    @property
-    def window(self) -> int:
-        """The most snapshots that are kept."""
-        return self._ring.shape[1]
-
     def record(self, step: int) -> None:
         """Take a snapshot of every watched layer."""
         if not self._layers:
             return
         self._sampler(self._ring[:, self._recorded % self.window])
         self._recorded += 1
-        self._steps = [*self._steps, step][-self.window :]
+        self.steps = [*self.steps, step][-self.window :]
 
     def windows(self) -> Tensor:
         """The snapshots of every watched layer, oldest first: ``[layers, snapshots, sample_size]``."""
@@ -67,31 +60,23 @@ class WeightHistory:
             self._ring = self._ring[[row_of[name] for name in names]]
         else:
             self._ring = self._ring.new_zeros(len(names), *self._ring.shape[1:])
-            self._steps, self._recorded = [], 0
+            self.steps, self._recorded = [], 0
         self._layers = list(layers)
         self._sampler.watch(layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on after a resume."""
-        return {"names": self.names, "ring": self._ring.cpu(), "steps": self.steps, "recorded": self._recorded}
+        return {"names": self.names, "ring": self._ring, "steps": self.steps, "recorded": self._recorded}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved history.
-
-        Raises:
-            ValueError: It is a history of other layers, or of another window or sample size.
-        """
-        missing = [name for name in state["names"] if name not in self.names]
-        if missing or state["ring"].shape[1:] != self._ring.shape[1:]:
+        """Take up a saved history of the same layers; ``ValueError`` for another window or sample size."""
+        if state["ring"].shape != self._ring.shape:
             raise ValueError(
-                f"the saved history has window and sample size {tuple(state['ring'].shape[1:])} and layers not in this "
-                f"model: {missing[:3]}; this run has {tuple(self._ring.shape[1:])}. Resume with the model, window and "
-                "sample_size of the run that was saved"
+                f"the saved history has window and sample size {tuple(state['ring'].shape[1:])}, this run has "
+                f"{tuple(self._ring.shape[1:])}: resume with those of the run that was saved"
             )
-        self.watch([layer for layer in self._layers if layer.name in state["names"]])
-        self._ring.copy_(state["ring"][[state["names"].index(name) for name in self.names]])
-        self._steps = list(state["steps"])
-        self._recorded = state["recorded"]
+        self._ring.copy_(state["ring"])
+        self.steps, self._recorded = list(state["steps"]), state["recorded"]
 
 
 def snapshot_spacing(batches_per_epoch: float, total_batches: float = float("inf"), window: int = 30) -> int:

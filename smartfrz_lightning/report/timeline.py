@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -81,9 +81,14 @@ class Timeline:
 
     # --- what is booked
 
-    def timed(self) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
         """Time spent inside is time of the callback."""
-        return _Timed(self)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.callback_seconds += time.perf_counter() - began
 
     def seconds(self) -> float:
         """``fit_seconds`` and those since this was made or taken up."""
@@ -196,21 +201,6 @@ class Timeline:
         cost = StepCost.from_state_dict(state["cost"]) if state["cost"] else None
         parts = {"layers": layers, "events": events, "states": states, "cost": cost}
         return cls(**{**rest, **parts})
-
-
-class _Timed:
-    """Several are entered at every step, and ``contextlib.contextmanager`` takes two and a half times as long."""
-
-    __slots__ = ("_began", "_timeline")
-
-    def __init__(self, timeline: Timeline) -> None:
-        self._timeline = timeline
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: Any) -> None:
-        self._timeline.callback_seconds += time.perf_counter() - self._began
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:

@@ -25,6 +25,7 @@ class ReferenceProbe:
 
     Attributes:
         examples: How many there are.
+        reference: Gram matrices of the reference's layers, once it has been met.
 
     Raises:
         ValueError: On ``meet_reference``: no module was called that holds all trainable parameters, or a layer gave no
@@ -36,7 +37,7 @@ class ReferenceProbe:
         self.examples = 0
         self._too_few = 0  # examples of a batch that had not enough
         self._calls: list[tuple[nn.Module, tuple, dict]] = []
-        self._reference: dict[str, Tensor] = {}
+        self.reference: dict[str, Tensor] = {}
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         self._hooks = [
             module.register_forward_pre_hook(self._take, with_kwargs=True)
@@ -60,11 +61,6 @@ class ReferenceProbe:
         """Class name of the module that the probe is given to."""
         return type(self._calls[0][0]).__name__
 
-    @property
-    def has_met_reference(self) -> bool:
-        """Whether there is something to compare with."""
-        return bool(self._reference)
-
     def remove_hooks(self) -> None:
         """Stop waiting for a batch."""
         for hook in self._hooks:
@@ -85,14 +81,14 @@ class ReferenceProbe:
         own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.model.load_state_dict(state)
         try:
-            self._reference = dict(zip([layer.name for layer in layers], self._grams(layers), strict=True))
+            self.reference = dict(zip([layer.name for layer in layers], self._grams(layers), strict=True))
         finally:
             self.model.load_state_dict(own)
 
     def cka(self, layers: Sequence[Layer]) -> list[float]:
         """CKA of each layer's output to that of the reference, now."""
         pairs = zip(layers, self._grams(layers), strict=True)
-        return [float(gram_cka(gram, self._reference[layer.name])) for layer, gram in pairs]
+        return [float(gram_cka(gram, self.reference[layer.name])) for layer, gram in pairs]
 
     @torch.no_grad()
     def _grams(self, layers: Sequence[Layer]) -> list[Tensor]:
@@ -121,15 +117,13 @@ class ReferenceProbe:
         """The probe's inputs and the reference's Gram matrices."""
         names = {id(module): name for name, module in self.model.named_modules()}
         calls = [(names[id(module)], args, kwargs) for module, args, kwargs in self._calls]
-        return {"calls": calls, "reference": self._reference}
+        return {"calls": calls, "reference": self.reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved probe."""
         self.remove_hooks()
-        device = next(self.model.parameters()).device
-        state = tree_map_only(Tensor, lambda tensor: tensor.to(device), state)
         self._calls = [(self.model.get_submodule(name), tuple(args), kwargs) for name, args, kwargs in state["calls"]]
-        self._reference = state["reference"]
+        self.reference = state["reference"]
 
 
 def _examples(args: tuple, kwargs: dict) -> int:

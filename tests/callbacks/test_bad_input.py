@@ -55,7 +55,6 @@ from smartfrz_lightning.stages import LaterStage, Schedule, StartStage
         (SmartFreezeCallback, {"threshold": 1}, "threshold=1"),
         (SmartFreezeCallback, {"start": False, "threshold": 0}, "threshold=0"),
         (SmartFreezeCallback, {"threshold": "0.8"}, "threshold='0.8': must be a number"),
-        (SmartFreezeCallback, {"start": "none"}, "start='none': the paper's method .* AttentionFreezeCallback"),
         (SmartFreezeCallback, {"start": "later"}, "start='later': must be True, False or a Stage"),
         (SmartFreezeCallback, {"verify": "yes"}, "verify='yes': must be True, False or a Stage"),
         (SmartFreezeCallback, {"save": 1.5}, "save=1.5: must be a number between 0 and 1"),

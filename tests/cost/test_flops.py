@@ -140,9 +140,8 @@ def test_compiled_models_are_measured_too():
     meter.before_batch(x)
     with torch.compiler.set_stance("force_eager"):
         loss = compiled(x).sum()
-    meter.before_backward()
     loss.backward()
-    assert meter.after_batch(layers).full.forward == 4 * 2 * (64 + 16)
+    assert meter.after_batch(layers, True).full.forward == 4 * 2 * (64 + 16)
 
 
 def test_manual_optimization_with_two_passes_a_step(make_trainer):
@@ -186,9 +185,8 @@ def test_sentences_of_different_length_count_as_what_they_cost():
         layers = find_layers(net, ids)
         meter.before_batch(ids)
         loss = net(ids).sum()
-        meter.before_backward()
         loss.backward()
-        first = meter.after_batch(layers)
+        first = meter.after_batch(layers, True)
         reference = first.full.forward if first else reference  # noqa: F821
         total += meter.work() * reference
         counted += 4 * (2 * 2 * length * length * 8 + 2 * 8 * 2)

@@ -34,7 +34,7 @@ def test_a_recording_holds_what_happened(recorded):
     recording, model, folder = recorded
     assert recording.network == "mlp" and recording.layers == ["net.0", "net.4", "net.7", "net.9"]
     assert recording.check_step.tolist() == list(range(2, 33, 2))
-    assert recording.progress[-1] == 1 and recording.check_epoch[-1] == 4
+    assert recording.check_epoch[-1] == 4
     assert (recording.cka.abs() <= 1 + 1e-6).all() and (recording.cka[-1] > 0.1).all()
     # The last snapshot is the finished model's weights; the last CKA can be computed by hand, on the validation set.
     assert recording.snapshot_step[-1] == 32
@@ -90,7 +90,7 @@ def test_labels_follow_the_rule():
     cka = torch.linspace(0, 1, 12)[:, None].repeat(1, 2)
     cka[:, 1] = torch.tensor([0.2, 0.5, 0.7, 0.9, 0.9, 0.905, 0.9, 0.909, 0.902, 0.9, 0.95, 0.95])
     zero = torch.zeros(12)
-    run = Recording(torch.zeros(1, 2, 4), zero[:1], zero, checks, zero, zero, zero, cka, "n", ["a", "b"], [1, 1])
+    run = Recording(torch.zeros(1, 2, 4), zero[:1], zero, checks, cka, "n", ["a", "b"])
     labels = stable_range_labels(run, 0.01)
     assert (labels[:3] == -1).all() and (labels[3:, 0] == 0).all()
     assert labels[3:, 1].tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0]

@@ -30,8 +30,8 @@ def recording(network, seed):
     cka = 0.9 + noise * (checks[:, None] < stops)
     numbers = checks.float()
     return Recording(
-        snapshots, torch.arange(SNAPSHOTS), checks, numbers / 8, numbers / SNAPSHOTS, numbers, numbers, cka, network,
-        [f"layer{number}" for number in range(8)], [SAMPLE] * 8,
+        snapshots, torch.arange(SNAPSHOTS), checks, numbers / 8, cka, network,
+        [f"layer{number}" for number in range(8)],
     )  # fmt: skip
 
 

@@ -3,28 +3,11 @@
 import time
 
 import pytest
-import torch
 from models import Classifier, mlp
 from scripted import ScriptedFreeze
 from torch import nn
 
 from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
-
-
-def test_every_closure_of_lbfgs_is_booked(make_trainer):
-    class Counts(Classifier):
-        passes = samples = 0
-
-        def training_step(self, batch, batch_idx):
-            self.passes += 1
-            self.samples += len(batch[0])
-            return super().training_step(batch, batch_idx)
-
-    model = Counts(mlp(norm=False), lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=10))
-    freezer = ScriptedFreeze({})
-    make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(model)
-    one = freezer.timeline.states[0].flops.total
-    assert model.passes > 40 and freezer.timeline.spent.total == pytest.approx(model.samples / 8 * one)
 
 
 class Looked(nn.Module):
