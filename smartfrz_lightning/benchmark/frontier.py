@@ -14,9 +14,6 @@ class Frontier:
 
     Args:
         points: Value by cost; the cost of the whole run is 1.
-
-    Raises:
-        ValueError: There are fewer than two points, or none at a cost of 1.
     """
 
     def __init__(self, points: Mapping[float, float]) -> None:

@@ -19,14 +19,12 @@ class TrainingMeter(Callback):
     Attributes:
         seen: Sizes of all batches so far, see ``batch_size``.
         first: Size of the first batch.
-        steps: Batches after which an optimizer stepped.
     """
 
     def __init__(self) -> None:
         self.seconds = {"startup": 0.0, "validation": 0.0, "train": 0.0}
         self._since = time.perf_counter()
-        self.seen, self.first, self.steps = 0.0, 0.0, 0
-        self._global_step = 0
+        self.seen, self.first = 0.0, 0.0
 
     def _book(self, part: str, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":
@@ -37,15 +35,12 @@ class TrainingMeter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._book("startup", pl_module)
-        self._global_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         size = batch_size(batch)
         self.seen, self.first = self.seen + size, self.first or size
-        self.steps += trainer.global_step != self._global_step
-        self._global_step = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:

@@ -55,12 +55,7 @@ def run_once(
     max_steps: int | None = None,
     on_epoch: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
-    """Do one run; returns everything that the table and the picture are made of, as plain values.
-
-    Raises:
-        SettingsError: The config cannot be parsed, validation does not log the benchmark's metric, or the number of
-            processes is another than that of the runs before.
-    """
+    """Do one run; returns everything that the table and the picture are made of, as plain values."""
     folder = benchmark.folder(name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with log_file(folder).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
@@ -93,6 +88,7 @@ def run_once(
         timeline = freezer.timeline if freezer else Timeline()
         if not chosen:
             timeline = _plain_timeline(_arguments(benchmark, run, seed, folder, [MEASURE], 1), meter)
+            timeline.steps = trainer.global_step
     if benchmark.metric not in metrics:
         raise SettingsError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
     result = {
@@ -158,7 +154,7 @@ def _plain_timeline(arguments: list[str], meter: TrainingMeter) -> Timeline:
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     measured = next(c for c in callbacks_of(cli.trainer) if isinstance(c, FreezingCallback)).timeline
     start = replace(measured.states[0], work=meter.seen / own.first)  # its batch may have another size
-    return Timeline(layers=measured.layers, states=[start], cost=measured.cost, steps=meter.steps)
+    return Timeline(layers=measured.layers, states=[start], cost=measured.cost)
 
 
 def _cli(arguments: list[str], idle: tuple[type[Callback], ...]) -> FitCLI:

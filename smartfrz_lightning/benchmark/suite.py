@@ -49,11 +49,7 @@ def read_benchmark(args: Sequence[str] | None = None) -> Benchmark:
 
 
 def run_benchmark(benchmark: Benchmark) -> bool:
-    """Do every run that has no result yet, then write the table and the picture; returns whether all runs are done.
-
-    Raises:
-        ValueError: The output folder holds results of other settings.
-    """
+    """Do every run that has no result yet, then write the table and the picture; returns whether all runs are done."""
     console = Console(file=sys.stderr, quiet=rank_zero_only.rank > 0)  # a run has its own, which is the log
     path = Path(benchmark.output) / "results.jsonl"
     results = read_results(path)

@@ -49,21 +49,6 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
             nothing in it trains.
         MisconfigurationException: On ``fit``: the strategy is not supported, or the Trainer has another callback of
             this kind.
-
-    Examples:
-        >>> from contextlib import redirect_stdout
-        >>> from io import StringIO
-        >>> from lightning.pytorch import Trainer
-        >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from smartfrz_lightning import FreezingCallback
-        >>> class FreezeNext(FreezingCallback):
-        ...     def select(self, run):
-        ...         return [run.active[0].name]
-        >>> method = FreezeNext(every_n_train_steps=2)
-        >>> with redirect_stdout(StringIO()) as report:
-        ...     Trainer(max_steps=4, accelerator="cpu", barebones=True, callbacks=[method]).fit(BoringModel())
-        >>> [(layer.name, layer.always_trains) for layer in method.layers], method.frozen
-        ([('layer', 'output')], [])
     """
 
     def __init__(self, report: bool | str | Path = True, **kwargs: Any) -> None:

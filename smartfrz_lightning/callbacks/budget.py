@@ -120,9 +120,6 @@ def choose_layers(
 
     A layer costs its ``own`` weight gradient, the deepest one that trains the activation gradients ``down`` to it; the
     ``fixed`` ones train in any case.
-
-    Raises:
-        ValueError: What trains in any case costs more than the budget.
     """
     always = [at for at, name in enumerate(names) if name in fixed]
     least = sum(own[at] for at in always) + (down[always[0]] if always else 0)

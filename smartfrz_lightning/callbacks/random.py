@@ -30,17 +30,6 @@ class RandomFreezeCallback(FreezingCallback):
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no timeline; in the first step: it is one of another model.
-
-    Examples:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from smartfrz_lightning import RandomFreezeCallback
-        >>> from smartfrz_lightning.report.timeline import Timeline
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "freeze_timeline.csv")
-        ...     _ = path.write_text(Timeline().to_csv())
-        ...     RandomFreezeCallback(timeline=str(path)).seed
-        0
     """
 
     def __init__(self, timeline: str, seed: int = 0, **kwargs: Any) -> None:

@@ -8,7 +8,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console, RenderableType
 
-from smartfrz_lightning.layers.layer import front
 from smartfrz_lightning.private.trainer import logged_step
 from smartfrz_lightning.report.show import plot_timeline, timeline_table
 from smartfrz_lightning.report.timeline import Timeline
@@ -35,7 +34,6 @@ class FreezeLog:
         frozen = timeline.frozen
         values = {
             "freeze/layers": float(len(frozen)),
-            "freeze/front": float(len(front(timeline.layers, frozen))),
             "freeze/step_flops": timeline.cost.relative(frozen) if timeline.cost else 1.0,
             "freeze/flops_saved": timeline.saved,
         }

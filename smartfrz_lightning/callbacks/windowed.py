@@ -79,12 +79,6 @@ class WindowedFreezingCallback(FreezingCallback, ABC):
         self._spacing = snapshot_spacing(run.batches_per_epoch, run.total_batches, self.window)
 
     def layers_found(self, run: TrainingRun) -> None:
-        first = next((layer for layer in run.layers if layer.always_trains != "unused"), None)
-        if self.front_only and first is not None and first.always_trains and run.active:
-            run.say(
-                f"The first layer, {first.name!r}, always trains ({first.always_trains}), so layers that freeze "
-                "behind it save their weight gradients, not activation gradients or memory."
-            )
         self._history = WeightHistory(run.model, run.active, self.window, self.sample_size, self.seed)
 
     def step_done(self, run: TrainingRun) -> None:

@@ -107,11 +107,6 @@ class ForwardFlops:
         self._model = model
         self._modes = contextlib.ExitStack()
 
-    @property
-    def total(self) -> float:
-        """FLOPs of the whole forward pass."""
-        return sum(flops for flops, _ in self.products)
-
     def start(self) -> None:
         """Begin, before the forward pass."""
         operands = Operands(self._model)

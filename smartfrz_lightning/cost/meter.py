@@ -1,4 +1,4 @@
-"""CostMeter: measures what a training step costs, for batches of every size that comes."""
+"""CostMeter: measures what a training step costs, and how that grows with the batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,16 +9,13 @@ from smartfrz_lightning.cost.forward import ForwardFlops
 from smartfrz_lightning.cost.step_cost import StepCost, step_cost
 from smartfrz_lightning.layers.layer import Layer
 
-_SIZES, _ALIKE = 12, 0.05  # sizes that are measured at most, and how much they differ
-
 
 class CostMeter:
-    """Counts the forward FLOPs of the first batch, and of further ones whose size differs from all measured ones."""
+    """Counts the forward FLOPs of the first batch; others cost as many times as much as they are larger."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._flops: dict[float, float] = {}  # of a forward pass, by the size of the batch
-        self._reference = 0.0
+        self._reference = 0.0  # size of the batch that was measured
         self._counter: ForwardFlops | None = None
         self._size = 1.0
 
@@ -31,8 +28,7 @@ class CostMeter:
         """A training batch begins."""
         self.drop()
         self._size = batch_size(batch)
-        known = any(abs(self._size - size) <= _ALIKE * size for size in self._flops)
-        if not known and len(self._flops) < _SIZES:
+        if not self._reference:
             self._counter = ForwardFlops(self._model)
             self._counter.start()
 
@@ -52,29 +48,20 @@ class CostMeter:
         counter, self._counter = self._counter, None
         if counter is None or not saw_backward:  # a skipped step is no measure
             return None
-        self._flops[self._size] = counter.total
-        if self._reference:
-            return None
         self._reference = self._size
         return step_cost(layers, counter.parameters, counter.products)
 
     def work(self) -> float:
-        """Forward FLOPs of this batch, relative to those of the first measured one."""
-        if not self._reference:
-            return 1.0
-        nearest = min(self._flops, key=lambda size: abs(size - self._size))
-        whole = self._flops[self._reference]
-        if not whole:
-            return self._size / self._reference
-        return self._flops[nearest] * self._size / nearest / whole
+        """Size of this batch, relative to that of the measured one."""
+        return self._size / self._reference if self._reference else 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured."""
-        return {"flops": [list(entry) for entry in self._flops.items()], "reference": self._reference}
+        return {"reference": self._reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on."""
-        self._flops, self._reference = {size: flops for size, flops in state["flops"]}, state["reference"]
+        self._reference = state["reference"]
 
 
 def batch_size(batch: Any) -> float:

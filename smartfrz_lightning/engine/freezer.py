@@ -51,27 +51,6 @@ class Freezer(Engine):
     Raises:
         ValueError: The model has no trainable parameter, or none that an optimizer trains; a pattern of what to
             exclude matches nothing in it; or a number of batches is not above 0.
-
-    Examples:
-        >>> import torch
-        >>> from smartfrz_lightning import IntervalFreezeCallback
-        >>> from smartfrz_lightning.engine import Freezer
-        >>> from torch import nn
-        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> data = torch.rand(10, 4, 8)
-        >>> method = IntervalFreezeCallback(flops_reduction=0.2)
-        >>> freezer = Freezer(model, optimizer, method, batches_per_epoch=10, total_batches=30)
-        >>> for epoch in range(3):
-        ...     for x in data:
-        ...         with freezer.batch(x):
-        ...             optimizer.zero_grad()
-        ...             model(x).square().mean().backward()
-        ...             optimizer.step()
-        ...     freezer.end_epoch()
-        >>> freezer.end()
-        >>> freezer.run.frozen, round(freezer.timeline.saved, 1)
-        (['0', '2'], 0.2)
     """
 
     def __init__(

@@ -71,11 +71,7 @@ class FrozenLayers:
         self._method.decision_applied(self._run)
 
     def change(self, decision: Decision, where: str = "change") -> None:
-        """Apply a decision that ``where`` gave, on every process; what an optimizer trains last is left to it.
-
-        Raises:
-            ValueError: There is no such layer.
-        """
+        """Apply a decision that ``where`` gave, on every process; what an optimizer trains last is left to it."""
         decision, run = Decision.of(decision), self._run
         unknown = {*decision.freeze, *decision.thaw} - {layer.name for layer in run.layers}
         if unknown:

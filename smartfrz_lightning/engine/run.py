@@ -46,16 +46,6 @@ class TrainingRun:
         say: Tells the user a sentence, now and in the report.
         shadow_step: Takes training steps on a second set of weights; ``None`` where the loop cannot.
         cannot_verify: Why it cannot; empty if it can.
-
-    Examples:
-        >>> from smartfrz_lightning.engine import TrainingRun
-        >>> from smartfrz_lightning.layers import Layer
-        >>> from torch import nn
-        >>> layers = [Layer(name, (), (), (), 8) for name in ("stem", "block")]
-        >>> layers.append(Layer("head", (), (), (), 8, "output"))
-        >>> run = TrainingRun(nn.Identity(), layers=layers, steps=50, total_batches=200)
-        >>> [layer.name for layer in run.active]
-        ['stem', 'block']
     """
 
     model: nn.Module

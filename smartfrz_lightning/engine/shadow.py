@@ -207,11 +207,7 @@ class ShadowStep(ABC):
 
     @contextlib.contextmanager
     def _repeated(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
-        """The call that was taken down, with what is drawn at random in it; the model's own gradients stay as they are.
-
-        Raises:
-            RuntimeError: Something in here computes with the model's own weights.
-        """
+        """The call that was taken down, with what is drawn at random in it; the model's own gradients stay."""
         if self._call is None:
             raise RuntimeError(self._why or "its training_step was not called in this batch")
         call, self._call, self.repeated = self._call, None, True

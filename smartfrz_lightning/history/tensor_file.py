@@ -25,11 +25,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mappin
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file: its tensors by name, and what is said of them; nothing is said in files of others.
-
-    Raises:
-        ValueError: It is cut short, or not such a file.
-    """
+    """Read a file: its tensors by name, and what is said of them; nothing is said in files of others."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("smartfrz", "{}"))

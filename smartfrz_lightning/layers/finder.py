@@ -62,11 +62,7 @@ class LayerWatch:
         self._hooks.clear()
 
     def layers(self) -> list[Layer]:
-        """The layers in forward order, those that took no part last.
-
-        Raises:
-            ValueError: The model has no trainable parameter.
-        """
+        """The layers in forward order, those that took no part last."""
         self._use.changed = {
             name.rpartition(".")[0]
             for name, buffer in self._model.named_buffers()

@@ -15,11 +15,7 @@ _LIGHT_EMBEDDING = 0.05
 
 
 def gather_layers(model: nn.Module, facts: StepUse) -> list[Layer]:
-    """Gather all trainable parameters of a model into layers, in forward order, those that took no part last.
-
-    Raises:
-        ValueError: The model has no trainable parameter.
-    """
+    """Gather all trainable parameters of a model into layers, in forward order, those that took no part last."""
     modules = dict(model.named_modules(remove_duplicate=False))
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:

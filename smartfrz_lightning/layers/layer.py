@@ -22,15 +22,6 @@ class Layer:
         size: Number of parameter values.
         always_trains: Why the layer always trains: ``"output"`` (it leads to the loss), ``"excluded"``, ``"unused"``
             (it took no part in the forward pass), ``"thawed"`` (by the user); empty for a layer that may freeze.
-
-    Examples:
-        >>> import torch
-        >>> from torch import nn
-        >>> from smartfrz_lightning.layers.finder import find_layers
-        >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
-        >>> layer = find_layers(net, torch.rand(8, 4))[0]
-        >>> layer.weights, layer.parameters, layer.stateful, layer.size
-        (('0.weight',), ('0.weight', '0.bias', '1.weight', '1.bias'), ('1',), 21)
     """
 
     name: str
@@ -53,17 +44,6 @@ def matches(pattern: str, name: str) -> bool:
     """
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
-
-
-def front(layers: Sequence[Layer], frozen: Iterable[str]) -> list[Layer]:
-    """The layers before the first one that trains."""
-    frozen = set(frozen)
-    prefix = []
-    for layer in layers:
-        if layer.name not in frozen:
-            break
-        prefix.append(layer)
-    return prefix
 
 
 def connected(layers: Sequence[Layer], frozen: Iterable[str], ready: Collection[str]) -> list[str]:

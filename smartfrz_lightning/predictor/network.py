@@ -61,13 +61,6 @@ class AttentionPredictor(SavedPredictor):
 
     Three 3-layer MLPs make a query of the latest snapshot and a key and a value of every snapshot; one-to-all attention
     sums the values up; a fourth MLP gives the scores of training on and of freezing.
-
-    Examples:
-        >>> import torch
-        >>> from smartfrz_lightning.predictor.network import AttentionPredictor
-        >>> predictor = AttentionPredictor(sample_size=64)
-        >>> predictor(torch.randn(5, 30, 64)).shape
-        torch.Size([5, 2])
     """
 
     kind = "smartfrz-predictor"

@@ -204,11 +204,7 @@ class Timeline:
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:
-    """Read a CSV that ``Timeline.to_csv`` wrote: after how many steps each layer froze, ``None`` if it never did.
-
-    Raises:
-        ValueError: It is no such CSV.
-    """
+    """Read a CSV that ``Timeline.to_csv`` wrote: after how many steps each layer froze, ``None`` if it never did."""
     rows = list(csv.DictReader(io.StringIO(Path(path).read_text())))
     try:
         return {row["layer"]: int(row["step"]) if row["step"] else None for row in rows}

@@ -11,10 +11,6 @@ def load_reference(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
     """Weights of a finished model of the same architecture, from a Lightning checkpoint or a safetensors file.
 
     They are read onto the CPU, without unpickling objects.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It cannot be read, or is of another architecture.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"reference={str(path)!r}: no such file; give the checkpoint of a finished run")

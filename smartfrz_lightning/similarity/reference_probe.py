@@ -26,10 +26,6 @@ class ReferenceProbe:
     Attributes:
         examples: How many there are.
         reference: Gram matrices of the reference's layers, once it has been met.
-
-    Raises:
-        ValueError: On ``meet_reference``: no module was called that holds all trainable parameters, or a layer gave no
-            feature map.
     """
 
     def __init__(self, model: nn.Module, examples: int = 1) -> None:

@@ -46,16 +46,6 @@ def test_a_language_model_with_tied_weights_freezes(make_trainer, method):
     assert freezer.frozen == ["blocks.0", "blocks.1", "blocks.2"] and freezer.timeline.saved > 0.1
 
 
-@pytest.mark.parametrize("exclude", ["net.0", "net.4", ()])
-def test_a_first_layer_that_always_trains_is_said_once(make_trainer, caplog, exclude):
-    freezer = AttentionFreezeCallback(threshold=0.9, front_only=True, snapshot_every_n_steps=1, exclude=exclude)
-    with caplog.at_level("INFO"):
-        make_trainer(freezer, limit_val_batches=0).fit(Classifier(mlp(norm=False), still))
-    said = [record.message for record in caplog.records if "always trains" in record.message]
-    assert len(said) == (exclude == "net.0")
-    assert not said or "The first layer, 'net.0', always trains (excluded)" in said[0]
-
-
 def test_a_run_of_a_single_epoch_is_checked(make_trainer):
     freezer = AttentionFreezeCallback(threshold=0.9, front_only=True)
     make_trainer(freezer, max_epochs=1, limit_val_batches=0).fit(Classifier(mlp(norm=False), still, size=300))

@@ -114,8 +114,7 @@ def test_nothing_falls_back_to_eager(make_trainer, how):
         make_trainer(freezer, max_epochs=4, limit_val_batches=0).fit(compiled)
     make_trainer(other, max_epochs=4, limit_val_batches=0).fit(plain)
     assert freezer.frozen == other.frozen and len(freezer.frozen) == depth
-    measured = [0, 7]  # the first batch, and the first of another size, run eagerly
-    assert all((count > 0) != (step in measured) for step, count in enumerate(runs))
+    assert all((count > 0) != (step == 0) for step, count in enumerate(runs))  # the first batch is measured, eagerly
     assert module.losses == pytest.approx(plain.losses, rel=1e-4)
     graphs = {"whole": 12, "blocks": 7, "module": 30}[how]  # a pattern is compiled once, in 32 steps
     assert len(spy.backward_products) <= graphs

@@ -8,7 +8,6 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from smartfrz_lightning.layers.finder import find_layers
-from smartfrz_lightning.layers.layer import front
 
 BERT = BertConfig(vocab_size=2000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
 IDS = torch.randint(0, 2000, (2, 8), generator=torch.Generator().manual_seed(0))
@@ -137,11 +136,10 @@ def test_layers_frozen_by_the_user_are_left_alone():
     assert names == {"1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "3.bias"}
 
 
-def test_exclude_and_front():
+def test_exclude():
     net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
     layers = find_layers(net, torch.rand(1, 4), exclude=["1"])
     assert [layer.always_trains for layer in layers] == ["", "excluded", "", "output"]
-    assert [layer.name for layer in front(layers, ["0", "2"])] == ["0"]
 
 
 def test_finding_layers_changes_nothing():
