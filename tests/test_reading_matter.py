@@ -37,8 +37,8 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "my_project.py").write_text(
         "from lightning.pytorch.demos.boring_classes import BoringDataModule as MyData, BoringModel\n"
         "import torch\n\n\nclass MyModel(BoringModel):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.stem, self.head = torch.nn.Linear(32, 8), torch.nn.Linear(8, 2)\n"
-        "        del self.layer\n\n    def forward(self, x):\n        return self.head(self.stem(x))\n"
+        "        self.neck, self.head = torch.nn.Linear(32, 8), torch.nn.Linear(8, 2)\n"
+        "        del self.layer\n\n    def forward(self, x):\n        return self.head(self.neck(x))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -187,6 +187,7 @@ class FreezingCallback(FreezingMethod, Callback, ABC):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._engine.end()
+        self._log.finish(trainer, self.timeline)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._loaded = None  # a checkpoint that was only validated is none to resume from

@@ -31,20 +31,27 @@ class FreezeLog:
         due = interval > 0 and (step + 1) % interval == 0
         if not (changed or due):
             return
-        frozen = timeline.frozen
-        values = {
-            "freeze/layers": float(len(frozen)),
-            "freeze/step_flops": timeline.cost.relative(frozen) if timeline.cost else 1.0,
-            "freeze/flops_saved": timeline.saved,
-        }
+        values = _values(timeline)
         if changed:
             self._shown = len(timeline.events)
             trainer.progress_bar_metrics["freeze/layers"] = values["freeze/layers"]
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        self.finish(trainer, timeline)
         if due:
             trainer.logged_metrics.update({name: torch.tensor(value) for name, value in values.items()})
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
+
+    def finish(self, trainer: Trainer, timeline: Timeline) -> None:
+        """Call it when training is over, so that ``callback_metrics`` are those of its end."""
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in _values(timeline).items()})
+
+
+def _values(timeline: Timeline) -> dict[str, float]:
+    return {
+        "freeze/layers": float(len(timeline.frozen)),
+        "freeze/step_flops": timeline.cost.relative(timeline.frozen) if timeline.cost else 1.0,
+        "freeze/flops_saved": timeline.saved,
+    }
 
 
 def show_report(timeline: Timeline, title: str, folder: str | None) -> None:
@@ -81,10 +88,11 @@ def _write(timeline: Timeline, folder: str) -> str:
 
 
 def print_shown(*shown: RenderableType) -> None:
-    """Print tables and lines, also where only ASCII can be."""
+    """Print tables and lines above a progress bar that is still there, also where only ASCII can be."""
+    console = Console()
+    with console.capture() as captured:  # printed by itself, a bar of rich's would erase the last lines
+        console.print(*shown, sep="\n")
     try:
-        Console().print(*shown, sep="\n")
+        print(captured.get(), end="")
     except UnicodeEncodeError:  # a terminal or a pipe that takes ASCII only
-        text = io.StringIO()
-        Console(file=text, width=Console().width).print(*shown, sep="\n")
-        print(text.getvalue().encode("ascii", "replace").decode())
+        print(captured.get().encode("ascii", "replace").decode(), end="")

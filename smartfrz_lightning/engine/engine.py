@@ -231,6 +231,7 @@ class Engine:
         """What comes is a run of its own, of the same model: its length counts from here, what is frozen stays so."""
         self.run.steps = self.run.batches = self.run.batches_before = self._batches = 0
         self.run.epoch, self.run.progress = 0.0, None
+        self.run.untrained.clear()  # what an earlier fit froze is neither tried nor asked about
         self._checked_epoch = -1
 
     # --- save and resume

@@ -78,13 +78,13 @@ def nothing_saved(timeline: Timeline) -> str:
     if not free:
         return "every layer is excluded, unused or leads to the loss."
     if timeline.repeated:
-        return "trying the frozen prefix cost more than it saved. On this task train everything, without this callback."
+        return f"trying the frozen prefix cost more than was saved in {timeline.steps} steps."
     if not timeline.events and timeline.notes:
         return "nothing was frozen, as said above."
     if not timeline.events:
         return (
-            f"no check found one of the {len(free)} layers ready in {timeline.steps} steps. Train longer, check more "
-            "often (every_n_train_steps), or let the method freeze more readily."
+            f"no check found one of the {len(free)} layers ready in {timeline.steps} steps. Train longer, or let the "
+            "method freeze more readily."
         )
     return "the layers froze too late: no training step came after."
 

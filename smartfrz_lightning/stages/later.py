@@ -81,7 +81,10 @@ class LaterStage(Stage):
         if run.total_batches != self._length:  # a resumed run may have others: the next step shows where it is
             self._length, self._twentieth = run.total_batches, None
         if run.total_batches == math.inf and not run.steps:
-            run.say("Nothing freezes later in the run: its length is not known. Give max_epochs or max_steps.")
+            run.say(
+                "Nothing freezes later in the run: its length is not known. Give max_steps, or max_epochs and a data "
+                "loader with a length."
+            )
 
     def batch_done(self, run: TrainingRun, stepped: bool) -> None:
         if run.loss is not None:
@@ -155,7 +158,7 @@ class LaterStage(Stage):
         self._froze |= bool(chosen)
         if chosen:
             run.say(
-                f"{len(chosen)} more layers freeze for good after {run.progress:.0%} of the run, the first {depth} of "
+                f"Layers freeze for good after {run.progress:.0%} of the run: {len(chosen)} more, the first {depth} of "
                 f"{len(free)} in all: p(safe) {safe[depth - 1]:.2f}, with the training loss at {self._loss:.2g} of "
                 "its value at the start."
             )

@@ -7,8 +7,10 @@ import fsspec
 import pytest
 from models import Classifier, mlp
 from rich.console import Console
+from rich.progress import Progress
 from scripted import ScriptedFreeze
 
+from smartfrz_lightning.callbacks.showing import print_shown
 from smartfrz_lightning.layers.layer import Layer
 from smartfrz_lightning.report.show import timeline_table
 from smartfrz_lightning.report.timeline import FreezeEvent, Timeline
@@ -94,3 +96,11 @@ def test_long_names_are_readable_in_80_columns():
     text = console.export_text()
     for number in range(12):
         assert f"model.bert.encoder.layer.{number}." in text
+
+
+def test_the_report_is_printed_above_a_progress_bar():
+    terminal = io.StringIO()
+    with Progress(console=Console(file=terminal, force_terminal=True, width=80)) as bar:
+        bar.add_task("training")
+        print_shown("the last line of a report")
+    assert "the last line of a report" in terminal.getvalue()

@@ -63,7 +63,7 @@ def test_the_deepest_prefix_that_is_safe_freezes_at_once(make_trainer, odds, fro
     names = ["net.0", "net.4", "net.7"][:frozen]
     assert freezer.frozen == names and {event.step for event in freezer.timeline.events} == ({40} if names else set())
     assert ("Nothing froze after the start: p(safe) was 0.27 at most" in notes(freezer)) == (not names)
-    said = f"{frozen} more layers freeze for good after 50% of the run, the first {frozen} of 3 in all: p(safe) 0."
+    said = f"Layers freeze for good after 50% of the run: {frozen} more, the first {frozen} of 3 in all: p(safe) 0."
     assert (said in notes(freezer)) == bool(names)
 
 

@@ -249,3 +249,12 @@ def test_the_callback_can_be_pickled_meanwhile(make_trainer):
 
     freezer = smart(verdict=NEVER)
     make_trainer(freezer, Pickles(), max_epochs=EPOCHS).fit(InOrder())
+
+
+def test_a_further_fit_leaves_the_prefix_frozen_and_tries_nothing(make_trainer):
+    model, freezer = InOrder(trained(mlp())), smart(verdict=ANYWAY)
+    make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+    assert freezer.frozen == FROZEN
+    freezer.stages["verify"].bound = NEVER["bound"]  # a trial would release it
+    make_trainer(freezer, max_epochs=EPOCHS).fit(model)
+    assert freezer.frozen == FROZEN and notes(freezer).count("Trial, steps") == 1
