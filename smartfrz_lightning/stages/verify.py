@@ -167,8 +167,9 @@ class VerifyStage(Stage):
         self._over, self._stays, self._adopts = True, len(_prefix(run)) if stays else 0, not stays
         run.say(
             f"Trial, steps {trial.begun} to {run.steps}: with everything training the loss was {abs(gain):.2g} ± "
-            f"{error:.2g} {'lower' if gain > 0 else 'higher'}, where {self.bound * error:.2g} higher keeps the prefix: "
-            f"{'it stays frozen' if stays else 'everything trains'}."
+            f"{error:.2g} {'lower' if gain > 0 else 'higher'}; "
+            f"{'the prefix stays frozen' if stays else 'everything trains'} "
+            f"(a prefix is kept from {self.bound:g} standard errors higher on)."
         )
 
     def _end_trial(self) -> None:
