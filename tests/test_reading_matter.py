@@ -10,9 +10,12 @@ import yaml
 from models import Classifier, mlp
 
 from smartfrz_lightning import FreezingCallback
+from smartfrz_lightning.benchmark.results import read_results
+from smartfrz_lightning.benchmark.suite import benchmark_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md"))]
+BENCHMARKED = ["full", "smart", "half", "full_0.6", "full_0.8"]
 FENCED = re.compile(r'```(\w+)(?: title="([^"]*)")?\n(.*?)```', re.DOTALL)
 
 
@@ -38,7 +41,8 @@ def project(tmp_path, monkeypatch):
         "from lightning.pytorch.demos.boring_classes import BoringDataModule as MyData, BoringModel\n"
         "import torch\n\n\nclass MyModel(BoringModel):\n    def __init__(self):\n        super().__init__()\n"
         "        self.neck, self.head = torch.nn.Linear(32, 8), torch.nn.Linear(8, 2)\n"
-        "        del self.layer\n\n    def forward(self, x):\n        return self.head(self.neck(x))\n"
+        "        del self.layer\n\n    def forward(self, x):\n        return self.head(self.neck(x))\n\n"
+        "    def validation_step(self, batch, batch_idx):\n        self.log('val_accuracy', self(batch).mean())\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -54,7 +58,10 @@ def test_the_code_of_a_page_runs(page, project, monkeypatch, capsys):
     for language, title, code in blocks(page, "python", "yaml"):
         if title:
             (project / title).write_text(code)
-        if language == "yaml":
+        if title == "benchmark.yaml":
+            benchmark_command(["--config", title, "--seeds=[1]", '--overrides={"trainer.max_epochs": 2}'])
+            assert [result["run"] for result in read_results(project / "runs/mine/results.jsonl")] == BENCHMARKED
+        elif language == "yaml":
             assert "trainer" in yaml.safe_load(code)
         elif title:
             quiet = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]

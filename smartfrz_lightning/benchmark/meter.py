@@ -18,13 +18,12 @@ class TrainingMeter(Callback):
 
     Attributes:
         seen: Sizes of all batches so far, see ``batch_size``.
-        first: Size of the first batch.
     """
 
     def __init__(self) -> None:
         self.seconds = {"startup": 0.0, "validation": 0.0, "train": 0.0}
         self._since = time.perf_counter()
-        self.seen, self.first = 0.0, 0.0
+        self.seen = 0.0
 
     def _book(self, part: str, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":
@@ -39,8 +38,7 @@ class TrainingMeter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        size = batch_size(batch)
-        self.seen, self.first = self.seen + size, self.first or size
+        self.seen += batch_size(batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:

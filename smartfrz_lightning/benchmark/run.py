@@ -8,8 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,12 @@ def run_once(
         if len(freezing) > len(chosen):
             raise SettingsError(f"the experiment has a {freezing[0]}: take it out, methods name their callbacks")
         callbacks[:0] = [meter, EpochSeed(seed)]
-        if on_epoch is not None:
-            callbacks.append(LambdaCallback(on_train_epoch_end=lambda trainer, _: on_epoch(trainer)))
+        callbacks.append(
+            LambdaCallback(
+                on_train_epoch_end=lambda trainer, _: on_epoch(trainer) if on_epoch is not None else None,
+                on_validation_end=lambda trainer, _: _check_metric(benchmark, trainer.callback_metrics),
+            )
+        )
         for old in folder.glob("freeze_timeline*"):
             old.unlink()  # of a run that was killed: reports overwrite nothing
         if torch.cuda.is_available():
@@ -89,8 +92,7 @@ def run_once(
         if not chosen:
             timeline = _plain_timeline(_arguments(benchmark, run, seed, folder, [MEASURE], 1), meter)
             timeline.steps = trainer.global_step
-    if benchmark.metric not in metrics:
-        raise SettingsError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
+    _check_metric(benchmark, metrics)
     result = {
         "run": name,
         "seed": seed,
@@ -116,6 +118,11 @@ def processes() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _check_metric(benchmark: Benchmark, logged: Collection[str]) -> None:
+    if benchmark.metric not in logged:
+        raise SettingsError(f"metric={benchmark.metric!r}: validation logs {sorted(logged)}")
 
 
 def _check_processes(trainer: Trainer) -> None:
@@ -153,8 +160,8 @@ def _plain_timeline(arguments: list[str], meter: TrainingMeter) -> Timeline:
     callbacks_of(cli.trainer).append(own)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     measured = next(c for c in callbacks_of(cli.trainer) if isinstance(c, FreezingCallback)).timeline
-    start = replace(measured.states[0], work=meter.seen / own.first)  # its batch may have another size
-    return Timeline(layers=measured.layers, states=[start], cost=measured.cost)
+    full = measured.full.times(meter.seen / own.seen)
+    return Timeline(layers=measured.layers, cost=measured.cost, spent=full, full=full)
 
 
 def _cli(arguments: list[str], idle: tuple[type[Callback], ...]) -> FitCLI:

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 
-from jsonargparse import ActionConfigFile, ArgumentParser
-from lightning.pytorch import Trainer
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,6 +26,8 @@ def benchmark_command(args: Sequence[str] | None = None) -> None:
     benchmark = read_benchmark(args)
     try:
         done = run_benchmark(benchmark)
+    except SettingsError as error:
+        sys.exit(f"smartfrz benchmark: {error}")
     except SystemExit as stop:  # Lightning's answer to SIGTERM, which would pass for success
         sys.exit(stop.code or f"stopped; the same command goes on with {benchmark.output}")
     if not done and rank_zero_only.rank == 0:  # a launcher kills all once one of them fails, the first is not done yet
@@ -42,10 +44,13 @@ def read_benchmark(args: Sequence[str] | None = None) -> Benchmark:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of the benchmark")
     parser.add_class_arguments(Benchmark)
     read = parser.parse_args(args).as_dict()
-    # By hand: classes that settings name are those of the experiment, and not to be made here.
-    for name, kind in (("methods", Run), ("published", Published)):
-        read[name] = {key: kind(**settings) for key, settings in read[name].items()}
-    return Benchmark(**{field.name: read[field.name] for field in fields(Benchmark)})
+    try:
+        # By hand: classes that settings name are those of the experiment, and not to be made here.
+        for name, kind in (("methods", Run), ("published", Published)):
+            read[name] = {key: kind(**settings) for key, settings in read[name].items()}
+        return Benchmark(**{field.name: read[field.name] for field in fields(Benchmark)})
+    except (TypeError, ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 def run_benchmark(benchmark: Benchmark) -> bool:
@@ -53,6 +58,7 @@ def run_benchmark(benchmark: Benchmark) -> bool:
     console = Console(file=sys.stderr, quiet=rank_zero_only.rank > 0)  # a run has its own, which is the log
     path = Path(benchmark.output) / "results.jsonl"
     results = read_results(path)
+    _check_callbacks(benchmark)
     _check_digests(benchmark, results)
     schedule, failed = benchmark.schedule(), []
     to_do = [one for one in schedule if find_result(results, one[0], one[2]) is None]
@@ -75,7 +81,8 @@ def run_benchmark(benchmark: Benchmark) -> bool:
                 if processes() > 1 and not isinstance(error, SettingsError):
                     raise  # the others may be in the middle of the run, waiting for this process
                 log = log_file(benchmark.folder(name, seed))
-                failed.append(f"{name}, seed {seed}: {error} (see {log})")
+                failed.append(f"failed: {name}, seed {seed}: {error} (see {log})")
+                console.print(failed[-1], style="red")
                 continue
             finally:
                 progress.advance(overall)
@@ -90,8 +97,8 @@ def run_benchmark(benchmark: Benchmark) -> bool:
     if rank_zero_only.rank == 0:
         asked = [r for r in results if r["run"] in benchmark.methods and r["seed"] in benchmark.seeds]
         _show(benchmark, asked)
-    for line in failed:
-        console.print(f"failed: {line}", style="red")
+    for line in failed:  # once more, as hours may have passed
+        console.print(line, style="red")
     for missing, names in waiting.items():
         console.print(f"not run, as {missing} is missing: {'; '.join(names)}", style="red")
     return not failed and not waiting
@@ -125,11 +132,24 @@ def _show(benchmark: Benchmark, results: list[Result]) -> None:
     Console().print(f"results, table and picture: {benchmark.output}")
 
 
+def _check_callbacks(benchmark: Benchmark) -> None:
+    """What is misspelled is an error before the first run."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Callback, "callback", fail_untyped=False)
+    for name, run in benchmark.methods.items():
+        if run.callback is not None:
+            arguments = benchmark.fill(run.arguments, benchmark.seeds[0])
+            try:
+                parser.parse_object({"callback": {"class_path": run.callback, "init_args": arguments}})
+            except ArgumentError as error:
+                raise SettingsError(f"methods.{name}: {error}") from error
+
+
 def _check_digests(benchmark: Benchmark, results: list[Result]) -> None:
     for name, run, seed in benchmark.schedule():
         result = find_result(results, name, seed)
         if result is not None and result["digest"] != digest(benchmark, run):
-            raise ValueError(
+            raise SettingsError(
                 f"output={benchmark.output!r} holds a result of {name!r} with other settings, or of another version of "
                 "the code or the predictor: choose another output, or delete that folder"
             )

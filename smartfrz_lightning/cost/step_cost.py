@@ -1,10 +1,9 @@
 """StepCost: what a training step costs, with any layers frozen."""
 
 import functools
-import operator
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from smartfrz_lightning.cost.operands import Operand, Product
@@ -25,7 +24,8 @@ class StepFlops:
         return self.forward + self.weight_gradient + self.activation_gradient
 
     def __add__(self, other: "StepFlops") -> "StepFlops":
-        return StepFlops(*map(operator.add, astuple(self), astuple(other)))
+        gradients = self.weight_gradient + other.weight_gradient, self.activation_gradient + other.activation_gradient
+        return StepFlops(self.forward + other.forward, *gradients)
 
     def times(self, steps: float) -> "StepFlops":
         """FLOPs of so many of these steps."""
@@ -49,7 +49,7 @@ class StepCost:
     layers: list[str] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
 
-    @property
+    @functools.cached_property
     def full(self) -> StepFlops:
         """A step in which everything trains."""
         return self.when_frozen(())

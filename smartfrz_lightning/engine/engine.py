@@ -164,7 +164,7 @@ class Engine:
         self.method.batch_done(self.run, stepped)
         if self.run.shadow_step is not None and self.run.shadow_step.repeated:
             self.run.shadow_step.repeated = False
-            self.timeline.repeated += work
+            self.timeline.batch_repeated(work)
         if not stepped:
             return False
         self.method.step_done(self.run)

@@ -86,7 +86,7 @@ class FrozenNorms:
             module = self._finish(name)
             module.training = False
             self._modules.append(module)
-            own = {key: tensor for key, tensor in module.named_buffers(recurse=False)}
+            own = dict(module.named_buffers(recurse=False))
             for key, tensor in agree({key: tensor.cpu() for key, tensor in own.items()}).items():
                 own[key].copy_(tensor)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-VERSION = 8
+VERSION = 9
 
 
 def check_version(state: dict[str, Any], method: str) -> None:

@@ -24,7 +24,6 @@ class LayerWatch:
         self._model = model
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._training = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._norms: dict[str, Any] = {}
         self._use = StepUse()
         self._buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self._hooks = [
@@ -37,10 +36,6 @@ class LayerWatch:
     def _ran_hook(self, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple) -> None:
             self._use.ran.setdefault(name, sequence_number())
-            node = args[0].grad_fn if args and isinstance(args[0], Tensor) else None
-            if node is not None and not any(True for _ in module.parameters(recurse=False)):
-                for buffer, _ in module.named_buffers(prefix=name, recurse=False):
-                    self._norms.setdefault(buffer, node)
             for own, parameter in module.named_parameters(prefix=name, recurse=False):
                 self._names.setdefault(id(parameter), own)  # FSDP2 puts gathered weights in place of its own
 
@@ -53,7 +48,7 @@ class LayerWatch:
 
     def leads_to(self, *losses: Tensor) -> None:
         """These are the losses; call it before their ``backward``."""
-        self._use.read(losses, self._names, self._norms)
+        self._use.read(losses, self._names)
 
     def stop(self) -> None:
         """Watch the forward pass no more."""

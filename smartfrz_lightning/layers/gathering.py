@@ -152,12 +152,11 @@ def _home(
     for owner in [unit, *(owner for name in names for owner in owners[name])]:
         if owner in key_of_module:  # the bias of a module whose weight is heavy
             return key_of_module[owner]
-    uses = names or [name for name in facts.first if name.rpartition(".")[0] == unit]
-    for name in uses:
+    for name in names:
         feeders = [layer_of[feeder] for feeder in sorted(facts.fed_by.get(name, ())) if feeder in layer_of]
         if feeders:
             return feeders[0]
-    moments = [facts.first[name] for name in uses if name in facts.first]
+    moments = [facts.first[name] for name in names if name in facts.first]
     moment = _order(min(moments, default=facts.ran.get(unit)))
     used = [key for key in keys if time[key] is not None] or keys
     before = [key for key in used if _order(time[key]) <= moment][-1:]

@@ -35,12 +35,8 @@ class StepUse:
     ran: dict[str, int] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
 
-    def read(self, losses: Iterable[Tensor], names: Mapping[int, str], norms: Mapping[str, Any]) -> None:
-        """Add what the graphs of some losses show; call it before their ``backward``.
-
-        Parameters have their names by ``id``; ``norms`` are the nodes that gave the inputs of norms without parameters,
-        by the name of a buffer of the norm.
-        """
+    def read(self, losses: Iterable[Tensor], names: Mapping[int, str]) -> None:
+        """Add what the graphs of some losses show, parameters by ``id``; call it before their ``backward``."""
         roots = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
         # In a batch of one, data may have the shape of a parameter; and data may be the indices into a table.
         found = (_sources(roots, names, *how) for how in _READINGS)
@@ -48,12 +44,6 @@ class StepUse:
         for node, source in sources.items():
             if source is None:
                 self._add(node, sources)
-        for name, node in norms.items():
-            if node in sources:
-                self.first.setdefault(name, sequence_number(node) + 1)
-                self.fed_by.setdefault(
-                    name, _used(node, sources) if _multiplies(node, sources) else _feeder(node, sources)
-                )
         self.heads |= _heads(roots, sources, names)
 
     def _add(self, node: Any, sources: dict[Any, frozenset[str] | None]) -> None:

@@ -32,8 +32,9 @@ def timeline_table(timeline: Timeline, title: str = "Freezing") -> Group:
         f"{len(timeline.frozen)} of {len(timeline.layers)} layers frozen, {timeline.saved:.1%} of training FLOPs saved"
     ]
     if timeline.fit_seconds:  # not known in a loop of the user's own
+        hooks = "callback's hooks, trial included" if timeline.repeated else "callback's hooks"
         lines.append(
-            f"callback's hooks: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit "
+            f"{hooks}: {timeline.callback_seconds:.2f} s of {timeline.fit_seconds:.1f} s in fit "
             f"({timeline.callback_seconds / timeline.fit_seconds:.1%})"
         )
     lines += timeline.notes
@@ -50,7 +51,7 @@ def _layer_table(timeline: Timeline, title: str) -> Table:
     with_confidence = any(event.confidence is not None for event in timeline.events)
     lines = [text for reason, text in _ALWAYS_TRAINS.items() if reason in always_trains]
     if with_confidence:
-        lines.append("confidence: p(safe) of freezing the prefix up to this layer, when that was decided")
+        lines.append("confidence: how sure the method was of it; of the default, p(safe) of the prefix up to it")
     about = "\n".join(lines)
     table = Table(
         title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=about, caption_justify="left"

@@ -33,31 +33,15 @@ class FreezeEvent:
 
 
 @dataclass
-class TrainingState:
-    """What training costs between two changes of what is frozen.
-
-    Attributes:
-        step: Optimizer steps done before.
-        flops: FLOPs of a batch as large as the first that was measured.
-        work: Batches in this state, in units of that one.
-        events: Events before this state.
-    """
-
-    step: int
-    flops: StepFlops
-    work: float = 0
-    events: int = 0
-
-
-@dataclass
 class Timeline:
     """All that is reported of a run.
 
     Attributes:
         layers: The layers in forward order.
         events: What froze, in order of time.
-        states: What a batch cost, one entry for the start and one after each freezing event.
         cost: What a step costs.
+        spent: FLOPs that were done; a batch counts as the measured one, by its size.
+        full: FLOPs that training everything would have taken.
         steps: Optimizer steps done.
         notes: What the method said of its decisions, in order of time.
         callback_seconds: Time spent in the callback's hooks; without the report.
@@ -67,8 +51,9 @@ class Timeline:
 
     layers: list[Layer] = field(default_factory=list)
     events: list[FreezeEvent] = field(default_factory=list)
-    states: list[TrainingState] = field(default_factory=list)
     cost: StepCost | None = None
+    spent: StepFlops = field(default_factory=StepFlops)
+    full: StepFlops = field(default_factory=StepFlops)
     steps: int = 0
     notes: list[str] = field(default_factory=list)
     callback_seconds: float = 0
@@ -77,6 +62,7 @@ class Timeline:
 
     def __post_init__(self) -> None:
         self._unmeasured = 0.0  # batches before the first that could be measured
+        self._step, self._booked = StepFlops(), -1  # what a batch costs, after so many events
         self._began = time.perf_counter()
 
     # --- what is booked
@@ -99,10 +85,16 @@ class Timeline:
         if self.cost is None:
             self._unmeasured += work
             return
-        if not self.states or self.states[-1].events != len(self.events):
-            self.states.append(TrainingState(self.steps, self.cost.when_frozen(frozen), events=len(self.events)))
-        self.states[-1].work += work + self._unmeasured
-        self._unmeasured = 0.0
+        if self._booked != len(self.events):
+            self._step, self._booked = self.cost.when_frozen(frozen), len(self.events)
+        work, self._unmeasured = work + self._unmeasured, 0.0
+        self.spent += self._step.times(work)
+        self.full += self.cost.full.times(work)
+
+    def batch_repeated(self, work: float) -> None:
+        """Book a batch that was repeated with everything training."""
+        self.repeated += work
+        self.spent += self.cost.full.times(work) if self.cost is not None else StepFlops()
 
     def change(self, frozen: Mapping[str, float | None], thawed: Collection[str], epoch: float, step: int) -> None:
         """Book layers that freeze and layers that train again."""
@@ -119,22 +111,6 @@ class Timeline:
         gradient; BatchNorms go to eval mode a little later.
         """
         return len(self.events) + 2 * len({event.step for event in self.events})
-
-    @property
-    def spent(self) -> StepFlops:
-        """FLOPs that were done; every batch counts as the one measured in its state of freezing, by its size."""
-        return sum((state.flops.times(state.work) for state in self.states), self._full_step.times(self.repeated))
-
-    @property
-    def full(self) -> StepFlops:
-        """FLOPs that training everything would have taken."""
-        return self._full_step.times(sum(state.work for state in self.states))
-
-    @property
-    def _full_step(self) -> StepFlops:
-        if self.cost is not None:
-            return self.cost.full
-        return self.states[0].flops if self.states else StepFlops()
 
     @property
     def saved(self) -> float:
@@ -187,20 +163,18 @@ class Timeline:
         return out.getvalue()
 
     def state_dict(self) -> dict[str, Any]:
-        """As plain numbers, strings, lists and dicts, with what is computed from them."""
-        return {**asdict(self), "spent": asdict(self.spent), "full": asdict(self.full)}
+        """As plain numbers, strings, lists and dicts."""
+        return asdict(self)
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Timeline":
         """The timeline that was saved."""
         lists = ("parameters", "weights", "stateful")  # JSON knows no tuples
         layers = [Layer(**{**layer, **{key: tuple(layer[key]) for key in lists}}) for layer in state["layers"]]
-        rest = {name: value for name, value in state.items() if name not in ("spent", "full")}
-        states = [TrainingState(**{**entry, "flops": StepFlops(**entry["flops"])}) for entry in state["states"]]
         events = [FreezeEvent(**event) for event in state["events"]]
         cost = StepCost.from_state_dict(state["cost"]) if state["cost"] else None
-        parts = {"layers": layers, "events": events, "states": states, "cost": cost}
-        return cls(**{**rest, **parts})
+        flops = {name: StepFlops(**state[name]) for name in ("spent", "full")}
+        return cls(**{**state, "layers": layers, "events": events, "cost": cost, **flops})
 
 
 def read_freeze_steps(path: str | Path) -> dict[str, int | None]:

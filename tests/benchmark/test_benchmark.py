@@ -1,6 +1,7 @@
 """The benchmark: methods, seeds, interrupted runs, bad specifications."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from smartfrz_lightning.benchmark.suite import benchmark_command, read_benchmark
 def known(results):
     """What does not depend on the clock."""
     keys = ("run", "seed", "value", "steps")
-    timelines = [{k: r["timeline"][k] for k in ("events", "states", "spent", "steps")} for r in results]
+    timelines = [{k: r["timeline"][k] for k in ("events", "spent", "full", "steps")} for r in results]
     return sorted(
         ([*(r[key] for key in keys), t] for r, t in zip(results, timelines, strict=True)), key=lambda row: row[:2]
     )
@@ -125,16 +126,39 @@ def test_the_epochs_of_a_run_are_shown_while_it_is_on(tmp_path, capsys, monkeypa
     assert all(f"{epoch}/4" in shown for epoch in (1, 2, 3, 4))
 
 
-def test_a_metric_that_validation_does_not_log(tmp_path, capsys):
+def test_a_metric_that_validation_does_not_log_is_told_after_the_first_one(tmp_path, capsys):
+    config = small(tmp_path, {"full": {}}, seeds=[1], metric="nothing")
+    spec = yaml.safe_load(config.read_text())
+    spec["overrides"]["trainer.check_val_every_n_epoch"] = 2
+    config.write_text(yaml.safe_dump(spec))
     with pytest.raises(SystemExit):
-        benchmark_command(["--config", str(small(tmp_path, {"full": {}}, seeds=[1], metric="nothing"))])
-    assert "metric='nothing': validation logs" in " ".join(capsys.readouterr().err.split())
+        benchmark_command(["--config", str(config)])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "metric='nothing': validation logs" in said and "4/4" not in said
+    assert not list((tmp_path / "out").rglob("last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {"full": {}, "a": {"callback": "StaticFreezCallback"}}}, "methods.a: .*StaticFreezCallback"),
+        ({"methods": {"full": {}, "a": {"callback": "StaticFreezeCallback", "arguments": {"layer": 1}}}}, "layer"),
+        ({"methods": {"full": {}, "a": {"callbak": "StaticFreezeCallback"}}}, "callbak"),
+        ({"experiment": ["nowhere.yaml"]}, "experiment='nowhere.yaml': no such file"),
+        ({"baseline": "none"}, "baseline='none' is not one of"),
+    ],
+)
+def test_what_is_misspelled_is_told_before_the_first_run(tmp_path, capsys, changes, message):
+    with pytest.raises(SystemExit) as end:
+        benchmark_command(["--config", str(small(tmp_path, **{"methods": {"full": {}}, "seeds": [1], **changes}))])
+    assert re.search(message, f"{end.value.code} {capsys.readouterr().err}", re.DOTALL)
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_of_other_settings_are_not_mixed_in(tmp_path):
     benchmark_command(["--config", str(small(tmp_path, {"full": {}}, seeds=[1]))])
     other = small(tmp_path, {"full": {"overrides": {"trainer.max_epochs": 2}}}, seeds=[1])
-    with pytest.raises(ValueError, match="holds a result of 'full' with other settings"):
+    with pytest.raises(SystemExit, match="holds a result of 'full' with other settings"):
         benchmark_command(["--config", str(other)])
 
 

@@ -166,9 +166,10 @@ def test_budget_by_hand(make_trainer):
     model = Classifier(mlp(norm=False), lambda p: torch.optim.SGD(p, lr=0.1))
     make_trainer(freezer, max_epochs=3, limit_val_batches=0).fit(model)
     assert freezer.seen == [2, 9, 17]  # the second step, and the first of every epoch
-    full = freezer.timeline.states[0].flops.total
-    chosen_states = [state.flops.total / full for state in freezer.timeline.states if state.step in (2, 9, 17)]
-    assert len(chosen_states) == 3 and all(0.4 < share <= 0.7 for share in chosen_states)
+    periods = {layer.name: freezer.timeline.periods(layer.name) for layer in freezer.layers}
+    for step in (2, 9, 17):
+        frozen = [name for name, own in periods.items() if any(a <= step < (b or math.inf) for a, b in own)]
+        assert 0.4 < freezer.timeline.cost.relative(frozen) <= 0.7
     assert {event.kind for event in freezer.timeline.events} == {"freeze", "thaw"}
 
 

@@ -11,7 +11,6 @@ from torchvision.io import write_png
 from smartfrz_lightning.experiments.byte_images import crop_and_flip
 from smartfrz_lightning.experiments.classifier import ImageClassifier
 from smartfrz_lightning.experiments.efficientnet_lite0 import efficientnet_lite0
-from smartfrz_lightning.experiments.imagenet import ImageNetDataModule
 from smartfrz_lightning.experiments.images import DigitsDataModule, ImageFolderDataModule
 from smartfrz_lightning.experiments.weights import load_weights
 
@@ -137,23 +136,6 @@ def test_train_and_test_of_different_classes_are_refused(folder):
     (folder / "test" / "dark").rename(folder / "test" / "murky")
     with pytest.raises(ValueError, match="only one of train and test has the classes .'dark', 'murky'."):
         ImageFolderDataModule(str(folder)).setup("fit")
-
-
-def test_imagenet_folder(folder, tmp_path):
-    (tmp_path / "test").rename(tmp_path / "val")
-    data = ImageNetDataModule(str(tmp_path), batch_size=3, image_size=28, num_workers=2)
-    data.setup("fit")
-
-    def crops():
-        torch.manual_seed(3)
-        return torch.cat([images for images, _ in data.train_dataloader()])
-
-    one, other = crops(), crops()
-    assert one.shape == (9, 3, 28, 28) and torch.equal(one, other)
-    assert [len(labels) for _, labels in data.val_dataloader()] == [3, 3]
-    (tmp_path / "val" / "light").rename(tmp_path / "val" / "bright")
-    with pytest.raises(ValueError, match="only one of train and val has the classes .'bright', 'light'."):
-        data.setup("fit")
 
 
 def test_fewer_images_than_a_batch_and_wrong_numbers_of_classes(folder, make_trainer):

@@ -8,6 +8,8 @@ import pytest
 import timm
 import torch
 import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule
 from small_bert import bert
 from torchvision.io import write_jpeg
 
@@ -17,6 +19,16 @@ from smartfrz_lightning.benchmark.suite import benchmark_command, read_benchmark
 ROOT = Path(__file__).parents[2]
 PAPER = sorted((ROOT / "configs" / "paper").glob("table*.yaml"))
 assert len(PAPER) == 13, "every row of the paper's tables"
+
+SMALL = {
+    "class_path": "torchvision.transforms.v2.Compose",
+    "init_args": {
+        "transforms": [
+            {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [32, 32]}},
+            {"class_path": "torchvision.transforms.ToTensor"},
+        ]
+    },
+}
 
 
 def cifar(folder):
@@ -68,7 +80,9 @@ def shrunk(config, folder, monkeypatch):
         small |= {"data.init_args.root": str(folder), "data.init_args.download": False, "data.init_args.resize": 32}
     if "imagenet" in parts:
         imagenet(folder)
-        small |= {"data.init_args.root": str(folder), "data.init_args.image_size": 32, "data.init_args.num_workers": 1}
+        small["data.init_args.num_workers"] = 1
+        for part in ("train", "val"):
+            small[f"data.init_args.{part}_dataset.init_args"] = {"root": str(folder / part), "transform": SMALL}
     if "bert" in parts:
         glue(folder)
         files = {"cola": ("in_domain_train.tsv", ["in_domain_dev.tsv", "out_of_domain_dev.tsv"])}
@@ -131,6 +145,20 @@ def test_settings_for_eight_gpus(table, settings, rate, tmp_path, monkeypatch):
     used = yaml.safe_load((tmp_path / "out" / "seed1" / "full" / "config.yaml").read_text())
     assert used["model"]["init_args"]["optimizer"]["init_args"]["lr"] == rate
     assert read_results(tmp_path / "out" / "results.jsonl")[0]["steps"] == 4
+
+
+def test_imagenet_as_its_config_prepares_it(tmp_path):
+    imagenet(tmp_path)
+    config = yaml.safe_load((ROOT / "configs/paper/data/imagenet.yaml").read_text())
+    for part in ("train", "val"):
+        config["data"]["init_args"][f"{part}_dataset"]["init_args"]["root"] = str(tmp_path / part)
+    config["data"]["init_args"]["num_workers"] = 0
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object(config)).data
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (32, 3, 224, 224) and images.min() < 0 and sorted(labels.tolist()) == 16 * [0] + 16 * [1]
+    assert [len(labels) for _, labels in data.val_dataloader()] == [4]
 
 
 @pytest.mark.parametrize("path", PAPER, ids=[path.stem for path in PAPER])

@@ -69,7 +69,7 @@ def test_batchnorm_goes_with_the_convolution_that_feeds_it():
     class Branches(nn.Module):
         def __init__(self):
             super().__init__()
-            self.bn_b, self.bn_a = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)
+            self.bn_b, self.bn_a = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
             self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
             self.head = nn.Linear(4, 2)
 
@@ -81,6 +81,12 @@ def test_batchnorm_goes_with_the_convolution_that_feeds_it():
     assert (a.name, a.stateful) == ("a", ("bn_a",))
     assert (b.name, b.stateful) == ("b", ("bn_b",))
     assert "bn_b.weight" in b.parameters and head.always_trains == "output"
+
+
+def test_batchnorm_without_parameters_goes_with_the_layer_before_it():
+    convolutions = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1)
+    net = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert [layer.stateful for layer in find_layers(net, IMAGES)] == [("1",), (), ()]
 
 
 def test_functional_calls_and_bare_parameters():
