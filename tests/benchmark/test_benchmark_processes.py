@@ -33,7 +33,7 @@ def test_two_processes(tmp_path, launcher):
     config = small(tmp_path, methods, seeds=[1])
     done = launched(config, launcher)
     assert done.returncode == 1
-    assert done.stderr.count("failed: odd, seed 1: its config cannot be parsed") == 2, done.stderr[-3000:]  # at once, too
+    assert done.stderr.count("failed: odd, seed 1: its config cannot be parsed") == 2, done.stderr[-3000:]
     assert done.stderr.count("one, seed 1: devices x num_nodes = 1, but 2 processes run this benchmark") == 2
     assert done.stderr.count("not run, as odd (seed 1) is missing: waits, seed 1") == 1
     assert done.stdout.count("results, table and picture:") == 1
