@@ -44,6 +44,7 @@ GOALS = {
     "resnet32_long": Goal(-0.3, 0.75),
     "resnet32_tuned": Goal(-0.3, 0.75),
     "efficientnet_all": Goal(-0.3, 0.75),
+    "efficientnet_all_long": Goal(-0.3, 0.75),
     "efficientnet_cifar10_all": Goal(-0.3, 0.75),
     "resnet32_paper_length": Goal(-0.3, 0.7),
     "resnet32_inverted_short": Goal(-0.5),

@@ -37,6 +37,7 @@ CASES = {
     "resnet32_tuned": "the same, recipes from a grid",
     "resnet32_paper_length": "ResNet-32, all of CIFAR-100, 7,810 steps",
     "efficientnet_all": "EfficientNet-Lite0 (ImageNet), all of CIFAR-100, 3,124 steps",
+    "efficientnet_all_long": "the same, 4,686 steps",
     "efficientnet_cifar10_all": "EfficientNet-Lite0 (ImageNet), all of CIFAR-10, 4,686 steps",
     "resnet32_inverted_short": "ResNet-32, inverted images, 250 steps",
     "resnet32_inverted_long": "the same, 1,488 steps",

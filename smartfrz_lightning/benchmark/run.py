@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,8 @@ def run_once(
         if len(freezing) > len(chosen):
             raise SettingsError(f"the experiment has a {freezing[0]}: take it out, methods name their callbacks")
         callbacks[:0] = [meter, EpochSeed(seed)]
-        callbacks.append(
-            LambdaCallback(
-                on_train_epoch_end=lambda trainer, _: on_epoch(trainer) if on_epoch is not None else None,
-                on_validation_end=lambda trainer, _: _check_metric(benchmark, trainer.callback_metrics),
-            )
-        )
+        if on_epoch is not None:
+            callbacks.append(LambdaCallback(on_train_epoch_end=lambda trainer, _: on_epoch(trainer)))
         for old in folder.glob("freeze_timeline*"):
             old.unlink()  # of a run that was killed: reports overwrite nothing
         if torch.cuda.is_available():
@@ -86,13 +82,15 @@ def run_once(
         trainer.fit(cli.model, datamodule=cli.datamodule)
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         trainer.save_checkpoint(folder / "last.ckpt")
-        metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+        validated = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
         freezer = next((c for c in callbacks if isinstance(c, FreezingCallback)), None)
         timeline = freezer.timeline if freezer else Timeline()
         if not chosen:
             timeline = _plain_timeline(_arguments(benchmark, run, seed, folder, [MEASURE], 1), meter)
             timeline.steps = trainer.global_step
-    _check_metric(benchmark, metrics)
+    metrics = {name: value for of_loader in validated for name, value in of_loader.items()}
+    if benchmark.metric not in metrics:
+        raise SettingsError(f"metric={benchmark.metric!r}: validation logs {sorted(metrics)}")
     result = {
         "run": name,
         "seed": seed,
@@ -118,11 +116,6 @@ def processes() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def _check_metric(benchmark: Benchmark, logged: Collection[str]) -> None:
-    if benchmark.metric not in logged:
-        raise SettingsError(f"metric={benchmark.metric!r}: validation logs {sorted(logged)}")
 
 
 def _check_processes(trainer: Trainer) -> None:

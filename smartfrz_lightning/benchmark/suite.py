@@ -1,11 +1,13 @@
 """The command ``smartfrz benchmark``: what is not done yet, in order, with progress; then the table and the picture."""
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
@@ -56,6 +58,10 @@ def read_benchmark(args: Sequence[str] | None = None) -> Benchmark:
 def run_benchmark(benchmark: Benchmark) -> bool:
     """Do every run that has no result yet, then write the table and the picture; returns whether all runs are done."""
     console = Console(file=sys.stderr, quiet=rank_zero_only.rank > 0)  # a run has its own, which is the log
+
+    def tell(text: str, style: str = "red") -> None:
+        console.print(text, style=style, markup=False, highlight=False)
+
     path = Path(benchmark.output) / "results.jsonl"
     results = read_results(path)
     _check_callbacks(benchmark)
@@ -68,7 +74,10 @@ def run_benchmark(benchmark: Benchmark) -> bool:
         epochs = progress.add_task("epochs")
 
         def show(trainer: Trainer) -> None:
-            progress.update(epochs, completed=trainer.current_epoch + 1, total=trainer.max_epochs, refresh=True)
+            epoch, logged = trainer.current_epoch + 1, trainer.callback_metrics
+            progress.update(epochs, completed=epoch, total=trainer.max_epochs, refresh=True)
+            if epoch == trainer.check_val_every_n_epoch and benchmark.metric not in logged:
+                tell(f"metric={benchmark.metric!r} is not there after the first validation: {sorted(logged)}")
 
         while ready := next((one for one in to_do if not _missing(benchmark, results, *one[1:])), None):
             name, run, seed = ready
@@ -82,14 +91,14 @@ def run_benchmark(benchmark: Benchmark) -> bool:
                     raise  # the others may be in the middle of the run, waiting for this process
                 log = log_file(benchmark.folder(name, seed))
                 failed.append(f"failed: {name}, seed {seed}: {error} (see {log})")
-                console.print(failed[-1], style="red")
+                tell(failed[-1])
                 continue
             finally:
                 progress.advance(overall)
             if rank_zero_only.rank == 0:
                 append_result(path, result)
                 if not console.is_terminal:  # where no bar moves
-                    console.print(f"{name}, seed {seed}: {result['value']:.4f} in {result['seconds']['train']:.0f} s")
+                    tell(f"{name}, seed {seed}: {result['value']:.4f} in {result['seconds']['train']:.0f} s", "")
             results.append(result)
         waiting: dict[str, list[str]] = {}
         for name, run, seed in to_do:
@@ -98,9 +107,9 @@ def run_benchmark(benchmark: Benchmark) -> bool:
         asked = [r for r in results if r["run"] in benchmark.methods and r["seed"] in benchmark.seeds]
         _show(benchmark, asked)
     for line in failed:  # once more, as hours may have passed
-        console.print(line, style="red")
+        tell(line)
     for missing, names in waiting.items():
-        console.print(f"not run, as {missing} is missing: {'; '.join(names)}", style="red")
+        tell(f"not run, as {missing} is missing: {'; '.join(names)}")
     return not failed and not waiting
 
 
@@ -134,11 +143,15 @@ def _show(benchmark: Benchmark, results: list[Result]) -> None:
 
 def _check_callbacks(benchmark: Benchmark) -> None:
     """What is misspelled is an error before the first run."""
+    for text in (Path(path).read_text() for path in benchmark.experiment):
+        for module in re.findall(r"class_path: *([\w.]+)\.\w+", text):
+            with suppress(Exception):  # which the run will tell
+                import_module(module)  # the short names of its callbacks are known then
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Callback, "callback", fail_untyped=False)
     for name, run in benchmark.methods.items():
         if run.callback is not None:
-            arguments = benchmark.fill(run.arguments, benchmark.seeds[0])
+            arguments = {"report": "", **benchmark.fill(run.arguments, benchmark.seeds[0])}  # every run is given one
             try:
                 parser.parse_object({"callback": {"class_path": run.callback, "init_args": arguments}})
             except ArgumentError as error:

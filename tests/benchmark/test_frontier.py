@@ -11,7 +11,7 @@ from smartfrz_lightning.benchmark.table import compare, margin
 
 
 def result(run, seed, value, flops, seconds, callback=0.0):
-    timeline = {"spent": {"forward": flops}, "states": [], "steps": 1, "callback_seconds": callback}
+    timeline = {"spent": {"forward": flops}, "steps": 1, "callback_seconds": callback}
     return {"run": run, "seed": seed, "value": value, "seconds": {"train": seconds}, "timeline": timeline}
 
 
