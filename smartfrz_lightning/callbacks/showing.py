@@ -90,6 +90,9 @@ def _write(timeline: Timeline, folder: str) -> str:
 def print_shown(*shown: RenderableType) -> None:
     """Print tables and lines above a progress bar that is still there, also where only ASCII can be."""
     console = Console()
+    if console.is_jupyter:  # which has a form of its own for it, and no such bar
+        console.print(*shown, sep="\n")
+        return
     with console.capture() as captured:  # printed by itself, a bar of rich's would erase the last lines
         console.print(*shown, sep="\n")
     try:
