@@ -6,6 +6,7 @@ python -m research.pictures docs/images
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -85,11 +86,17 @@ NAMES = {
 }
 
 
-def rivals(path: Path) -> None:
-    """Points against time, or FLOPs where that is not known.
+HEADLINE = ("resnet32_paper_length", "efficientnet_all_long", "efficientnet_tuned", "resnet32_inverted_short")
+"""The two longest of their networks, a short one, and the one in which the default loses most."""
 
-    A panel a case in which full training was shortened too, by three seeds or more.
-    """
+
+def headline(path: Path) -> None:
+    """Four cases in a row."""
+    _panels(path, HEADLINE, len(HEADLINE))
+
+
+def rivals(path: Path) -> None:
+    """A panel a case in which full training was shortened too, by three seeds or more."""
     runs = Runs()
     cases = [
         case
@@ -99,8 +106,14 @@ def rivals(path: Path) -> None:
             method.startswith("full_") and len(runs.points(case, method)) > 2 for method in shown_methods(runs, case)
         )
     ]
-    rows = math.ceil(len(cases) / 3)
-    figure, axes = plt.subplots(rows, 3, figsize=(11, 3.6 * rows), squeeze=False, layout="constrained")
+    _panels(path, cases, 3)
+
+
+def _panels(path: Path, cases: Sequence[str], columns: int) -> None:
+    """Points against time, or FLOPs where that is not known."""
+    runs, rows = Runs(), math.ceil(len(cases) / columns)
+    size = (3.6 * columns, 3.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis, case in zip(axes.flat, cases, strict=False):
         draw(axis, runs, case)
     for axis in axes[:, 0]:
@@ -108,17 +121,17 @@ def rivals(path: Path) -> None:
     for axis in axes.flat[len(cases) :]:
         axis.set_axis_off()
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def draw(axis: plt.Axes, runs: Runs, case: str) -> None:
-    """One case: each method's mean, its standard deviation as bars, shortened full training as a line.
+    """One case: each method's mean, its standard deviation as bars, shortened full training as a line with a band.
 
     Against the FLOPs where the time of the default or of a shortened run is not known.
     """
-    shortened = [(1.0, 0.0)]
+    shortened = [(1.0, 0.0, 0.0)]
     axis.axhline(0, color="0.8", lw=1)
     shown = [method for method in shown_methods(runs, case) if method in NAMES or method.startswith("full_")]
     timed = all(runs.time(case, method) for method in shown if method == "smart" or method.startswith("full_"))
@@ -128,13 +141,15 @@ def draw(axis: plt.Axes, runs: Runs, case: str) -> None:
         at, gain = statistics.fmean(cost), statistics.fmean(points)
         errors = {"yerr": statistics.stdev(points), "xerr": statistics.stdev(cost)} if len(cost) > 1 else {}
         if method.startswith("full_"):
-            shortened.append((at, gain))
-            axis.errorbar(at, gain, **errors, fmt="o", color="0.6", ms=4, lw=1)
+            shortened.append((at, gain, errors.get("yerr", 0.0)))
+            axis.plot(at, gain, "o", color="0.6", ms=4)
         else:
             size = 8 if method == "smart" else 5
             shape = "D" if method == "smart" else "s"
             axis.errorbar(at, gain, **errors, fmt=shape, color=COLORS[method], ms=size, lw=1, label=NAMES[method])
-    axis.plot(*zip(*sorted(shortened), strict=True), color="0.6", lw=1.5, label="everything trains, for fewer steps")
+    at, gain, error = map(torch.tensor, zip(*sorted(shortened), strict=True))
+    axis.plot(at, gain, color="0.6", lw=1.5, label="everything trains, for fewer steps")
+    axis.fill_between(at, gain - error, gain + error, color="0.6", alpha=0.2, lw=0)
     axis.plot(1, 0, "o", color="black", ms=6, label="full training")
     axis.set(xlabel=f"{'time' if timed else 'FLOPs'} / full training")
     axis.set_title(_title(case).replace(", ", ",\n", 1), fontsize=8)
@@ -157,7 +172,7 @@ def main(folder: str) -> None:
     Args:
         folder: Where the pictures go.
     """
-    for picture in (later, verify, rivals):
+    for picture in (later, verify, headline, rivals):
         picture(Path(folder) / f"{picture.__name__}.png")
 
 
